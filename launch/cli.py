@@ -1,0 +1,36 @@
+"""What every program in this folder shares: typed flags from a dataclass, and one-line errors with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from stylevar.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: ConfigT | None = None) -> None:
+    """Parse `config_type` from the command line and call `main` with it.
+
+    A `UserError` becomes `error: ...` on stderr and exit code 2; Ctrl-C ends with code 130. Other exceptions are bugs
+    and keep their traceback.
+    """
+    extra = {} if default is None else {"default": default}
+    config = tyro.cli(config_type, description=sys.modules[main.__module__].__doc__, **extra)
+    exit_code(lambda: main(config))
+
+
+def exit_code(body: Callable[[], None]) -> None:
+    """Run `body`, turning a user's mistake into one line and exit code 2."""
+    try:
+        body()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,112 @@
+"""Build the tokenizer and the transformer, every weight initialised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from stylevar.config import PAPER_PATCH_NUMS, ModelConfig, default_alphas
+from stylevar.transformer import Block, StyleVAR
+from stylevar.vqvae import VQVAE
+
+
+def build_vae_stylevar(
+    device: torch.device | str = "cpu",
+    patch_nums: Sequence[int] = PAPER_PATCH_NUMS,
+    V: int = 4096,
+    Cvae: int = 32,
+    ch: int = 160,
+    share_quant_resi: int = 4,
+    depth: int = 20,
+    shared_aln: bool = False,
+    attn_l2_norm: bool = True,
+    flash_if_available: bool = True,
+    fused_if_available: bool = True,
+    init_adaln: float = 0.5,
+    init_adaln_gamma: float = 1e-5,
+    init_head: float = 0.02,
+    init_std: float = -1.0,
+    style_enc_dim: int = 512,
+    alpha_nums: Sequence[float] | None = None,
+    ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+) -> tuple[VQVAE, StyleVAR]:
+    """The frozen VQ-VAE and the transformer, both in eval mode.
+
+    Args:
+        patch_nums ... style_enc_dim, ch_mult: see `ModelConfig`.
+        flash_if_available, fused_if_available: accepted for compatibility; torch picks its attention kernel by itself.
+        init_adaln, init_adaln_gamma, init_head: scale of the initial adaLN projection (its scale and shift rows, its
+            gamma rows) and of the head.
+        init_std: standard deviation of the initial weights; negative means sqrt(1 / (3 C)).
+        alpha_nums: style weight of each scale; the published curve by default.
+    """
+    patch_nums = tuple(patch_nums)
+    alphas = default_alphas(len(patch_nums)) if alpha_nums is None else tuple(alpha_nums)
+    config = ModelConfig(
+        patch_nums=patch_nums,
+        V=V,
+        Cvae=Cvae,
+        ch=ch,
+        ch_mult=tuple(ch_mult),
+        share_quant_resi=share_quant_resi,
+        depth=depth,
+        shared_aln=shared_aln,
+        attn_l2_norm=attn_l2_norm,
+        style_enc_dim=style_enc_dim,
+        alphas=alphas,
+    )
+    vae, model = build_from_config(config, device)
+    init_weights(model, init_adaln, init_adaln_gamma, init_head, init_std)
+    return vae, model
+
+
+def build_from_config(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[VQVAE, StyleVAR]:
+    """The two modules for `config`, initialised with the default settings, frozen VQ-VAE, eval mode."""
+    with torch.device(device):
+        vae = VQVAE(config)
+        model = StyleVAR(vae, config)
+    init_weights(model)
+    return vae.requires_grad_(False).eval(), model.eval()
+
+
+@torch.no_grad()
+def init_weights(
+    model: StyleVAR,
+    init_adaln: float = 0.5,
+    init_adaln_gamma: float = 1e-5,
+    init_head: float = 0.02,
+    init_std: float = -1.0,
+) -> None:
+    """Initialise the transformer; the two image encoders keep what they were built or loaded with."""
+    width, depth = model.arch.width, model.arch.depth
+    std = math.sqrt(1 / width / 3) if init_std < 0 else init_std
+    for name, module in model.named_modules():
+        if "_encoder" in name:
+            continue
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for parameter in (model.pos_start, model.pos_1LC):
+        nn.init.trunc_normal_(parameter, std=std)
+    model.head.weight.mul_(init_head)
+    nn.init.zeros_(model.head.bias)
+    model.head_nm.ada_lin[1].weight.mul_(init_adaln)  # type: ignore[operator, union-attr]
+    projections = [model.shared_ada_lin[1]] if model.arch.shared_aln else []
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        # Residual branches start small: their number grows with the depth.
+        block.attn.proj.weight.div_(math.sqrt(2 * depth))
+        block.ffn.fc2.weight.div_(math.sqrt(2 * depth))
+        if block.shared_aln:
+            nn.init.trunc_normal_(block.ada_gss, std=1 / math.sqrt(width))
+            block.ada_gss[:, :, :2].mul_(init_adaln_gamma)
+            block.ada_gss[:, :, 2:].mul_(init_adaln)
+        else:
+            projections.append(block.ada_lin[1])
+    for projection in projections:
+        projection.weight[: 2 * width].mul_(init_adaln_gamma)  # type: ignore[operator, index, union-attr]
+        projection.weight[2 * width :].mul_(init_adaln)  # type: ignore[operator, index, union-attr]

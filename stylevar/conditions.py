@@ -1,0 +1,81 @@
+"""What a condition contributes, computed once and shared by all of its trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylevar.transformer import StyleVAR
+
+
+@dataclass(frozen=True)
+class ConditionState:
+    """Everything about B conditions that no adapter changes: it stays valid across updates of the adapters.
+
+    start      [B, 1, C]            the content token that opens the sequence
+    guides     [B, 2, L, C]         style and content guide tokens
+    adaln      depth x [6, B, 1, 1, C]
+    head_adaln [2, B, 1, 1, C]
+    """
+
+    start: Tensor
+    guides: Tensor
+    adaln: list[Tensor]
+    head_adaln: Tensor
+
+    def select(self, rows: slice) -> ConditionState:
+        """The state of some of the conditions."""
+        return ConditionState(
+            self.start[rows], self.guides[rows], [a[:, rows] for a in self.adaln], self.head_adaln[:, rows]
+        )
+
+
+def encode_conditions(model: StyleVAR, style_pm1: Tensor, content_pm1: Tensor) -> ConditionState:
+    """Encoders, VQ tokens, guide tokens and adaLN vectors of B conditions; images [B, 3, H, W] in [-1, 1]."""
+    size = model.arch.image_size
+    for name, image in (("style", style_pm1), ("content", content_pm1)):
+        if tuple(image.shape[1:]) != (3, size, size):
+            raise ValueError(f"{name} images are {tuple(image.shape)}, this model takes [B, 3, {size}, {size}]")
+    batch = style_pm1.shape[0]
+    cond = model.feat_emb(model.style_encoder(style_pm1).flatten(1))
+    start = model.feat_emb(model.content_encoder(content_pm1).flatten(1))
+    idx_Bl = model.vae.img_to_idxBl(torch.cat([style_pm1, content_pm1]))
+    with torch.no_grad():
+        features = model.vae.quantize.guide_features(idx_Bl)
+    positions = model.level_positions()
+    guides = (model.word_embed(features) + positions).view(2, batch, *positions.shape[1:]).transpose(0, 1)
+    for_blocks = model.shared_ada_lin(cond) if model.arch.shared_aln else cond
+    return ConditionState(
+        start=(start.unsqueeze(1) + model.pos_start + positions[:, :1]),
+        guides=guides,
+        adaln=[block.adaln(for_blocks) for block in model.blocks],  # type: ignore[operator]
+        head_adaln=model.head_nm.ada_lin(cond).view(batch, 2, 1, 1, -1).transpose(0, 1),
+    )
+
+
+def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:
+    """Style and content queries of every block, depth x [B, H, 2, L, 64]. These do depend on the adapters."""
+    return [block.queries(state.guides, adaln) for block, adaln in zip(model.blocks, state.adaln, strict=True)]  # type: ignore[operator]
+
+
+def teacher_forced(
+    model: StyleVAR, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, alphas: Tensor | None = None
+) -> Tensor:
+    """Logits fp32 [B, G, L, V] of `tokens` (integers [B, G, L]), each given the true tokens of the earlier scales.
+
+    `alphas` [L, 1] replaces the model's own style weights.
+    """
+    b, g, length = tokens.shape
+    idx_Bl = [tokens[..., s].flatten(0, 1).long() for s in model.arch.scale_slices()]
+    with torch.no_grad():
+        features = model.vae.quantize.teacher_input(idx_Bl)
+    later = model.word_embed(features) + model.level_positions()[:, 1:]
+    x = torch.cat([state.start.unsqueeze(1).expand(b, g, 1, -1), later.view(b, g, length - 1, -1)], dim=2)
+    alphas = model.alphas() if alphas is None else alphas
+    mask = model.attn_bias_for_masking[0, 0].repeat(2, 1)  # style queries, then content queries
+    for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
+        x = block(x, adaln, q, alphas, mask)
+    return model.head_logits(x, state.head_adaln)

@@ -1,0 +1,125 @@
+"""The cached scale-by-scale engine behind inference and rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylevar.conditions import ConditionState
+from stylevar.config import HEAD_DIM
+from stylevar.errors import UserError
+from stylevar.sampling import Stream, Truncation, draw_tokens, pack_support
+from stylevar.transformer import StyleVAR
+
+KV_CACHES = ("exact", "paper")
+
+
+class KVCache:
+    """Preallocated keys and values of every block, [depth] x [B, G, H, L, 64]; one append per block and scale."""
+
+    def __init__(self, depth: int, batch: int, group: int, heads: int, length: int, like: Tensor) -> None:
+        shape = (depth, 2, batch, group, heads, length, HEAD_DIM)
+        self.store = torch.empty(shape, device=like.device, dtype=like.dtype)
+        self.filled = 0
+
+    def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this scale's keys and values [B, G, H, T, 64] and return all so far. `advance` ends the scale."""
+        end = self.filled + k.shape[-2]
+        keys, values = self.store[block]
+        keys[..., self.filled : end, :] = k
+        values[..., self.filled : end, :] = v
+        return keys[..., :end, :], values[..., :end, :]
+
+    def advance(self, tokens: int) -> None:
+        self.filled += tokens
+
+
+@dataclass(frozen=True)
+class Generation:
+    """tokens int16 [B, G, L]; logp and kept_mass fp32 [B, G, L]; f_hat [B * G, D, h, h]; logits and support on request."""
+
+    tokens: Tensor
+    logp: Tensor
+    kept_mass: Tensor
+    f_hat: Tensor
+    logits: Tensor | None = None
+    support: Tensor | None = None
+
+
+def _paper_bias(earlier: int, now: int, like: Tensor) -> Tensor | None:
+    """Attention bias [2T, K] of the released cache, which holds every earlier scale twice in the style stream.
+
+    A doubled key is the same as a single one with log 2 added to its score. In the content stream all keys are
+    doubled alike, which softmax does not see.
+    """
+    if earlier == 0:
+        return None
+    bias = torch.zeros(2 * now, earlier + now, device=like.device, dtype=like.dtype)
+    bias[:now, :earlier] = math.log(2)
+    return bias
+
+
+@torch.no_grad()
+def generate(
+    model: StyleVAR,
+    state: ConditionState,
+    queries: Sequence[Tensor],
+    group: int,
+    stream: Stream,
+    truncation: Truncation,
+    temperature: float = 1.0,
+    alphas: Tensor | None = None,
+    kv_cache: str = "exact",
+    keep_logits: bool = False,
+    keep_support: bool = False,
+) -> Generation:
+    """Sample `group` trajectories for each of the B conditions of `state`.
+
+    Args:
+        queries: `guide_queries(model, state)`.
+        stream: where the randomness comes from.
+        alphas: [L, 1] style weights, the model's own by default.
+        kv_cache: "exact" samples from the policy that teacher forcing describes; "paper" reproduces the released code.
+        keep_logits: also return raw logits [B, G, L, V].
+        keep_support: also return the drawn-from sets, packed uint8 [B, G, L, ceil(V / 8)].
+    """
+    if kv_cache not in KV_CACHES:
+        raise UserError(f"unknown kv_cache {kv_cache!r}: choose one of {', '.join(KV_CACHES)}")
+    arch, quantize = model.arch, model.vae.quantize
+    batch = state.start.shape[0]
+    cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, like=state.start)
+    alphas = model.alphas() if alphas is None else alphas
+    positions = model.level_positions()
+    x = state.start.unsqueeze(1).expand(-1, group, -1, -1)
+    f_hat = quantize.empty(batch * group)
+    draws, logits_all, support = [], [], []
+    for s, at in enumerate(arch.scale_slices()):
+        now = at.stop - at.start
+        bias = _paper_bias(at.start, now, x) if kv_cache == "paper" else None
+        for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
+            x = block(x, adaln, q[..., at, :], alphas[at], bias, cache=(cache, i))
+        cache.advance(now)
+        logits = model.head_logits(x, state.head_adaln)
+        draw = draw_tokens(logits, truncation, temperature, stream, at)
+        draws.append(draw)
+        if keep_logits:
+            logits_all.append(logits)
+        if keep_support:
+            support.append(pack_support(torch.ones_like(logits, dtype=torch.bool) if draw.keep is None else draw.keep))
+        f_hat = f_hat + quantize.embed(draw.tokens.flatten(0, 1), s)
+        if s + 1 < arch.scales:
+            following = slice(at.stop, at.stop + arch.patch_nums[s + 1] ** 2)
+            x = model.word_embed(quantize.at_scale(f_hat, s + 1)) + positions[:, following]
+            x = x.view(batch, group, -1, arch.width)
+    return Generation(
+        tokens=torch.cat([d.tokens for d in draws], dim=2).to(torch.int16),
+        logp=torch.cat([d.logp for d in draws], dim=2),
+        kept_mass=torch.cat([d.kept_mass for d in draws], dim=2),
+        f_hat=f_hat,
+        logits=torch.cat(logits_all, dim=2) if keep_logits else None,
+        support=torch.cat(support, dim=2) if keep_support else None,
+    )

@@ -1,0 +1,78 @@
+"""One projection for plain and LoRA-adapted linear layers, that multiplies only the rows that are used.
+
+With adapters the forward runs through the merged weight W + s B A, and the backward keeps the gradient in factored form:
+dA = s (dy B)^T x and dB = s dy^T (x A^T), so neither a second matmul in the forward nor a dense dW is ever needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+ADAPTER = "default"
+MERGED = "_merged_rows"
+
+
+class _FactoredLinear(torch.autograd.Function):
+    """y = x W_eff^T with gradients for x, A and B; `merged` is W_eff, already computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, merged: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x, merged, lora_a, lora_b)
+        ctx.scale = scale
+        return x @ merged.t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged, lora_a, lora_b = ctx.saved_tensors
+        dy = grads[0]
+        dy_rows, x_rows = dy.flatten(0, -2), x.flatten(0, -2)
+        dx = dy @ merged if ctx.needs_input_grad[0] else None
+        d_a = ctx.scale * ((dy_rows @ lora_b).t() @ x_rows)
+        d_b = ctx.scale * (dy_rows.t() @ (x_rows @ lora_a.t()))
+        return dx, None, d_a, d_b, None
+
+
+def base_weight(layer: nn.Module) -> Tensor:
+    """The frozen weight [out, in] beneath any adapter."""
+    return layer.base_layer.weight if isinstance(layer, LoraLinear) else layer.weight  # type: ignore[return-value]
+
+
+def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
+    """Rows of W + s B A, detached, computed from the pristine base so that nothing drifts."""
+    lora_a, lora_b, scale = factors(layer)
+    with torch.no_grad():
+        return torch.addmm(base_weight(layer)[rows], lora_b[rows], lora_a, alpha=scale)
+
+
+def factors(layer: LoraLinear) -> tuple[Tensor, Tensor, float]:
+    """(A [r, in], B [out, r], s) of a LoRA layer."""
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER])
+
+
+def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor | None = None) -> Tensor:
+    """x [..., in] -> [..., len(rows)]: `layer` restricted to `rows` of its weight.
+
+    Args:
+        layer: an `nn.Linear`, or PEFT's LoRA layer around one. Switched-off adapters are not applied.
+        rows: which outputs are wanted (all by default); the others are not multiplied.
+        bias: [len(rows)], in place of the layer's own.
+    """
+    rows = slice(None) if rows is None else rows
+    if bias is None:
+        own = layer.base_layer.bias if isinstance(layer, LoraLinear) else layer.bias
+        bias = own[rows] if own is not None else None  # type: ignore[index]
+    if not isinstance(layer, LoraLinear) or layer.disable_adapters:
+        return F.linear(x, base_weight(layer)[rows], bias)
+    merged = getattr(layer, MERGED, None)
+    if merged is None:
+        merged = merged_rows(layer, rows)
+    if not torch.is_grad_enabled():
+        return F.linear(x, merged, bias)
+    lora_a, lora_b, scale = factors(layer)
+    y = _FactoredLinear.apply(x, merged, lora_a, lora_b[rows], scale)
+    return y if bias is None else y + bias

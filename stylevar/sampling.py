@@ -1,0 +1,125 @@
+"""From logits to tokens: truncation, random streams, and what is recorded of the distribution."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Which tokens may be drawn: the `top_k` best, and of those the smallest set that holds a share `top_p`. 0 is off."""
+
+    top_k: int = 0
+    top_p: float = 0.0
+
+    def keep(self, logits: Tensor) -> Tensor | None:
+        """Logits [..., V] -> bool [..., V], or None where nothing is cut. The largest logit always stays."""
+        vocab = logits.shape[-1]
+        k = self.top_k if 0 < self.top_k < vocab else vocab
+        by_p = 0.0 < self.top_p < 1.0
+        if not by_p:
+            return None if k == vocab else logits >= logits.topk(k, dim=-1).values[..., -1:]
+        best = logits.topk(k, dim=-1).values  # descending
+        # Ties with the k-th value all stay, so the shares are taken over everything at or above it.
+        kept = logits >= best[..., -1:]
+        total = logits.masked_fill(~kept, -torch.inf).logsumexp(-1, keepdim=True)
+        tied_extra = 1.0 - (best - total).exp().sum(-1, keepdim=True)
+        share_below = tied_extra + (best - total).exp().flip(-1).cumsum(-1).flip(-1)  # share of this token and all smaller
+        stays = share_below > 1.0 - self.top_p
+        stays[..., 0] = True
+        last = stays.sum(-1, keepdim=True) - 1
+        return logits >= best.gather(-1, last)
+
+
+class Stream(Protocol):
+    """A source of tokens: draws from probabilities [B, G, T, V] the indices [B, G, T] of the tokens `at` of the sequence."""
+
+    def draw(self, probs: Tensor, at: slice) -> Tensor: ...
+
+
+class SharedStream:
+    """One multinomial call per scale over all rows, from one generator (the released sampling)."""
+
+    def __init__(self, seed: int | None, device: torch.device) -> None:
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+
+    def draw(self, probs: Tensor, at: slice) -> Tensor:
+        rows = probs.flatten(0, -2)
+        return torch.multinomial(rows, 1, replacement=True, generator=self.generator).view(probs.shape[:-1])
+
+
+class TrajectoryStreams:
+    """One stream per trajectory: its numbers depend on its own seed only, not on batch shape, workers or order.
+
+    Tokens come from inverting the cumulative distribution at one uniform number per token.
+    """
+
+    def __init__(self, seeds: Tensor, length: int, device: torch.device) -> None:
+        """`seeds` int64 [B, G]; `length` = L tokens per trajectory."""
+        rows = [torch.rand(length, generator=torch.Generator().manual_seed(int(s))) for s in seeds.flatten()]
+        self.uniform = torch.stack(rows).view(*seeds.shape, length).to(device)
+
+    def draw(self, probs: Tensor, at: slice) -> Tensor:
+        cumulative = probs.cumsum(-1)
+        total = cumulative[..., -1:]
+        # Strictly below the total, or rounding could land on a token that was cut.
+        point = torch.minimum(self.uniform[..., at].unsqueeze(-1) * total, total * (1 - 2**-23))
+        return torch.searchsorted(cumulative, point.contiguous(), right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
+
+
+def trajectory_seed(seed: int, step: int, key: str, g: int) -> int:
+    """The seed of one trajectory, a 63-bit hash of (seed, step, condition key, g)."""
+    digest = hashlib.sha256(f"{seed}/{step}/{key}/{g}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def trajectory_seeds(seed: int, step: int, keys: tuple[str, ...], group: int) -> Tensor:
+    """Seeds int64 [B, G] of G trajectories for each condition key."""
+    return torch.tensor([[trajectory_seed(seed, step, key, g) for g in range(group)] for key in keys])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Tokens int64 [B, G, T], their full-softmax log-probs, the log of the kept mass (fp32), and the kept set if any."""
+
+    tokens: Tensor
+    logp: Tensor
+    kept_mass: Tensor
+    keep: Tensor | None
+
+
+def draw_tokens(logits: Tensor, truncation: Truncation, temperature: float, stream: Stream, at: slice) -> Draw:
+    """Sample one scale. `logits` fp32 [B, G, T, V]; `at` is where its tokens lie in the sequence.
+
+    The policy is softmax(logits / temperature); truncation changes what is drawn, and `kept_mass` says by how much.
+    """
+    logits = logits if temperature == 1.0 else logits / temperature
+    logp_all = logits.log_softmax(-1)
+    keep = truncation.keep(logits)
+    probs = logp_all.exp()
+    kept_mass = torch.zeros(logits.shape[:-1], device=logits.device)
+    if keep is not None:
+        probs = probs * keep
+        mass = probs.sum(-1, keepdim=True)
+        kept_mass, probs = mass.squeeze(-1).log().clamp_max(0.0), probs / mass
+    tokens = stream.draw(probs, at)
+    return Draw(tokens, logp_all.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), kept_mass, keep)
+
+
+def pack_support(keep: Tensor) -> Tensor:
+    """bool [..., V] -> uint8 [..., ceil(V / 8)], bit i of byte j is token 8 j + i."""
+    padding = -keep.shape[-1] % 8
+    bits = torch.nn.functional.pad(keep, (0, padding)).unflatten(-1, (-1, 8)).to(torch.uint8)
+    weights = (2 ** torch.arange(8, device=keep.device)).to(torch.uint8)
+    return (bits * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_support(packed: Tensor, vocab: int) -> Tensor:
+    """Inverse of `pack_support`: uint8 [..., ceil(V / 8)] -> bool [..., V]."""
+    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    return ((packed.unsqueeze(-1) >> shifts) & 1).bool().flatten(-2)[..., :vocab]

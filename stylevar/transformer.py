@@ -1,0 +1,309 @@
+"""The StyleVAR transformer: next-scale prediction with blended style and content cross-attention.
+
+Shapes: B conditions, G trajectories of each, T tokens (of one scale, or all L), C width, H heads of 64, D latent channels.
+Everything that depends on the condition only (encoders, guides, adaLN vectors, guide queries) is computed once per
+condition in `conditions.py`; the blocks here see the target tokens of B x G trajectories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from stylevar.config import HEAD_DIM, ModelConfig
+from stylevar.lowrank import project
+
+if TYPE_CHECKING:
+    from stylevar.generate import KVCache
+    from stylevar.vqvae import VQVAE
+
+MAX_SCALE_MUL = math.log(100)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), eps=1e-6)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Adaptive layer norm: N(x) (1 + scale) + shift."""
+    return layer_norm(x) * (1 + scale) + shift
+
+
+def encoder_trunk(features: int) -> nn.Sequential:
+    """ResNet-18 without its classifier, `features` wide at the end (512 is the standard net): [B, 3, H, W] -> [B, f, 1, 1]."""
+    widths = [features // 8, features // 4, features // 2, features]
+    stages, inputs = [], widths[0]
+    for i, width in enumerate(widths):
+        stride = 1 if i == 0 else 2
+        shortcut = None
+        if stride != 1:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        stages.append(nn.Sequential(BasicBlock(inputs, width, stride, shortcut), BasicBlock(width, width)))
+        inputs = width
+    stem = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
+    trunk = nn.Sequential(
+        stem, nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *stages, nn.AdaptiveAvgPool2d(1)
+    )
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return trunk
+
+
+class BlendedAttention(nn.Module):
+    """Queries from the style and the content guide over the same keys and values from the target."""
+
+    def __init__(self, width: int, heads: int, l2_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.l2_norm = heads, l2_norm
+        if l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), 4.0).log())
+        for side in ("guide", "target"):
+            self.register_parameter(f"q_bias_{side}", nn.Parameter(torch.zeros(width)))
+            self.register_parameter(f"v_bias_{side}", nn.Parameter(torch.zeros(width)))
+            self.register_buffer(f"zero_k_bias_{side}", torch.zeros(width))
+        self.mat_qkv_guide = nn.Linear(width, 3 * width, bias=False)
+        self.mat_qkv_target = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        # Of both matrices only these rows are ever multiplied.
+        self.q_rows, self.kv_rows = slice(0, width), slice(width, 3 * width)
+
+    @property
+    def used_rows(self) -> dict[str, slice]:
+        """The live rows of the partly used layers, by their name."""
+        return {"mat_qkv_guide": self.q_rows, "mat_qkv_target": self.kv_rows}
+
+    def queries(self, guide: Tensor) -> Tensor:
+        """Modulated guides [B, 2, L, C] -> [B, H, 2, L, 64], normalised and scaled."""
+        b, streams, length, _ = guide.shape
+        q = project(self.mat_qkv_guide, guide, self.q_rows, bias=self.q_bias_guide)  # type: ignore[arg-type]
+        q = q.view(b, streams, length, self.heads, HEAD_DIM).permute(0, 3, 1, 2, 4)
+        if not self.l2_norm:
+            return q * (0.25 / math.sqrt(HEAD_DIM))
+        return F.normalize(q, dim=-1) * self.scale_mul_1H11.unsqueeze(2).clamp_max(MAX_SCALE_MUL).exp()
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Modulated target [B, G, T, C] -> keys and values [B, G, H, T, 64]."""
+        b, g, t, _ = x.shape
+        kv = project(self.mat_qkv_target, x, self.kv_rows).view(b, g, t, 2, self.heads, HEAD_DIM)
+        k, v = kv.permute(3, 0, 1, 4, 2, 5)
+        v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM)  # type: ignore[operator]
+        return (F.normalize(k, dim=-1) if self.l2_norm else k), v
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, bias: Tensor | None) -> Tensor:
+        """Attend with both streams in one call, blend, project once (`proj` is linear, so blending first is the same).
+
+        Args:
+            q: [B, H, 2, T, 64] style and content queries, shared by the G trajectories.
+            k, v: [B, G, H, K, 64].
+            alpha: [T, 1], weight of the style stream.
+            bias: additive mask that broadcasts to [2T, K], or None.
+        Returns:
+            [B, G, T, C].
+        """
+        b, g = k.shape[:2]
+        t = q.shape[3]
+        q = q.flatten(2, 3).unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
+        mixed = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias, scale=1.0)
+        style, content = mixed.view(b, g, self.heads, 2, t, HEAD_DIM).unbind(3)
+        blended = torch.lerp(content, style, alpha.expand(t, HEAD_DIM))
+        return project(self.proj, blended.transpose(2, 3).flatten(3))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return project(self.fc2, F.gelu(project(self.fc1, x), approximate="tanh"))
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch per trajectory while training (stochastic depth, Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        return x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) < keep) / keep
+
+
+class Block(nn.Module):
+    """adaLN-zero, blended cross-attention, FFN."""
+
+    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        width = config.width
+        self.shared_aln = config.shared_aln
+        self.attn = BlendedAttention(width, config.depth, config.attn_l2_norm)
+        self.ffn = FeedForward(width)
+        self.drop_path = DropPath(drop_path)
+        if config.shared_aln:
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def adaln(self, cond: Tensor) -> Tensor:
+        """cond [B, C] (with `shared_aln`: the shared projection [B, 6C]) -> [6, B, 1, 1, C]: gamma, scale, shift pairs."""
+        vectors = (cond + self.ada_gss.flatten()) if self.shared_aln else self.ada_lin(cond)
+        return vectors.view(cond.shape[0], 6, 1, 1, -1).transpose(0, 1)
+
+    def queries(self, guides: Tensor, adaln: Tensor) -> Tensor:
+        """Guides [B, 2, L, C] -> queries [B, H, 2, L, 64]."""
+        return self.attn.queries(modulate(guides, adaln[2], adaln[4]))
+
+    def forward(
+        self,
+        x: Tensor,
+        adaln: Tensor,
+        q: Tensor,
+        alpha: Tensor,
+        bias: Tensor | None = None,
+        cache: tuple[KVCache, int] | None = None,
+    ) -> Tensor:
+        """x [B, G, T, C] -> [B, G, T, C]; `cache` = (the cache, this block's number) while generating scale by scale."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln
+        k, v = self.attn.keys_values(modulate(x, scale1, shift1))
+        if cache is not None:
+            k, v = cache[0].append(cache[1], k, v)
+        x = x + self.drop_path(gamma1 * self.attn(q, k, v, alpha, bias))
+        return x + self.drop_path(gamma2 * self.ffn(modulate(x, scale2, shift2)))
+
+
+class AdaLNBeforeHead(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+
+class StyleVAR(nn.Module):
+    """p(tokens | style, content), scale by scale. Parameter names are those of the released checkpoints."""
+
+    lvl_1L: Tensor
+    attn_bias_for_masking: Tensor
+
+    def __init__(self, vae: VQVAE, config: ModelConfig) -> None:
+        super().__init__()
+        width, length = config.width, config.tokens
+        self.arch = config
+        # In a tuple, so that the frozen tokenizer is no part of this module's parameters and state.
+        self._vae = (vae,)
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_1LC = nn.Parameter(torch.empty(1, length, width))
+        level = torch.cat([torch.full((p * p,), s) for s, p in enumerate(config.patch_nums)]).view(1, length)
+        self.register_buffer("lvl_1L", level)
+        causal = torch.where(level.view(-1, 1) >= level.view(1, -1), 0.0, -torch.inf)
+        self.register_buffer("attn_bias_for_masking", causal.view(1, 1, length, length))
+        self.style_encoder = encoder_trunk(config.style_enc_dim)
+        self.content_encoder = encoder_trunk(config.style_enc_dim)
+        self.feat_emb = nn.Linear(config.style_enc_dim, width)
+        self.word_embed = nn.Linear(config.Cvae, width)
+        self.lvl_embed = nn.Embedding(config.scales, width)
+        if config.shared_aln:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        rates = torch.linspace(0, 0.1 * config.depth / 24, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.head_nm = AdaLNBeforeHead(width)
+        self.head = nn.Linear(width, config.V)
+
+    @property
+    def vae(self) -> VQVAE:
+        return self._vae[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.pos_start.device
+
+    def level_positions(self) -> Tensor:
+        """Level plus position embedding of every token, [1, L, C]."""
+        return self.lvl_embed(self.lvl_1L) + self.pos_1LC
+
+    def alphas(self, style_strength: float = 0.0, values: Sequence[float] | None = None) -> Tensor:
+        """Weight of the style stream per token, [L, 1].
+
+        Args:
+            style_strength: in [-1, 1]; adds half of itself to every alpha, clamped to [0.01, 0.99]. 0 changes nothing.
+            values: one alpha per scale in place of the model's own.
+        """
+        per_scale = torch.tensor(self.arch.alphas if values is None else values, device=self.device)
+        if style_strength:
+            per_scale = (per_scale + 0.5 * style_strength).clamp(0.01, 0.99)
+        return per_scale[self.lvl_1L[0]].unsqueeze(1)
+
+    def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
+        """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""
+        return self.head(modulate(x, head_adaln[0], head_adaln[1])).float()
+
+    def teacher_forced_logits(self, idx_list: list[Tensor], style_img: Tensor, content_img: Tensor) -> Tensor:
+        """Logits of every token given the true tokens of the earlier scales.
+
+        Args:
+            idx_list: one int64 [B, p*p] per scale.
+            style_img, content_img: [B, 3, H, W] in [-1, 1].
+        Returns:
+            fp32 [B, L, V].
+        """
+        from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
+
+        state = encode_conditions(self, style_img, content_img)
+        tokens = torch.cat(idx_list, dim=1).unsqueeze(1)
+        return teacher_forced(self, state, guide_queries(self, state), tokens).squeeze(1)
+
+    @torch.no_grad()
+    def autoregressive_infer(
+        self,
+        B: int,
+        style_img: Tensor,
+        content_img: Tensor,
+        g_seed: int | None = None,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        style_strength: float = 0.0,
+        kv_cache: str = "exact",
+        return_tokens: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Stylise B pairs.
+
+        Args:
+            style_img, content_img: [B, 3, H, W] in [-1, 1].
+            g_seed: seed of the random stream; None draws from torch's global one.
+            top_k, top_p: truncation of the distribution, 0 for none.
+            style_strength: see `alphas`.
+            kv_cache: "exact", or "paper" as the released weights were sampled.
+            return_tokens: also return the token maps, one int64 [B, p*p] per scale.
+        Returns:
+            Images [B, 3, H, W] in [0, 1].
+        """
+        from stylevar.conditions import encode_conditions, guide_queries
+        from stylevar.generate import generate
+        from stylevar.sampling import SharedStream, Truncation
+
+        if not B == style_img.shape[0] == content_img.shape[0]:
+            raise ValueError(f"B={B}, but {style_img.shape[0]} style and {content_img.shape[0]} content images")
+        state = encode_conditions(self, style_img, content_img)
+        result = generate(
+            self,
+            state,
+            guide_queries(self, state),
+            group=1,
+            stream=SharedStream(g_seed, self.device),
+            truncation=Truncation(top_k, top_p),
+            alphas=self.alphas(style_strength),
+            kv_cache=kv_cache,
+        )
+        images = self.vae.fhat_to_img(result.f_hat).add(1).mul(0.5)
+        if not return_tokens:
+            return images
+        return images, [result.tokens[:, 0, s].long() for s in self.arch.scale_slices()]

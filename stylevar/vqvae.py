@@ -1,0 +1,186 @@
+"""The image tokenizer: a VQGAN-style convolutional encoder and decoder around the multi-scale quantizer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylevar.config import ModelConfig
+from stylevar.quantizer import MultiScaleQuantizer
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, twice, with a 1x1 shortcut where the channels change."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = _norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over the positions of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).split(c, dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # default scale is C^-1/2
+        return x + self.proj_out(mixed.transpose(1, 2).reshape(b, c, h, w))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution; the padding is on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; only the lowest has attention, one after every block."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * (blocks - 1)
+        self.block = nn.ModuleList(ResidualBlock(width, channels_out) for width in widths)
+        self.attn = nn.ModuleList(SpatialAttention(channels_out) for _ in widths if attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return x
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = SpatialAttention(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """[B, 3, H, W] in [-1, 1] -> [B, D, h, w], h = H / 2^(levels - 1)."""
+
+    def __init__(self, ch: int, ch_mult: tuple[int, ...], z_channels: int, blocks: int = 2) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
+        widths = [ch, *(ch * m for m in ch_mult)]
+        last = len(ch_mult) - 1
+        self.down = nn.ModuleList()
+        for i in range(len(ch_mult)):
+            level = Level(widths[i], widths[i + 1], blocks, attention=i == last)
+            if i != last:
+                level.downsample = Downsample(widths[i + 1])
+            self.down.append(level)
+        self.mid = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """[B, D, h, w] -> [B, 3, H, W]; the mirror of the encoder with one more block per level."""
+
+    def __init__(self, ch: int, ch_mult: tuple[int, ...], z_channels: int, blocks: int = 3) -> None:
+        super().__init__()
+        widths = [ch * m for m in ch_mult]
+        last = len(ch_mult) - 1
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList()
+        for i in range(len(ch_mult)):
+            level = Level(widths[min(i + 1, last)], widths[i], blocks, attention=i == last)
+            if i:
+                level.upsample = Upsample(widths[i])
+            self.up.append(level)
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class VQVAE(nn.Module):
+    """Images in [-1, 1] to multi-scale token maps and back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.ch, config.ch_mult, config.Cvae)
+        self.decoder = Decoder(config.ch, config.ch_mult, config.Cvae)
+        self.quantize = MultiScaleQuantizer(config.V, config.Cvae, config.patch_nums, config.share_quant_resi)
+        self.quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
+        # Channels-last kernels are the faster ones on CPUs and on tensor cores; shapes and names stay the same.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def encode(self, img_pm1: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> continuous latent [B, D, h, w]."""
+        return self.quant_conv(self.encoder(img_pm1))
+
+    @torch.no_grad()
+    def img_to_idxBl(self, img_pm1: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] in [-1, 1] -> one int64 [B, p*p] per scale, row-major."""
+        return self.quantize.f_to_idxBl(self.encode(img_pm1))
+
+    def fhat_to_img(self, f_hat: Tensor) -> Tensor:
+        """Quantised latent [B, D, h, w] -> images [B, 3, H, W], clamped to [-1, 1]."""
+        return self.decode(f_hat).clamp(-1, 1)
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """`fhat_to_img` without the clamp, for training."""
+        return self.decoder(self.post_quant_conv(f_hat))
+
+    def idxBl_to_img(self, idx_Bl: list[Tensor]) -> Tensor:
+        """Token maps of all scales -> images [B, 3, H, W] in [-1, 1]."""
+        return self.fhat_to_img(self.quantize.idxBl_to_fhat(idx_Bl))
