@@ -63,6 +63,7 @@ class Trajectories:
     kept_mass  fp32 [B, G, L]    log of the probability mass that top-k and top-p kept (0 where nothing was cut)
     images     uint8 [B, G, 3, H, W]
     seeds      int64 [B, G]      the seed of each trajectory's random stream
+    support    uint8 [B, G, L, ceil(V / 8)] or None: the sets the tokens were drawn from, packed (`--logprob support`)
     """
 
     keys: tuple[str, ...]
@@ -72,6 +73,7 @@ class Trajectories:
     images: Tensor
     seeds: Tensor
     policy_version: PolicyVersion
+    support: Tensor | None = None
 
 
 @dataclass(frozen=True)

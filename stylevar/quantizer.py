@@ -122,6 +122,19 @@ class MultiScaleQuantizer(nn.Module):
             rest = rest - self.embed(idx_Bl[-1], s)
         return idx_Bl
 
+    def straight_through(self, f: Tensor, commitment: float = 0.25) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Quantise for training: gradients of f_hat pass to f unchanged (van den Oord et al. 2017).
+
+        Returns:
+            f_hat [B, D, h, h]; the codebook and commitment loss, a mean over the scales; the token maps.
+        """
+        with torch.no_grad():
+            idx_Bl = self.f_to_idxBl(f)
+        loss = f.new_zeros(())
+        for f_hat in self.cumulative(idx_Bl):
+            loss = loss + F.mse_loss(f_hat, f.detach()) + commitment * F.mse_loss(f, f_hat.detach())
+        return f + (f_hat - f).detach(), loss / len(idx_Bl), idx_Bl
+
     def cumulative(self, idx_Bl: Sequence[Tensor]) -> list[Tensor]:
         """Token maps -> f_hat [B, D, h, h] after each scale."""
         f_hats, f_hat = [], self.empty(idx_Bl[0].shape[0])

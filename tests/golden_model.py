@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from functools import lru_cache
@@ -61,6 +62,12 @@ def fill(key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def build() -> tuple[VQVAE, StyleVAR]:
+    """A fresh copy of the golden pair."""
+    return copy.deepcopy(_built())
+
+
+@lru_cache
+def _built() -> tuple[VQVAE, StyleVAR]:
     vae, model = build_vae_stylevar(
         patch_nums=(1, 2, 3, 4), V=64, Cvae=8, ch=32, depth=2, alpha_nums=(0.2, 0.4, 0.6, 0.8)
     )

@@ -1,0 +1,73 @@
+"""Files and folders that appear whole or not at all: written aside, brought to the disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ASIDE = ".aside-"
+"""Prefix of what is being written or removed; an entry of this name was left by a process that was cut short."""
+
+
+@contextmanager
+def file_aside(target: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `target`; the file written there replaces it if the block ends without an error."""
+    aside = target.parent / f"{ASIDE}{target.name}"
+    try:
+        yield aside
+        sync(aside)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    os.replace(aside, target)
+    sync(target.parent)
+
+
+@contextmanager
+def folder_aside(target: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `target`, which takes its place if the block ends without an error."""
+    aside = target.parent / f"{ASIDE}{target.name}"
+    remove(aside)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for folder, _, files in os.walk(aside):
+            for file in files:
+                sync(Path(folder, file))
+            sync(Path(folder))
+    except BaseException:
+        remove(aside)
+        raise
+    if target.exists():  # a rewound run comes by again
+        old = target.parent / f"{ASIDE}old-{target.name}"
+        os.replace(target, old)
+        os.replace(aside, target)
+        remove(old)
+    else:
+        os.replace(aside, target)
+    sync(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder, if there is one; a folder is first renamed, so that nobody reads half of it."""
+    if path.is_dir() and not path.is_symlink():
+        if not path.name.startswith(ASIDE):
+            hidden = path.parent / f"{ASIDE}old-{path.name}"
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(path, hidden)
+            path = hidden
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,80 @@
+"""Pictures for people: conditions beside their samples, with the rewards written underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_GAP = 4
+_CAPTION = 16
+_INK = (20, 20, 20)
+_PAPER = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A condition's images, uint8 [3, H, W], and its samples, uint8 [G, 3, H, W], with one caption for each sample."""
+
+    content: Tensor
+    style: Tensor
+    target: Tensor
+    samples: Tensor
+    captions: Sequence[str] = ()
+
+
+def reward_captions(rewards: Tensor) -> list[str]:
+    """Rewards float [G] as captions, e.g. "-0.713"."""
+    return [f"{reward:.3f}" for reward in rewards.tolist()]
+
+
+def draw_grid(rows: Sequence[GridRow], scale: int = 2) -> Tensor:
+    """content | style | target | samples, one condition per row, as uint8 [3, H, W]; images are enlarged `scale` times.
+
+    Rows may differ in their number of samples and in image size; cells have the size of the largest image. No rows at
+    all, or more captions than samples, raise ValueError.
+    """
+    if not rows:
+        raise ValueError("a grid needs at least one row")
+    if any(len(row.captions) > len(row.samples) for row in rows):
+        raise ValueError("a grid row has more captions than samples")
+    cells = [[row.content, row.style, row.target, *row.samples] for row in rows]
+    captions = [["", "", "", *row.captions] for row in rows]
+    columns = max(len(row) for row in cells)
+    titles = ["content", "style", "target", *(f"sample {g}" for g in range(columns - 3))]
+    return draw_table(cells, titles, captions, scale)
+
+
+def draw_table(
+    cells: Sequence[Sequence[Tensor]],
+    titles: Sequence[str],
+    captions: Sequence[Sequence[str]] | None = None,
+    scale: int = 2,
+) -> Tensor:
+    """Images uint8 [3, H, W] in rows, `titles` over the columns and `captions` under the images; uint8 [3, H', W']."""
+    height = scale * max(image.shape[1] for row in cells for image in row)
+    width = scale * max(image.shape[2] for row in cells for image in row)
+    column, line = width + _GAP, height + _GAP + (_CAPTION if captions is not None else 0)
+    canvas = Image.new("RGB", (_GAP + column * len(titles), _CAPTION + _GAP + line * len(cells)), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default()
+    for c, title in enumerate(titles):
+        draw.text((_GAP + c * column, 2), title, fill=_INK, font=font)
+    for r, row in enumerate(cells):
+        top = _CAPTION + _GAP + r * line
+        for c, image in enumerate(row):
+            canvas.paste(_enlarged(image, scale), (_GAP + c * column, top))
+        for c, caption in enumerate(captions[r] if captions is not None else ()):
+            draw.text((_GAP + c * column, top + height + 2), caption, fill=_INK, font=font)
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
+
+
+def _enlarged(image_u8: Tensor, scale: int) -> Image.Image:
+    if image_u8.dtype != torch.uint8 or image_u8.ndim != 3 or image_u8.shape[0] != 3:
+        raise ValueError(f"a grid cell must be uint8 [3, H, W], not {image_u8.dtype} {tuple(image_u8.shape)}")
+    image = Image.fromarray(image_u8.permute(1, 2, 0).contiguous().cpu().numpy())
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)

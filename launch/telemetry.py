@@ -1,0 +1,167 @@
+"""What a run reports while it goes: TensorBoard scalars and image grids, trajectory rows in Parquet, time per phase."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from launch.atomic import file_aside
+from launch.run_folder import RunFolder
+from stylevar.contracts import PolicyVersion
+
+_PART = re.compile(r"steps_(\d{8,})_(\d{8,})\.parquet")
+
+
+@dataclass(frozen=True)
+class TrajectoryRows:
+    """What is kept of one step's B groups of G trajectories.
+
+    rewards, advantages  float [B, G]
+    components           {name: float [B, G]}, what the rewards were made of
+    logp                 float [B, G], log-prob summed over the tokens
+    kl                   float [B, G], PANW-weighted estimate before beta
+    seeds                int64 [B, G]
+    """
+
+    keys: tuple[str, ...]
+    rewards: Tensor
+    components: Mapping[str, Tensor]
+    advantages: Tensor
+    logp: Tensor
+    kl: Tensor
+    seeds: Tensor
+    version: PolicyVersion
+
+
+class Telemetry:
+    """Writer of one run's reports.
+
+    Resumed at step s (the first step to be done, 0 for a new run), it drops all that was reported for s and later, so
+    that the rows of a resumed run equal those of a run that was never stopped. For this, `flush` has to come before a
+    checkpoint is committed: rows still buffered when a process dies are lost.
+    """
+
+    def __init__(self, run: RunFolder, resume_step: int = 0) -> None:
+        self._folder = run.trajectories
+        self._rows: list[pa.Table] = []
+        self._span: tuple[int, int] | None = None  # first and last buffered step
+        _drop_rows_from(self._folder, resume_step)
+        # A purge at 0 hides what an earlier attempt reported before its first checkpoint.
+        purge = resume_step if any(run.tensorboard.iterdir()) else None
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write {tag: value} at `step`."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def image_grid(self, step: int, tag: str, grid_u8: Tensor) -> None:
+        """Write a picture, uint8 [3, H, W]."""
+        self._writer.add_image(tag, grid_u8, step)
+
+    def trajectories(self, step: int, rows: TrajectoryRows) -> None:
+        """Buffer one row per trajectory; they reach the disk with the next `flush`."""
+        self._rows.append(_table(step, rows))
+        first = step if self._span is None else self._span[0]
+        self._span = first, step
+
+    def flush(self) -> None:
+        """Write the buffered rows as one Parquet file, steps_FIRST_LAST.parquet, and push out TensorBoard's events."""
+        if self._span is not None:
+            with file_aside(_part(self._folder, *self._span)) as aside:
+                pq.write_table(pa.concat_tables(self._rows), aside)
+            self._rows, self._span = [], None
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush, and close the event file."""
+        self.flush()
+        self._writer.close()
+
+
+class PhaseTimer:
+    """Seconds per phase: `with timer("rollout"): ...`. A phase entered several times adds up.
+
+    synchronize: called at both ends of a phase, for devices that run behind the host (`torch.cuda.synchronize`).
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self._synchronize = synchronize
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + self._now() - start
+
+    def take(self) -> dict[str, float]:
+        """{"time/<phase>": seconds} since the last call, which starts all phases at 0 again."""
+        taken = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
+        self._seconds = {}
+        return taken
+
+    def _now(self) -> float:
+        if self._synchronize is not None:
+            self._synchronize()
+        return time.perf_counter()
+
+
+def _table(step: int, rows: TrajectoryRows) -> pa.Table:
+    groups, size = rows.rewards.shape
+    count = groups * size
+
+    def floats(values: Tensor) -> pa.Array:
+        return pa.array(values.reshape(count).tolist(), pa.float32())
+
+    def constant(value: int) -> pa.Array:
+        return pa.array([value] * count, pa.int64())
+
+    columns: dict[str, Any] = {
+        "step": constant(step),
+        "key": pa.array([key for key in rows.keys for _ in range(size)], pa.string()),
+        "g": pa.array(list(range(size)) * groups, pa.int32()),
+        "reward": floats(rows.rewards),
+        **{f"component_{name}": floats(values) for name, values in sorted(rows.components.items())},
+        "advantage": floats(rows.advantages),
+        "logp": floats(rows.logp),
+        "kl": floats(rows.kl),
+        "seed": pa.array(rows.seeds.reshape(count).tolist(), pa.int64()),
+        "version_merges": constant(rows.version.merges),
+        "version_updates": constant(rows.version.updates),
+    }
+    return pa.table(columns)
+
+
+def _part(folder: Path, first: int, last: int) -> Path:
+    return folder / f"steps_{first:08d}_{last:08d}.parquet"
+
+
+def _drop_rows_from(folder: Path, step: int) -> None:
+    """Remove the rows of `step` and later from all parts."""
+    for path in sorted(folder.glob("steps_*.parquet")):
+        match = _PART.fullmatch(path.name)
+        if match is None or int(match[2]) < step:
+            continue
+        if int(match[1]) >= step:
+            path.unlink()
+            continue
+        table = pq.read_table(path)
+        kept = table.filter(pc.less(table["step"], step))
+        # First the content, then the name: cut short in between, no row is lost or doubled.
+        with file_aside(path) as aside:
+            pq.write_table(kept, aside)
+        path.rename(_part(folder, int(match[1]), pc.max(kept["step"]).as_py()))

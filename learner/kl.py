@@ -1,0 +1,37 @@
+"""Per-token estimators of KL(pi || ref) from samples of pi (J. Schulman, "Approximating KL Divergence", 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KlKind = Literal["k3", "k1", "k2", "paper"]
+
+MAX_LOG_RATIO = 10.0
+"""Log-ratios are clamped at this magnitude before exp (e^10 = 22,026), so that one odd token cannot overflow a step."""
+
+
+def kl_estimate(new: Tensor, ref: Tensor, kind: KlKind = "k3") -> Tensor:
+    """One estimate per token, of the shape of `new`, differentiable with respect to it.
+
+    new, ref: log-probs (float, any common shape) of the sampled tokens under pi and under the reference policy. With
+    d = new - ref clamped to +-10 (the gradient beyond is 0):
+
+    k3     exp(-d) + d - 1   unbiased, never negative, low variance
+    k1     d                 unbiased, of either sign
+    k2     d^2 / 2           biased, low variance
+    paper  exp(d) - d - 1    the StyleVAR paper's published code: the signs of k3 reversed. On samples of pi it does not
+                             estimate KL(pi || ref), and it grows faster
+    """
+    d = (new - ref).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if kind == "k3":
+        return torch.expm1(-d) + d
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return 0.5 * d.square()
+    if kind == "paper":
+        return torch.expm1(d) - d
+    raise ValueError(f"unknown KL estimator {kind!r}: one of k3, k1, k2, paper")

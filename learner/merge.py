@@ -1,0 +1,220 @@
+"""When to bake the adapters into the base, and when to take them back: a state machine over numbers, without tensors.
+
+Two policies. "paper" is the rule as published by the StyleVAR paper:
+
+* Every new peak of the reward's moving average (EMA) since the last merge snapshots the adapters.
+* Peak merge: the peak is `min_gain` above the baseline and `patience` steps old, the last merge `peak_min_steps` ago.
+* Emergency merge: raw KL is above `emergency_kl`, and the last merge `emergency_min_steps` ago.
+* Both bake the peak's snapshot into the base; the baseline becomes the peak.
+
+In a published run of that rule, emergency merges fired while the reward fell, and each made a worse policy the new
+reference. "guarded", the default, closes the ways in which a merge can lose ground:
+
+* Only an EMA above the baseline counts as a peak, so a snapshot exists only if it beat the base it would be baked into.
+  An emergency without one is a rollback: the adapters go back to zero, which is the base that the baseline measures.
+* The EMA returns with the weights: to the peak after a merge, to the baseline after a rollback. Otherwise the rewards
+  of the abandoned weights would hold the average down for hundreds of steps, and hide the next peak.
+* The baseline is the mean of the first `baseline_steps` rewards, and the EMA a plain mean until it has seen
+  1 / (1 - ema_beta) of them: the reward of one step is too noisy to be what a gain of `min_gain` is measured from.
+* Reward rollback: when the held-out score falls `rollback_drop` below its best, the adapters of the best come back.
+
+A merge or a rollback restarts the step counts. The held-out best is forgotten where its snapshot loses its meaning,
+after a merge (another base) and after a rollback to zero: the next held-out score is the new reference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """When adapters are merged into the base, or rolled back."""
+
+    policy: Literal["guarded", "paper"] = "guarded"
+    """guarded: a merge never bakes in weights that did not beat the base, and falling held-out rewards roll back;
+    paper: the published rule, which merges the latest peak in an emergency, however low."""
+    ema_beta: float = 0.99
+    """Decay per step of the moving average of the mean reward, in [0, 1)."""
+    baseline_steps: int = 10
+    """guarded: the first baseline is the mean reward of this many steps (paper: of the first step)."""
+    peak_min_steps: int = 300
+    """Peak merge: at least this many steps since the last merge or rollback."""
+    min_gain: float = 0.05
+    """Peak merge: the peak of the moving average is at least this far above the baseline."""
+    patience: int = 50
+    """Peak merge: the peak is at least this many steps old."""
+    emergency_kl: float = 2.0
+    """Emergency: raw KL (PANW-weighted, before beta) above this."""
+    emergency_min_steps: int = 50
+    """Emergency: at least this many steps since the last merge or rollback."""
+    rollback_drop: float = 0.1
+    """guarded: a held-out reward more than this below its best brings the best adapters back; inf switches it off."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_beta < 1:
+            raise UserError(f"--merge.ema-beta {self.ema_beta}: must be at least 0 and below 1; try 0.99")
+        if self.baseline_steps < 1:
+            raise UserError(f"--merge.baseline-steps {self.baseline_steps}: must be at least 1")
+        for name in ("peak_min_steps", "min_gain", "patience", "emergency_kl", "emergency_min_steps", "rollback_drop"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--merge.{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+
+
+class MergeAction(str, Enum):
+    """What the caller has to do, in the order given. All but the snapshots also start a fresh optimizer."""
+
+    SNAPSHOT = "snapshot"
+    """Copy the adapters to the peak snapshot."""
+    SNAPSHOT_BEST_HELDOUT = "snapshot_best_heldout"
+    """Copy the adapters to the best-held-out snapshot."""
+    PEAK_MERGE = "peak_merge"
+    """Restore the peak snapshot, bake it into the base, start fresh adapters."""
+    EMERGENCY_MERGE = "emergency_merge"
+    """As PEAK_MERGE, because the policy has drifted too far from its reference."""
+    ROLLBACK = "rollback"
+    """Set the adapters to zero effect (fresh ones) on the unchanged base."""
+    REWARD_ROLLBACK = "reward_rollback"
+    """Restore the best-held-out snapshot, without a merge."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether the base changes."""
+        return self in (MergeAction.PEAK_MERGE, MergeAction.EMERGENCY_MERGE)
+
+
+@dataclass
+class _State:
+    step: int | None = None  # the last step seen
+    updates: int = 0  # rewards that entered the EMA
+    ema: float | None = None
+    baseline: float | None = None
+    peak: float | None = None
+    peak_step: int | None = None  # None: no snapshot since the last merge or rollback
+    reset_step: int = 0  # of the last merge or rollback; one before the first step of the run
+    heldout_best: float | None = None
+    heldout_best_ema: float | None = None
+    merges: int = 0
+    rollbacks: int = 0
+
+
+class MergeController:
+    """Fed once per step, it says when to snapshot, merge or roll back; `state_dict` makes it resumable bit for bit."""
+
+    def __init__(self, config: MergeConfig) -> None:
+        self.config = config
+        self._state = _State()
+
+    def update(self, step: int, mean_reward: float, raw_kl: float, heldout: float | None = None) -> list[MergeAction]:
+        """Actions after step `step` (0, 1, 2, ...), to be carried out in order; most often none.
+
+        mean_reward: over the step's trajectories; one that is not finite leaves the EMA alone. raw_kl: the step's mean,
+        before beta. heldout: the score of the current adapters on the held-out conditions, on the steps that have one.
+        At most one action other than a snapshot comes back.
+        """
+        s = self._state
+        if s.step is None:
+            s.reset_step = step - 1
+        s.step = step
+        actions = []
+        if math.isfinite(mean_reward) and self._track_reward(step, mean_reward):
+            actions.append(MergeAction.SNAPSHOT)
+        dropped = False
+        if heldout is not None and self._guarded:
+            if math.isfinite(heldout) and (s.heldout_best is None or heldout > s.heldout_best):
+                s.heldout_best, s.heldout_best_ema = heldout, s.ema
+                actions.append(MergeAction.SNAPSHOT_BEST_HELDOUT)
+            elif s.heldout_best is not None:
+                # Written so that a score of NaN counts as a drop.
+                dropped = not heldout >= s.heldout_best - self.config.rollback_drop
+        verdict = self._verdict(step, raw_kl, dropped)
+        if verdict is not None:
+            actions.append(verdict)
+            self._restart(step, verdict)
+        return actions
+
+    def metrics(self) -> dict[str, float]:
+        """TensorBoard scalars; those without a value yet are left out."""
+        s = self._state
+        values = {
+            "reward/ema": s.ema,
+            "merge/count": s.merges,
+            "merge/rollbacks": s.rollbacks,
+            "merge/baseline": s.baseline,
+            "merge/peak": s.peak,
+            "merge/steps_since": None if s.step is None else s.step - s.reset_step,
+        }
+        return {tag: float(value) for tag, value in values.items() if value is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and None only, fit for JSON."""
+        return asdict(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` was called."""
+        self._state = _State(**state)
+
+    @property
+    def _guarded(self) -> bool:
+        return self.config.policy == "guarded"
+
+    def _track_reward(self, step: int, reward: float) -> bool:
+        """Move the EMA; True if it reached a new peak."""
+        s, config = self._state, self.config
+        s.updates += 1
+        rate = 1 - config.ema_beta
+        if self._guarded:
+            rate = max(rate, 1 / s.updates)
+        s.ema = reward if s.ema is None else s.ema + rate * (reward - s.ema)
+        if s.baseline is None:
+            if self._guarded and s.updates < config.baseline_steps:
+                return False
+            s.baseline = s.ema
+            s.peak = s.ema if self._guarded else None
+        if s.peak is not None and s.ema <= s.peak:
+            return False
+        s.peak, s.peak_step = s.ema, step
+        return True
+
+    def _verdict(self, step: int, raw_kl: float, heldout_dropped: bool) -> MergeAction | None:
+        s, config = self._state, self.config
+        if heldout_dropped:
+            return MergeAction.REWARD_ROLLBACK
+        since = step - s.reset_step
+        if (
+            s.peak_step is not None
+            and s.peak is not None
+            and s.baseline is not None
+            and since >= config.peak_min_steps
+            and s.peak - s.baseline >= config.min_gain
+            and step - s.peak_step >= config.patience
+        ):
+            return MergeAction.PEAK_MERGE
+        if raw_kl > config.emergency_kl and since >= config.emergency_min_steps:
+            return MergeAction.ROLLBACK if s.peak_step is None else MergeAction.EMERGENCY_MERGE
+        return None
+
+    def _restart(self, step: int, verdict: MergeAction) -> None:
+        """Begin anew from the weights that `verdict` leaves."""
+        s = self._state
+        if verdict.merges:
+            s.merges += 1
+            s.baseline = s.peak
+        else:
+            s.rollbacks += 1
+        s.peak_step = None
+        s.reset_step = step
+        if not self._guarded:
+            s.peak = None  # the next step's EMA is a peak again, however low
+            return
+        s.peak = s.baseline
+        if verdict is MergeAction.REWARD_ROLLBACK:
+            s.ema = s.heldout_best_ema
+        else:
+            s.ema = s.ema if s.baseline is None else s.baseline
+            s.heldout_best = s.heldout_best_ema = None

@@ -1,0 +1,116 @@
+"""Sampling groups of trajectories: the plain class behind the rollout worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from stylevar.conditions import ConditionState, encode_conditions, guide_queries
+from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
+from stylevar.errors import UserError
+from stylevar.generate import generate
+from stylevar.images import pm1_to_u8, u8_to_pm1
+from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.transformer import StyleVAR
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How trajectories are sampled."""
+
+    group: int = 16
+    """Trajectories per condition (G), at least 2."""
+    top_k: int = 900
+    """Only the best K tokens may be drawn; 0 for all."""
+    top_p: float = 0.96
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    temperature: float = 1.0
+    """The policy is softmax(logits / temperature)."""
+    kv_cache: Literal["exact", "paper"] = "exact"
+    """exact samples from the policy that the learner sees; paper reproduces the released cache."""
+    logprob: Literal["full", "support"] = "full"
+    """Log-probs under the full softmax (as published), or renormalised over the tokens that could be drawn."""
+    rollout_batch: int = 128
+    """The most trajectories that are sampled at once; a smaller number saves memory."""
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise UserError(
+                f"--group {self.group}: a group needs at least 2 trajectories, or there is no spread to learn from"
+            )
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
+        if self.temperature <= 0:
+            raise UserError(f"--temperature {self.temperature}: must be positive")
+
+
+class ConditionCache:
+    """What depends on conditions only, kept for the batches used last: sampler and learner of one process share it.
+
+    It outlives updates and merges, since the adapters touch nothing that it holds.
+    """
+
+    def __init__(self, model: StyleVAR, batches: int = 2) -> None:
+        self.model, self.batches = model, batches
+        self._states: dict[tuple[str, ...], ConditionState] = {}
+
+    @torch.no_grad()
+    def get(self, batch: ConditionBatch) -> ConditionState:
+        """The encoded conditions of `batch`."""
+        state = self._states.pop(batch.keys, None)
+        if state is None:
+            device = self.model.device
+            style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
+            state = encode_conditions(self.model, style, content)
+        self._states[batch.keys] = state
+        while len(self._states) > self.batches:
+            self._states.pop(next(iter(self._states)))
+        return state
+
+
+class GroupSampler:
+    """Samples G trajectories for each condition from the model's current weights."""
+
+    def __init__(self, model: StyleVAR, config: RolloutConfig, conditions: ConditionCache | None = None) -> None:
+        self.model, self.config = model, config
+        self.conditions = ConditionCache(model) if conditions is None else conditions
+
+    @torch.no_grad()
+    def sample(
+        self, batch: ConditionBatch, seed: int, step: int, version: PolicyVersion, group: int | None = None
+    ) -> Trajectories:
+        """Trajectories of all conditions of `batch`; equal (seed, step, key, g) give equal random numbers anywhere.
+
+        `group` replaces the configured size, for evaluation.
+        """
+        config = self.config
+        group = config.group if group is None else group
+        seeds = trajectory_seeds(seed, step, batch.keys, group)
+        state = self.conditions.get(batch)
+        at_once = max(1, config.rollout_batch // group)
+        parts = [
+            self._sample_part(state.select(slice(i, i + at_once)), seeds[i : i + at_once])
+            for i in range(0, len(batch), at_once)
+        ]
+        tokens, logp, kept_mass, images, support = (
+            None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
+        )
+        return Trajectories(batch.keys, tokens, logp, kept_mass, images, seeds, version, support)
+
+    def _sample_part(self, state: ConditionState, seeds: torch.Tensor) -> tuple:
+        config, arch = self.config, self.model.arch
+        result = generate(
+            self.model,
+            state,
+            guide_queries(self.model, state),
+            group=seeds.shape[1],
+            stream=TrajectoryStreams(seeds, arch.tokens, self.model.device),
+            truncation=Truncation(config.top_k, config.top_p),
+            temperature=config.temperature,
+            kv_cache=config.kv_cache,
+            keep_support=config.logprob == "support",
+        )
+        images = pm1_to_u8(self.model.vae.fhat_to_img(result.f_hat)).unflatten(0, tuple(seeds.shape))
+        return result.tokens, result.logp, result.kept_mass, images, result.support

@@ -1,0 +1,119 @@
+"""LoRA adapters through PEFT: attach, switch off for the reference policy, merge for speed, snapshot, bake, save."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stylevar.errors import UserError
+from stylevar.lowrank import MERGED, base_weight, merged_rows
+from stylevar.transformer import BlendedAttention, StyleVAR
+
+TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
+AdapterState = dict[str, Tensor]
+
+
+class Adapters:
+    """The trainable part of a policy: rank-r adapters on every block of `model`; everything else is frozen.
+
+    The base weights stay as they are beneath (they are the reference policy) until `bake` adds the adapters to them.
+    """
+
+    def __init__(self, model: StyleVAR, rank: int = 256, alpha_over_rank: float = 2.0, seed: int = 0) -> None:
+        if rank < 1:
+            raise UserError(f"--lora-rank {rank}: must be at least 1")
+        config = LoraConfig(
+            r=rank, lora_alpha=round(alpha_over_rank * rank), target_modules=TARGETS, lora_dropout=0.0, bias="none"
+        )
+        self.model = model
+        self.peft: PeftModel = get_peft_model(model, config)  # type: ignore[arg-type, assignment]
+        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+        self.reset(seed)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in a fixed order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def off(self) -> AbstractContextManager[None]:
+        """Inside, the model is the reference policy."""
+        return self.peft.disable_adapter()
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside, each layer's merged weight is computed once and kept; the adapters must not change meanwhile."""
+        self._merge()
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                delattr(layer, MERGED)
+
+    def _merge(self) -> None:
+        rows = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, BlendedAttention):
+                rows.update({f"{name}.{child}": used for child, used in module.used_rows.items()})
+        for name, layer in self.layers.items():
+            setattr(layer, MERGED, merged_rows(layer, rows.get(name, slice(None))))
+
+    def refresh(self) -> None:
+        """After an update inside `merged`: compute the merged weights again."""
+        self._merge()
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Fresh adapters without effect: A uniform as PEFT starts it, from its own stream of `seed`, and B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers.values():
+            for a in layer.lora_A.values():
+                bound = 1 / math.sqrt(a.weight.shape[1])  # type: ignore[index]
+                a.weight.copy_(torch.rand(a.weight.shape, generator=generator).mul_(2 * bound).sub_(bound))  # type: ignore
+            for b in layer.lora_B.values():
+                nn.init.zeros_(b.weight)  # type: ignore[arg-type]
+
+    def state(self) -> AdapterState:
+        """A copy of the adapters, under PEFT's names."""
+        return {k: v.detach().clone() for k, v in get_peft_model_state_dict(self.peft).items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor], source: str = "adapters") -> None:
+        """Set the adapters, every tensor accounted for and of the right shape."""
+        own = {k: v.shape for k, v in get_peft_model_state_dict(self.peft).items()}
+        if {k: v.shape for k, v in state.items()} != own:
+            raise UserError(f"{source} do not fit this model: give adapters of its depth, width and --lora-rank")
+        set_peft_model_state_dict(self.peft, dict(state))
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Add the adapters to the base weights. Follow with `reset`."""
+        for layer in self.layers.values():
+            base_weight(layer).copy_(merged_rows(layer, slice(None)))
+
+    def base_state(self) -> dict[str, Tensor]:
+        """The base model's full state under the released names, adapters left out (not copied)."""
+        state = self.model.state_dict()
+        return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
+
+    def save(self, folder: Path) -> None:
+        """Write the adapters in PEFT's format."""
+        self.peft.save_pretrained(str(folder))
+
+    def load_folder(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.load(load_file(str(folder / "adapter_model.safetensors")), source=f"adapters in {folder}")
+
+    def fingerprint(self) -> str:
+        """A hash of the effective weights: equal on two workers exactly if their policies are."""
+        digest = hashlib.sha256()
+        for layer in self.layers.values():
+            digest.update(merged_rows(layer, slice(None)).cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,248 @@
+"""What a checkpoint is: reading released and own weights, refusing incomplete ones, and saving.
+
+Everything is read with `weights_only=True`. A state must account for every key of the model: a missing, unexpected or
+wrongly shaped one is an error that names the first few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stylevar.build import build_from_config
+from stylevar.config import ModelConfig, default_alphas
+from stylevar.errors import UserError
+from stylevar.hub import fetch
+from stylevar.transformer import StyleVAR
+from stylevar.vqvae import VQVAE
+
+State = dict[str, Tensor]
+MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
+LORA_SCALE = 2.0  # alpha / r of the released adapters
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+_LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
+
+
+def read_file(path: Path) -> Any:
+    """The content of a `.safetensors` or torch file. UserError if it cannot be read, or needs arbitrary code to be."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(str(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {path} does not exist") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is no readable checkpoint ({reason}): it may be truncated; fetch it again") from error
+
+
+def find_state(content: Any, landmark: str) -> State | None:
+    """The mapping of tensors inside nested dicts (`"model"`, a trainer's state, ...) that has a key ending in `landmark`."""
+    if not isinstance(content, Mapping):
+        return None
+    state = {_unwrapped(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if any(key.endswith(landmark) for key in state):
+        return state
+    found = (find_state(value, landmark) for value in content.values() if isinstance(value, Mapping))
+    return next((state for state in found if state is not None), None)
+
+
+def _unwrapped(key: str) -> str:
+    while wrapper := next((w for w in _WRAPPERS if key.startswith(w)), None):
+        key = key.removeprefix(wrapper)
+    return key
+
+
+def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
+    """Replace `base_weight`, `lora_A`, `lora_B` beside each other by W + s B A. A state without them comes back as it is.
+
+    Raises UserError for adapters without their base.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    plain: State = {}
+    for key, value in state.items():
+        if match := _LORA.match(key):
+            part = match["part"].split(".")[0]
+            layers.setdefault(match["layer"], {})["base" if part.startswith("base") else part] = value
+        else:
+            plain[re.sub(r"\.(base_layer\.|base_)bias$", ".bias", key)] = value
+    without_base = [name for name, parts in layers.items() if "base" not in parts]
+    if without_base:
+        raise UserError(
+            f"{source} holds adapters without a base ({without_base[0]} and {len(without_base) - 1} more have no "
+            f"base_weight): merge them into their base first, or give the merged checkpoint"
+        )
+    for name, parts in layers.items():
+        weight = parts["base"].float()
+        if "lora_A" in parts and "lora_B" in parts:
+            by = float(parts["scaling"]) if "scaling" in parts else scale
+            weight = torch.addmm(weight, parts["lora_B"].float(), parts["lora_A"].float(), alpha=by)
+        plain[f"{name}.weight"] = weight
+    return plain
+
+
+def load_into(module: nn.Module, state: State, source: str) -> None:
+    """Load `state` into `module`, every key accounted for and of the right shape; floats are cast to the module's type."""
+    own = module.state_dict()
+    missing = [k for k in own if k not in state]
+    unexpected = [k for k in state if k not in own]
+    if missing or unexpected:
+        parts = [
+            f"{len(names)} {kind} ({_some(names)})"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise UserError(
+            f"{source} does not fit this model, keys: {'; '.join(parts)}. "
+            f"Give a complete checkpoint of this architecture (see its config.json)"
+        )
+    wrong = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if state[k].shape != v.shape]
+    if wrong:
+        raise UserError(
+            f"{source} is of another size: {_some(wrong)}. Give a checkpoint of this width, depth and image size"
+        )
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True)
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def infer_config(state: State, vae_state: State, alphas: Sequence[float] | None = None) -> ModelConfig:
+    """The architecture that a pair of states was made for, read from names and shapes; alphas are not in them."""
+    per_level = Counter(state["lvl_1L"].flatten().tolist())
+    patch_nums = tuple(round(per_level[s] ** 0.5) for s in sorted(per_level))
+    ch = vae_state["encoder.conv_in.weight"].shape[0]
+    levels = 1 + max(int(k.split(".")[2]) for k in vae_state if k.startswith("encoder.down."))
+    ch_mult = tuple(vae_state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels))
+    shared = sum(k.startswith("quantize.quant_resi.qresi_ls") and k.endswith(".weight") for k in vae_state)
+    single = "quantize.quant_resi.qresi.weight" in vae_state
+    return ModelConfig(
+        patch_nums=patch_nums,
+        V=state["head.weight"].shape[0],
+        Cvae=state["word_embed.weight"].shape[1],
+        ch=ch,
+        ch_mult=ch_mult,
+        share_quant_resi=1 if single else shared,
+        depth=1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks.")),
+        shared_aln="shared_ada_lin.1.weight" in state,
+        attn_l2_norm="blocks.0.attn.scale_mul_1H11" in state,
+        style_enc_dim=state["feat_emb.weight"].shape[1],
+        alphas=default_alphas(len(patch_nums)) if alphas is None else tuple(alphas),
+    )
+
+
+def read_model_state(path: Path) -> State:
+    """The transformer's state in `path`, unwrapped and with LoRA baked in."""
+    content = read_file(path)
+    state = find_state(content, "pos_1LC")
+    if state is None:
+        if find_state(content, "lora_A") or find_state(content, "lora_A.weight"):
+            raise UserError(
+                f"{path} holds adapters only, without their base: continue that run with --resume, "
+                f"or give a merged checkpoint (runs/NAME/merges/merge_XXXX)"
+            )
+        raise UserError(f"{path} holds no StyleVAR weights (no key pos_1LC at any level): give a model checkpoint")
+    return bake_lora(state, str(path))
+
+
+def read_vae_state(path: Path) -> State:
+    """The VQ-VAE's state in `path`."""
+    state = find_state(read_file(path), "quantize.embedding.weight")
+    if state is None:
+        raise UserError(f"{path} holds no VQ-VAE (no key quantize.embedding.weight): give the tokenizer's checkpoint")
+    return state
+
+
+def load_pair(
+    init: str, vae: str, alphas: Sequence[float] | None = None, revision: str | None = None
+) -> tuple[VQVAE, StyleVAR]:
+    """Load a VQ-VAE and a StyleVAR checkpoint, on CPU, in eval mode.
+
+    Args:
+        init, vae: a file, a folder, or a hub id `owner/name[:file]`.
+        alphas: style weight per scale; by default those of `config.json` beside the model, else the published ones.
+        revision: hub revision of both.
+    """
+    model_path, vae_path = fetch(init, MODEL_FILE, revision), fetch(vae, VAE_FILE, revision)
+    state, vae_state = read_model_state(model_path), read_vae_state(vae_path)
+    if is_vanilla_var(state):
+        raise UserError(f"{init} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
+    beside = model_path.parent / CONFIG_FILE
+    try:
+        config = ModelConfig.load(beside) if beside.is_file() else infer_config(state, vae_state, alphas)
+    except KeyError as error:
+        raise UserError(f"{init} is not a complete StyleVAR: it has no {error}") from error
+    if alphas is not None:
+        config = dataclasses.replace(config, alphas=tuple(alphas))
+    tokenizer, model = build_from_config(config)
+    load_into(tokenizer, vae_state, vae)
+    load_into(model, state, init)
+    return tokenizer, model
+
+
+def load_vae(source: str, config: ModelConfig) -> VQVAE:
+    """A frozen VQ-VAE of `config`'s shape from a file, folder or hub id."""
+    vae = VQVAE(config).requires_grad_(False).eval()
+    load_into(vae, read_vae_state(fetch(source, VAE_FILE)), source)
+    return vae
+
+
+def is_vanilla_var(state: State) -> bool:
+    """Whether `state` is a class-conditional VAR, the start of SFT."""
+    return "blocks.0.attn.mat_qkv.weight" in state
+
+
+def load_vanilla_var(model: StyleVAR, state: State, source: str, image_encoder: State) -> None:
+    """Start SFT from a vanilla VAR: its attention fills guide and target, `feat_emb` keeps its fresh initialisation.
+
+    Args:
+        state: the vanilla model's state, e.g. of `var_d20.pth`.
+        image_encoder: a torchvision ResNet-18 state (ImageNet weights); both encoders start from it, as loaded.
+    """
+    own = model.state_dict()
+    mapped: State = {k: own[k] for k in own if k.startswith("feat_emb.") or ".zero_k_bias_" in k}
+    children = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    for key, value in image_encoder.items():
+        child, _, rest = key.partition(".")
+        if child in children:
+            for side in ("style", "content"):
+                mapped[f"{side}_encoder.{children.index(child)}.{rest}"] = value
+    for key, value in state.items():
+        if key.startswith("class_emb.") or key.endswith(".zero_k_bias"):
+            continue
+        if match := re.fullmatch(r"(blocks\.\d+\.attn\.)(mat_qkv|q_bias|v_bias)(\.weight)?", key):
+            for side in ("guide", "target"):
+                mapped[f"{match[1]}{match[2]}_{side}{match[3] or ''}"] = value
+        else:
+            mapped[key] = value
+    load_into(model, mapped, source)
+
+
+def _compact(state: Mapping[str, Tensor], half: bool) -> State:
+    def stored(v: Tensor) -> Tensor:
+        v = v.detach().cpu().contiguous()
+        return v.half() if half and v.is_floating_point() and v.ndim >= 2 else v
+
+    return {k: stored(v) for k, v in state.items()}
+
+
+def save_model(state: Mapping[str, Tensor], config: ModelConfig, folder: Path, half: bool = False) -> None:
+    """Write `model.safetensors` and `config.json` into an existing folder; `half` stores matrices in fp16."""
+    save_file(_compact(state, half), str(folder / MODEL_FILE))
+    config.save(folder / CONFIG_FILE)
+
+
+def save_vae(vae: VQVAE, path: Path, half: bool = False) -> None:
+    """Write the VQ-VAE's weights as safetensors; `half` stores matrices in fp16."""
+    save_file(_compact(vae.state_dict(), half), str(path))

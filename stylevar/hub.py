@@ -1,0 +1,56 @@
+"""Where a checkpoint comes from: a local file or folder, or a model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from stylevar.errors import UserError
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w./-]+))?")
+_FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
+
+
+def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
+    """The local file behind `source`.
+
+    Args:
+        source: a file, a folder that holds `default_file`, or a hub id `owner/name` or `owner/name:file`.
+        default_file: what to take from a folder or a hub repository that names no file.
+        revision: branch, tag or commit on the hub.
+    Raises:
+        UserError: no such file, and no such model on the hub (or the hub is out of reach and nothing is cached).
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / default_file).is_file():
+            raise UserError(_no_model_in(path, default_file))
+        return path / default_file
+    if path.is_file():
+        return path
+    match = _HUB_ID.fullmatch(source)
+    if match is None or (source.endswith(_FILE_ENDINGS) and ":" not in source) or path.parent.is_dir():
+        raise UserError(f"checkpoint {source} does not exist: give a file, a run's merge folder or a hub id owner/name")
+    return _download(match["repo"], match["file"] or default_file, revision)
+
+
+def _no_model_in(folder: Path, default_file: str) -> str:
+    if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder} holds adapters only, without their base: continue that run with --resume, "
+            f"or give a merged checkpoint (runs/NAME/merges/merge_XXXX)"
+        )
+    return f"{folder} holds no {default_file}: give the folder of a saved model or the file itself"
+
+
+def _download(repo: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot get {file} of {repo} from the hub ({reason}): check the id and the network, or give a local file"
+        ) from error

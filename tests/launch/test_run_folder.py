@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.run_folder import RunFolder, find_resume
+from stylevar.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder.create(tmp_path / "runs" / "first", {"seed": 1, "scales": [1, 2]}, keep=2)
+
+
+def save(run: RunFolder, step: int, text: str = "weights") -> None:
+    with run.checkpoint(step) as folder:
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "model.bin").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_layout(run):
+    assert names(run.path) == ["checkpoints", "config.yaml", "merges", "tensorboard", "trajectories"]
+    assert yaml.safe_load(run.config.read_text()) == {"seed": 1, "scales": [1, 2]}
+
+
+def test_an_existing_run_is_not_touched(run):
+    before = run.config.read_bytes()
+    with pytest.raises(UserError, match=r"first already exists.*--resume .*first.*--name"):
+        RunFolder.create(run.path, {"seed": 2})
+    assert run.config.read_bytes() == before
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert RunFolder.create(tmp_path / "empty", {}).config.exists()
+
+
+def test_not_writable(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/run is not writable.*--name"):
+        RunFolder.create(tmp_path / "file" / "run", {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(UserError, match="not writable"):
+        RunFolder.create(locked / "run", {})
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match="not writable"):
+        RunFolder.create(tmp_path / "run", {})
+
+
+def test_opening_a_missing_run(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        RunFolder.open(tmp_path / "none")
+
+
+def test_keep_of_zero(tmp_path):
+    with pytest.raises(UserError, match="at least 1"):
+        RunFolder(tmp_path, keep=0)
+
+
+def test_checkpoint_and_latest(run):
+    save(run, 300)
+    assert names(run.checkpoints) == ["latest", "step_00000300"]
+    assert os.readlink(run.checkpoints / "latest") == "step_00000300"
+    assert (run.checkpoints / "latest" / "adapter" / "model.bin").read_text() == "weights"
+
+
+def test_an_error_while_writing_leaves_nothing(run):
+    save(run, 1)
+
+    def fail_half_way():
+        with run.checkpoint(2) as folder:
+            (folder / "half").write_text("half")
+            assert run.steps() == [1]
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail_half_way()
+    assert names(run.checkpoints) == ["latest", "step_00000001"]
+    assert os.readlink(run.checkpoints / "latest") == "step_00000001"
+
+
+def test_a_checkpoint_that_could_not_be_replaced_stays(run):
+    save(run, 1, "old")
+    with pytest.raises(KeyboardInterrupt), run.checkpoint(1):
+        raise KeyboardInterrupt
+    assert (run.checkpoint_path(1) / "adapter" / "model.bin").read_text() == "old"
+    save(run, 1, "new")
+    assert (run.checkpoint_path(1) / "adapter" / "model.bin").read_text() == "new"
+    assert names(run.checkpoints) == ["latest", "step_00000001"]
+
+
+def test_leftovers_of_a_killed_process(run):
+    save(run, 1)
+    writing = run.checkpoint(2)
+    (writing.__enter__() / "half").write_text("half")  # and never left: as if killed here
+    assert RunFolder(run.path).steps() == [1]
+    assert len(names(run.checkpoints)) == 3
+    RunFolder.open(run.path)
+    assert names(run.checkpoints) == ["latest", "step_00000001"]
+
+
+def test_retention_keeps_the_last_and_the_best(run):
+    save(run, 1)
+    save(run, 2)
+    run.mark_best(1)
+    for step in (3, 4, 5):
+        save(run, step)
+    assert run.steps() == [1, 4, 5]
+    run.mark_best(5)
+    assert run.steps() == [4, 5]
+    assert os.readlink(run.checkpoints / "best") == "step_00000005"
+
+
+def test_best_has_to_exist(run):
+    with pytest.raises(ValueError, match="no checkpoint of step 7"):
+        run.mark_best(7)
+
+
+def test_merges_are_whole_and_never_pruned(run):
+    for index in (1, 2, 3, 4):
+        with run.merge(index) as folder:
+            (folder / "model.safetensors").write_text(str(index))
+    with pytest.raises(RuntimeError), run.merge(5):
+        raise RuntimeError
+    assert names(run.merges) == [f"merge_{index:04d}" for index in (1, 2, 3, 4)]
+
+
+def test_rewind(run):
+    for step in (1, 2, 3):
+        save(run, step)
+    run.mark_best(3)
+    for index in (1, 2):
+        with run.merge(index):
+            pass
+    run.rewind(step=2, merges=1)
+    assert names(run.checkpoints) == ["latest", "step_00000002"]
+    assert os.readlink(run.checkpoints / "latest") == "step_00000002"
+    assert names(run.merges) == ["merge_0001"]
+
+
+def test_resume_from_a_path(run):
+    save(run, 1)
+    save(run, 2)
+    run.mark_best(1)
+    point = find_resume(str(run.path), Path("unused"))
+    assert (point.run, point.step, point.checkpoint) == (run.path, 2, run.checkpoint_path(2))
+    for path in (run.checkpoint_path(1), run.checkpoints / "best"):
+        point = find_resume(str(path), Path("unused"))
+        assert (point.run, point.step, point.checkpoint) == (run.path, 1, run.checkpoint_path(1))
+
+
+def test_resume_does_not_depend_on_the_link(run):
+    save(run, 1)
+    save(run, 2)
+    run._link("latest", 1)  # as after a crash between the rename and the link
+    assert find_resume(str(run.path), Path("unused")).step == 2
+
+
+def test_resume_from_nothing(run, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        find_resume(str(tmp_path / "none"), tmp_path)
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        find_resume(str(run.path), tmp_path)
+
+
+def test_auto_without_a_name_takes_the_newest(run):
+    runs = run.path.parent
+    assert find_resume("auto", runs / "missing") is None
+    assert find_resume("auto", runs) is None
+    save(run, 9)
+    second = RunFolder.create(runs / "second", {})
+    save(second, 3)
+    os.utime(run.checkpoint_path(9), (1e9, 1e9))
+    assert find_resume("auto", runs).run == second.path
+
+
+def test_auto_with_a_name(run):
+    runs = run.path.parent
+    assert find_resume("auto", runs, "new") is None
+    # Cut short before its first checkpoint: begins again at step 0, in its own folder.
+    point = find_resume("auto", runs, "first")
+    assert (point.run, point.checkpoint, point.step) == (run.path, None, 0)
+    save(run, 4)
+    assert find_resume("auto", runs, "first").step == 4
