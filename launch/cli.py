@@ -19,8 +19,11 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
     A `UserError` becomes `error: ...` on stderr and exit code 2; Ctrl-C ends with code 130. Other exceptions are bugs
     and keep their traceback.
     """
-    extra = {} if default is None else {"default": default}
-    config = tyro.cli(config_type, description=sys.modules[main.__module__].__doc__, **extra)
+    description = sys.modules[main.__module__].__doc__
+    if default is None:
+        config = tyro.cli(config_type, description=description)
+    else:
+        config = tyro.cli(config_type, description=description, default=default)
     exit_code(lambda: main(config))
 
 

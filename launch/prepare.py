@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -22,7 +21,7 @@ class Demo:
     photos: Path = Path("data/demo/photos")
     """Folder of photographs (JPEG) with their ATTRIBUTION.json."""
     size: int = 80
-    """Side of the images in pixels."""
+    """Side of the images in pixels, 32 to 256."""
     seed: int = 0
     """Decides crops, pairings and style references."""
     sheet: Path = Path("runs/demo_contact_sheet.png")
@@ -30,17 +29,14 @@ class Demo:
 
     def run(self) -> None:
         photos = demo_build.load_photos(self.photos)
-        demo_build.build(photos, self.out, self.size, self.seed)
+        demo_build.build(photos, self.out, self.size, self.seed, demo_build.load_styliser())
         demo_sheet.write_attribution(self.photos, self.out / "ATTRIBUTION.md")
         demo_sheet.write_sheet({name: expand_shards([self.out / f"{name}-*.tar"]) for name in demo_build.COUNTS}, self.sheet)
         print(f"shards are in {self.out}, a contact sheet is {self.sheet}")
 
 
-Command = Annotated[Demo, tyro.conf.subcommand("demo")]
-
-
 def main() -> None:
-    # A lone subcommand is still spelled out: others join it.
+    # A table of subcommands: other sources of triplets join it.
     command = tyro.extras.subcommand_cli_from_dict({"demo": Demo}, description=__doc__)
     exit_code(command.run)
 

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from data.shards import TripletShards, expand_shards
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from data.shards import TripletShards, expand_shards
 from launch import cli
 from launch.allocator import keep_freed_memory
 from learner.tokenizer import CodeRevival, tokenizer_loss
@@ -144,9 +144,7 @@ def main(config: TrainVqvaeConfig) -> None:
         if step % config.revive_every == config.revive_every - 1 and step < config.steps * 2 / 3:
             used = revival.used_share
             revival.revive(vae, batch)
-            bar.set_postfix(
-                l1=f"{loss.pixels:.3f}", feat=f"{loss.perceptual:.3f}", vq=f"{loss.codebook:.3f}", used=used
-            )
+            bar.set_postfix(l1=f"{loss.pixels:.3f}", feat=f"{loss.perceptual:.3f}", vq=f"{loss.codebook:.3f}", used=used)
         if step % 250 == 249:
             quality = {"photographs": psnr(average, heldout_content), "stylised": psnr(average, heldout_target)}
             tqdm.write(f"step {step + 1}: PSNR " + ", ".join(f"{k} {v:.2f} dB" for k, v in quality.items()))

@@ -36,7 +36,7 @@ from stylevar.errors import UserError
 class MergeConfig:
     """When adapters are merged into the base, or rolled back."""
 
-    policy: Literal["guarded", "paper"] = "guarded"
+    merge_policy: Literal["guarded", "paper"] = "guarded"
     """guarded: a merge never bakes in weights that did not beat the base, and falling held-out rewards roll back;
     paper: the published rule, which merges the latest peak in an emergency, however low."""
     ema_beta: float = 0.99
@@ -58,12 +58,12 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_beta < 1:
-            raise UserError(f"--merge.ema-beta {self.ema_beta}: must be at least 0 and below 1; try 0.99")
+            raise UserError(f"--ema-beta {self.ema_beta}: must be at least 0 and below 1; try 0.99")
         if self.baseline_steps < 1:
-            raise UserError(f"--merge.baseline-steps {self.baseline_steps}: must be at least 1")
+            raise UserError(f"--baseline-steps {self.baseline_steps}: must be at least 1")
         for name in ("peak_min_steps", "min_gain", "patience", "emergency_kl", "emergency_min_steps", "rollback_drop"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"--merge.{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
 
 
 class MergeAction(str, Enum):
@@ -161,7 +161,7 @@ class MergeController:
 
     @property
     def _guarded(self) -> bool:
-        return self.config.policy == "guarded"
+        return self.config.merge_policy == "guarded"
 
     def _track_reward(self, step: int, reward: float) -> bool:
         """Move the EMA; True if it reached a new peak."""

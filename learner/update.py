@@ -192,8 +192,8 @@ class GrpoLearner:
                 new, entropy = (t.squeeze(0) for t in self.logprobs(one, leaves, tokens, support))
                 if on_policy:
                     mismatches.append(self._mismatch(step, new.detach(), old[b, span]))
-                args = (old[b, span], ref[b, span], advantages.values[b, span])
-                term = self._loss(new, *args, on_policy)
+                recorded = old[b, span], ref[b, span], advantages.values[b, span]
+                term = self._loss(new, *recorded, on_policy)
                 keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
                 if keep.all():
                     term.total.sum().backward()
@@ -201,7 +201,8 @@ class GrpoLearner:
                     # Once more without the dropped ones: 0 * NaN would still poison the gradients.
                     kept_support = None if support is None else support[:, keep]
                     new = self.logprobs(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
-                    self._loss(new, *(a[keep] for a in args), on_policy).total.sum().backward()
+                    old_kept, ref_kept, advantages_kept = (row[keep] for row in recorded)
+                    self._loss(new, old_kept, ref_kept, advantages_kept, on_policy).total.sum().backward()
                 terms.append(term)
                 entropies.append(entropy)
             wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]

@@ -94,12 +94,11 @@ class GroupSampler:
             self._sample_part(state.select(slice(i, i + at_once)), seeds[i : i + at_once])
             for i in range(0, len(batch), at_once)
         ]
-        tokens, logp, kept_mass, images, support = (
-            None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
-        )
-        return Trajectories(batch.keys, tokens, logp, kept_mass, images, seeds, version, support)
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        tokens, logp, kept_mass, images, *support = columns
+        return Trajectories(batch.keys, tokens, logp, kept_mass, images, seeds, version, support[0] if support else None)
 
-    def _sample_part(self, state: ConditionState, seeds: torch.Tensor) -> tuple:
+    def _sample_part(self, state: ConditionState, seeds: torch.Tensor) -> list[torch.Tensor]:
         config, arch = self.config, self.model.arch
         result = generate(
             self.model,
@@ -113,4 +112,5 @@ class GroupSampler:
             keep_support=config.logprob == "support",
         )
         images = pm1_to_u8(self.model.vae.fhat_to_img(result.f_hat)).unflatten(0, tuple(seeds.shape))
-        return result.tokens, result.logp, result.kept_mass, images, result.support
+        columns = [result.tokens, result.logp, result.kept_mass, images]
+        return columns if result.support is None else [*columns, result.support]

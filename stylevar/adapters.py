@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stylevar.checkpoint import read_file
 from stylevar.errors import UserError
-from stylevar.lowrank import MERGED, base_weight, merged_rows
+from stylevar.lowrank import MERGED, base_weight, factors, merged_rows
 from stylevar.transformer import BlendedAttention, StyleVAR
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
@@ -35,7 +35,8 @@ class Adapters:
             r=rank, lora_alpha=round(alpha_over_rank * rank), target_modules=TARGETS, lora_dropout=0.0, bias="none"
         )
         self.model = model
-        self.peft: PeftModel = get_peft_model(model, config)  # type: ignore[arg-type, assignment]
+        shapes_only = model.device.type == "meta"
+        self.peft: PeftModel = get_peft_model(model, config, low_cpu_mem_usage=shapes_only)
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
         self.reset(seed)
 
@@ -50,12 +51,12 @@ class Adapters:
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Inside, each layer's merged weight is computed once and kept; the adapters must not change meanwhile."""
-        self._merge()
         try:
+            self._merge()
             yield
         finally:
             for layer in self.layers.values():
-                delattr(layer, MERGED)
+                layer.__dict__.pop(MERGED, None)
 
     def _merge(self) -> None:
         rows = {}
@@ -72,13 +73,14 @@ class Adapters:
     @torch.no_grad()
     def reset(self, seed: int) -> None:
         """Fresh adapters without effect: A uniform as PEFT starts it, from its own stream of `seed`, and B zero."""
+        if self.model.device.type == "meta":
+            return
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
-            for a in layer.lora_A.values():
-                bound = 1 / math.sqrt(a.weight.shape[1])  # type: ignore[index]
-                a.weight.copy_(torch.rand(a.weight.shape, generator=generator).mul_(2 * bound).sub_(bound))  # type: ignore
-            for b in layer.lora_B.values():
-                nn.init.zeros_(b.weight)  # type: ignore[arg-type]
+            lora_a, lora_b, _ = factors(layer)
+            bound = 1 / math.sqrt(lora_a.shape[1])
+            lora_a.copy_(torch.rand(lora_a.shape, generator=generator).mul_(2 * bound).sub_(bound))
+            lora_b.zero_()
 
     def state(self) -> AdapterState:
         """A copy of the adapters, under PEFT's names."""
@@ -108,12 +110,14 @@ class Adapters:
         self.peft.save_pretrained(str(folder))
 
     def load_folder(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        self.load(load_file(str(folder / "adapter_model.safetensors")), source=f"adapters in {folder}")
+        """Read what `save` wrote. UserError if it is missing, unreadable or of another shape."""
+        self.load(read_file(folder / "adapter_model.safetensors"), source=f"adapters in {folder}")
 
     def fingerprint(self) -> str:
-        """A hash of the effective weights: equal on two workers exactly if their policies are."""
+        """A hash of all effective weights, to the last bit: workers with equal fingerprints hold the same policy."""
         digest = hashlib.sha256()
-        for layer in self.layers.values():
-            digest.update(merged_rows(layer, slice(None)).cpu().numpy().tobytes())
+        for name, tensor in self.base_state().items():
+            layer = self.layers.get(name.removesuffix(".weight"))
+            effective = tensor if layer is None else merged_rows(layer, slice(None))
+            digest.update(effective.detach().cpu().flatten().numpy().data)
         return digest.hexdigest()[:16]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stylevar.config import PAPER_PATCH_NUMS, ModelConfig, default_alphas
-from stylevar.transformer import Block, StyleVAR
+from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
 
@@ -58,17 +59,23 @@ def build_vae_stylevar(
         style_enc_dim=style_enc_dim,
         alphas=alphas,
     )
-    vae, model = build_from_config(config, device)
+    vae, model = _modules(config, device)
     init_weights(model, init_adaln, init_adaln_gamma, init_head, init_std)
     return vae, model
 
 
 def build_from_config(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[VQVAE, StyleVAR]:
     """The two modules for `config`, initialised with the default settings, frozen VQ-VAE, eval mode."""
+    vae, model = _modules(config, device)
+    init_weights(model)
+    return vae, model
+
+
+def _modules(config: ModelConfig, device: torch.device | str) -> tuple[VQVAE, StyleVAR]:
+    """Both modules, the transformer not yet initialised."""
     with torch.device(device):
         vae = VQVAE(config)
         model = StyleVAR(vae, config)
-    init_weights(model)
     return vae.requires_grad_(False).eval(), model.eval()
 
 
@@ -94,10 +101,9 @@ def init_weights(
         nn.init.trunc_normal_(parameter, std=std)
     model.head.weight.mul_(init_head)
     nn.init.zeros_(model.head.bias)
-    model.head_nm.ada_lin[1].weight.mul_(init_adaln)  # type: ignore[operator, union-attr]
-    projections = [model.shared_ada_lin[1]] if model.arch.shared_aln else []
+    _projection(model.head_nm.ada_lin).mul_(init_adaln)
+    projections = [_projection(model.shared_ada_lin)] if model.arch.shared_aln else []
     for block in model.blocks:
-        assert isinstance(block, Block)
         # Residual branches start small: their number grows with the depth.
         block.attn.proj.weight.div_(math.sqrt(2 * depth))
         block.ffn.fc2.weight.div_(math.sqrt(2 * depth))
@@ -106,7 +112,12 @@ def init_weights(
             block.ada_gss[:, :, :2].mul_(init_adaln_gamma)
             block.ada_gss[:, :, 2:].mul_(init_adaln)
         else:
-            projections.append(block.ada_lin[1])
-    for projection in projections:
-        projection.weight[: 2 * width].mul_(init_adaln_gamma)  # type: ignore[operator, index, union-attr]
-        projection.weight[2 * width :].mul_(init_adaln)  # type: ignore[operator, index, union-attr]
+            projections.append(_projection(block.ada_lin))
+    for weight in projections:
+        weight[: 2 * width].mul_(init_adaln_gamma)
+        weight[2 * width :].mul_(init_adaln)
+
+
+def _projection(silu_linear: nn.Sequential) -> Tensor:
+    """The weight of an adaLN projection."""
+    return cast(nn.Linear, silu_linear[1]).weight

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stylevar.build import build_from_config
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
-from stylevar.hub import fetch
+from stylevar.hub import fetch, fetch_beside
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
@@ -30,6 +29,7 @@ State = dict[str, Tensor]
 MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
 LORA_SCALE = 2.0  # alpha / r of the released adapters
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # what torch's refusal to unpickle a class or function names
 _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
 
 
@@ -41,8 +41,14 @@ def read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # Damaged files make the parsers fail in a dozen ways.
+        if isinstance(error, pickle.UnpicklingError) and (named := _FORBIDDEN.search(str(error))):
+            raise UserError(
+                f"{path} holds more than tensors ({named[1]}), and reading that could run code: "
+                f"save its state dict alone, or give a .safetensors file"
+            ) from error
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+        reason = reason.splitlines()[0]
         raise UserError(f"{path} is no readable checkpoint ({reason}): it may be truncated; fetch it again") from error
 
 
@@ -83,10 +89,16 @@ def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
             f"base_weight): merge them into their base first, or give the merged checkpoint"
         )
     for name, parts in layers.items():
-        weight = parts["base"].float()
-        if "lora_A" in parts and "lora_B" in parts:
+        weight, lora_a, lora_b = (parts[p].float() if p in parts else None for p in ("base", "lora_A", "lora_B"))
+        assert weight is not None
+        if lora_a is not None and lora_b is not None:
+            if weight.shape != (lora_b.shape[0], lora_a.shape[1]) or lora_a.shape[0] != lora_b.shape[1]:
+                shapes = [list(t.shape) for t in (weight, lora_a, lora_b)]
+                raise UserError(f"{source}: base, lora_A and lora_B of {name} do not fit together, they are {shapes}")
             by = float(parts["scaling"]) if "scaling" in parts else scale
-            weight = torch.addmm(weight, parts["lora_B"].float(), parts["lora_A"].float(), alpha=by)
+            weight = torch.addmm(weight, lora_b, lora_a, alpha=by)
+        elif lora_a is not None or lora_b is not None:
+            raise UserError(f"{source} holds only one of lora_A and lora_B of {name}: give a complete checkpoint")
         plain[f"{name}.weight"] = weight
     return plain
 
@@ -147,7 +159,7 @@ def read_model_state(path: Path) -> State:
     content = read_file(path)
     state = find_state(content, "pos_1LC")
     if state is None:
-        if find_state(content, "lora_A") or find_state(content, "lora_A.weight"):
+        if any(find_state(content, f"lora_A{end}") for end in ("", ".weight", ".default.weight")):
             raise UserError(
                 f"{path} holds adapters only, without their base: continue that run with --resume, "
                 f"or give a merged checkpoint (runs/NAME/merges/merge_XXXX)"
@@ -178,17 +190,27 @@ def load_pair(
     state, vae_state = read_model_state(model_path), read_vae_state(vae_path)
     if is_vanilla_var(state):
         raise UserError(f"{init} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
-    beside = model_path.parent / CONFIG_FILE
-    try:
-        config = ModelConfig.load(beside) if beside.is_file() else infer_config(state, vae_state, alphas)
-    except KeyError as error:
-        raise UserError(f"{init} is not a complete StyleVAR: it has no {error}") from error
+    beside = fetch_beside(init, model_path, CONFIG_FILE, revision)
+    config = None if beside is None else _own_config(beside)
+    if config is None:
+        try:
+            config = infer_config(state, vae_state, alphas)
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(
+                f"no architecture fits {init} with {vae} (missing: {error}): give a complete StyleVAR and its VQ-VAE"
+            ) from error
     if alphas is not None:
         config = dataclasses.replace(config, alphas=tuple(alphas))
     tokenizer, model = build_from_config(config)
     load_into(tokenizer, vae_state, vae)
     load_into(model, state, init)
     return tokenizer, model
+
+
+def _own_config(path: Path) -> ModelConfig | None:
+    """The config in `path`, or None if it is another program's (checkpoints on the hub often carry one)."""
+    config_is_ours = '"patch_nums"' in path.read_text() and '"alphas"' in path.read_text()
+    return ModelConfig.load(path) if config_is_ours else None
 
 
 def load_vae(source: str, config: ModelConfig) -> VQVAE:
@@ -215,9 +237,11 @@ def load_vanilla_var(model: StyleVAR, state: State, source: str, image_encoder: 
     children = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     for key, value in image_encoder.items():
         child, _, rest = key.partition(".")
-        if child in children:
-            for side in ("style", "content"):
-                mapped[f"{side}_encoder.{children.index(child)}.{rest}"] = value
+        if child == "fc":
+            continue
+        at = children.index(child) if child in children else child
+        for side in ("style", "content"):
+            mapped[f"{side}_encoder.{at}.{rest}"] = value
     for key, value in state.items():
         if key.startswith("class_emb.") or key.endswith(".zero_k_bias"):
             continue

@@ -33,8 +33,13 @@ class ConditionState:
         )
 
 
-def encode_conditions(model: StyleVAR, style_pm1: Tensor, content_pm1: Tensor) -> ConditionState:
-    """Encoders, VQ tokens, guide tokens and adaLN vectors of B conditions; images [B, 3, H, W] in [-1, 1]."""
+def encode_conditions(
+    model: StyleVAR, style_pm1: Tensor, content_pm1: Tensor, idx_Bl: Sequence[Tensor] | None = None
+) -> ConditionState:
+    """Encoders, VQ tokens, guide tokens and adaLN vectors of B conditions; images [B, 3, H, W] in [-1, 1].
+
+    `idx_Bl`, one int64 [2B, p*p] per scale, are the tokens of the style and then the content images, if already known.
+    """
     size = model.arch.image_size
     for name, image in (("style", style_pm1), ("content", content_pm1)):
         if tuple(image.shape[1:]) != (3, size, size):
@@ -42,7 +47,8 @@ def encode_conditions(model: StyleVAR, style_pm1: Tensor, content_pm1: Tensor) -
     batch = style_pm1.shape[0]
     cond = model.feat_emb(model.style_encoder(style_pm1).flatten(1))
     start = model.feat_emb(model.content_encoder(content_pm1).flatten(1))
-    idx_Bl = model.vae.img_to_idxBl(torch.cat([style_pm1, content_pm1]))
+    if idx_Bl is None:
+        idx_Bl = model.vae.img_to_idxBl(torch.cat([style_pm1, content_pm1]))
     with torch.no_grad():
         features = model.vae.quantize.guide_features(idx_Bl)
     positions = model.level_positions()
@@ -51,14 +57,14 @@ def encode_conditions(model: StyleVAR, style_pm1: Tensor, content_pm1: Tensor) -
     return ConditionState(
         start=(start.unsqueeze(1) + model.pos_start + positions[:, :1]),
         guides=guides,
-        adaln=[block.adaln(for_blocks) for block in model.blocks],  # type: ignore[operator]
+        adaln=[block.adaln(for_blocks) for block in model.blocks],
         head_adaln=model.head_nm.ada_lin(cond).view(batch, 2, 1, 1, -1).transpose(0, 1),
     )
 
 
 def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:
     """Style and content queries of every block, depth x [B, H, 2, L, 64]. These do depend on the adapters."""
-    return [block.queries(state.guides, adaln) for block, adaln in zip(model.blocks, state.adaln, strict=True)]  # type: ignore[operator]
+    return [block.queries(state.guides, adaln) for block, adaln in zip(model.blocks, state.adaln, strict=True)]
 
 
 def teacher_forced(

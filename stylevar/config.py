@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from stylevar.errors import UserError
 PAPER_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAPER_ALPHAS = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.8)
 HEAD_DIM = 64
+MAX_VOCAB = 2**15
 
 
 def default_alphas(scales: int) -> tuple[float, ...]:
@@ -56,7 +56,7 @@ class ModelConfig:
     """Weight of the style stream at each scale, in [0, 1]; the content stream gets the rest."""
 
     def __post_init__(self) -> None:
-        if list(self.patch_nums) != sorted(set(self.patch_nums)) or self.patch_nums[0] < 1:
+        if not self.patch_nums or list(self.patch_nums) != sorted(set(self.patch_nums)) or self.patch_nums[0] < 1:
             raise UserError(f"patch_nums must be positive and strictly increasing, got {self.patch_nums}")
         if len(self.alphas) != self.scales:
             raise UserError(
@@ -64,9 +64,15 @@ class ModelConfig:
             )
         if not all(0.0 <= a <= 1.0 for a in self.alphas):
             raise UserError(f"alphas must lie in [0, 1], got {self.alphas}")
-        if self.ch % 32:
-            raise UserError(f"ch must be a multiple of 32 (GroupNorm has 32 groups), got {self.ch}")
-        if self.style_enc_dim % 8:
+        if not 1 <= self.V <= MAX_VOCAB:
+            raise UserError(f"V must lie in [1, {MAX_VOCAB}] (tokens travel as int16), got {self.V}")
+        if self.ch < 32 or self.ch % 32:
+            raise UserError(f"ch must be a positive multiple of 32 (GroupNorm has 32 groups), got {self.ch}")
+        if self.share_quant_resi < 0:
+            raise UserError(f"share_quant_resi must be at least 0, got {self.share_quant_resi}")
+        if self.depth < 1:
+            raise UserError(f"depth must be at least 1, got {self.depth}")
+        if self.style_enc_dim < 8 or self.style_enc_dim % 8:
             raise UserError(f"style_enc_dim must be a multiple of 8 (four widths d/8 ... d), got {self.style_enc_dim}")
 
     @property
@@ -105,11 +111,16 @@ class ModelConfig:
         known = {f.name for f in fields(ModelConfig)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"unknown keys in the model config: {unknown}; known are {sorted(known)}")
-        return ModelConfig(**{k: tuple(v) if isinstance(v, Sequence) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return ModelConfig(**arguments)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @staticmethod
     def load(path: Path) -> ModelConfig:
-        return ModelConfig.from_dict(json.loads(path.read_text()))
+        """Read what `save` wrote. UserError if the file is something else."""
+        try:
+            return ModelConfig.from_dict(json.loads(path.read_text()))
+        except (UserError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is no config of a StyleVAR model: {error}") from error

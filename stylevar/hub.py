@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stylevar.errors import UserError
 
@@ -22,6 +22,7 @@ def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
         UserError: no such file, and no such model on the hub (or the hub is out of reach and nothing is cached).
     """
     path = Path(source)
+    names_hub_file = ":" in source
     if path.is_dir():
         if not (path / default_file).is_file():
             raise UserError(_no_model_in(path, default_file))
@@ -29,8 +30,10 @@ def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
     if path.is_file():
         return path
     match = _HUB_ID.fullmatch(source)
-    if match is None or (source.endswith(_FILE_ENDINGS) and ":" not in source) or path.parent.is_dir():
-        raise UserError(f"checkpoint {source} does not exist: give a file, a run's merge folder or a hub id owner/name")
+    if match is None or (not names_hub_file and (source.endswith(_FILE_ENDINGS) or path.parent.is_dir())):
+        raise UserError(
+            f"checkpoint {source} does not exist: give a file, a run's merge folder or a hub id owner/name[:file]"
+        )
     return _download(match["repo"], match["file"] or default_file, revision)
 
 
@@ -43,14 +46,36 @@ def _no_model_in(folder: Path, default_file: str) -> str:
     return f"{folder} holds no {default_file}: give the folder of a saved model or the file itself"
 
 
+def fetch_beside(source: str, fetched: Path, name: str, revision: str | None = None) -> Path | None:
+    """The file `name` in the folder of the file that `fetch(source, ...)` returned, or None if there is none.
+
+    Where that came from the hub, the hub (or, out of its reach, the cache) is asked for `name` too.
+    """
+    beside = fetched.parent / name
+    if beside.is_file():
+        return beside
+    match = None if Path(source).exists() else _HUB_ID.fullmatch(source)
+    if match is None:
+        return None
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return _download(match["repo"], str(PurePosixPath(match["file"] or "").parent / name), revision)
+    except UserError as error:
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
+
+
 def _download(repo: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repo, file, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # Which classes it raises depends on its version and its HTTP client.
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise UserError(
             f"cannot get {file} of {repo} from the hub ({reason}): check the id and the network, or give a local file"
         ) from error

@@ -6,7 +6,7 @@ dA = s (dy B)^T x and dB = s dy^T (x A^T), so neither a second matmul in the for
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,18 @@ MERGED = "_merged_rows"
 
 
 class _FactoredLinear(torch.autograd.Function):
-    """y = x W_eff^T with gradients for x, A and B; `merged` is W_eff, already computed."""
+    """y = x W_eff^T + bias with gradients for x, A and B; `merged` is W_eff, already computed, and `bias` is frozen.
+
+    The forward is the very call that a layer without adapters makes, so that adapters without effect change no bit.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, merged: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, merged: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+    ) -> Tensor:
         ctx.save_for_backward(x, merged, lora_a, lora_b)
         ctx.scale = scale
-        return x @ merged.t()
+        return F.linear(x, merged, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -34,12 +39,23 @@ class _FactoredLinear(torch.autograd.Function):
         dx = dy @ merged if ctx.needs_input_grad[0] else None
         d_a = ctx.scale * ((dy_rows @ lora_b).t() @ x_rows)
         d_b = ctx.scale * (dy_rows.t() @ (x_rows @ lora_a.t()))
-        return dx, None, d_a, d_b, None
+        return dx, None, None, d_a, d_b, None
+
+
+def base_linear(layer: nn.Module) -> nn.Linear:
+    """The plain linear layer beneath any adapter."""
+    return cast(nn.Linear, layer.base_layer if isinstance(layer, LoraLinear) else layer)
 
 
 def base_weight(layer: nn.Module) -> Tensor:
     """The frozen weight [out, in] beneath any adapter."""
-    return layer.base_layer.weight if isinstance(layer, LoraLinear) else layer.weight  # type: ignore[return-value]
+    return base_linear(layer).weight
+
+
+def factors(layer: LoraLinear) -> tuple[Tensor, Tensor, float]:
+    """(A [r, in], B [out, r], s) of a LoRA layer."""
+    lora_a, lora_b = (cast(nn.Linear, side[ADAPTER]) for side in (layer.lora_A, layer.lora_B))
+    return lora_a.weight, lora_b.weight, float(layer.scaling[ADAPTER])
 
 
 def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
@@ -47,11 +63,6 @@ def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
     lora_a, lora_b, scale = factors(layer)
     with torch.no_grad():
         return torch.addmm(base_weight(layer)[rows], lora_b[rows], lora_a, alpha=scale)
-
-
-def factors(layer: LoraLinear) -> tuple[Tensor, Tensor, float]:
-    """(A [r, in], B [out, r], s) of a LoRA layer."""
-    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER])
 
 
 def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor | None = None) -> Tensor:
@@ -64,8 +75,8 @@ def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor
     """
     rows = slice(None) if rows is None else rows
     if bias is None:
-        own = layer.base_layer.bias if isinstance(layer, LoraLinear) else layer.bias
-        bias = own[rows] if own is not None else None  # type: ignore[index]
+        own = base_linear(layer).bias
+        bias = None if own is None else own[rows]
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
         return F.linear(x, base_weight(layer)[rows], bias)
     merged = getattr(layer, MERGED, None)
@@ -74,5 +85,4 @@ def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor
     if not torch.is_grad_enabled():
         return F.linear(x, merged, bias)
     lora_a, lora_b, scale = factors(layer)
-    y = _FactoredLinear.apply(x, merged, lora_a, lora_b[rows], scale)
-    return y if bias is None else y + bias
+    return _FactoredLinear.apply(x, merged, bias, lora_a, lora_b[rows], scale)

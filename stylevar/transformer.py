@@ -8,7 +8,7 @@ condition in `conditions.py`; the blocks here see the target tokens of B x G tra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +36,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def encoder_trunk(features: int) -> nn.Sequential:
-    """ResNet-18 without its classifier, `features` wide at the end (512 is the standard net): [B, 3, H, W] -> [B, f, 1, 1]."""
+    """ResNet-18 without its classifier: [B, 3, H, W] -> [B, f, 1, 1], f = `features` (512 is the standard net)."""
     widths = [features // 8, features // 4, features // 2, features]
     stages, inputs = [], widths[0]
     for i, width in enumerate(widths):
@@ -58,6 +58,9 @@ def encoder_trunk(features: int) -> nn.Sequential:
 
 class BlendedAttention(nn.Module):
     """Queries from the style and the content guide over the same keys and values from the target."""
+
+    q_bias_guide: nn.Parameter
+    v_bias_target: nn.Parameter
 
     def __init__(self, width: int, heads: int, l2_norm: bool) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class BlendedAttention(nn.Module):
     def queries(self, guide: Tensor) -> Tensor:
         """Modulated guides [B, 2, L, C] -> [B, H, 2, L, 64], normalised and scaled."""
         b, streams, length, _ = guide.shape
-        q = project(self.mat_qkv_guide, guide, self.q_rows, bias=self.q_bias_guide)  # type: ignore[arg-type]
+        q = project(self.mat_qkv_guide, guide, self.q_rows, bias=self.q_bias_guide)
         q = q.view(b, streams, length, self.heads, HEAD_DIM).permute(0, 3, 1, 2, 4)
         if not self.l2_norm:
             return q * (0.25 / math.sqrt(HEAD_DIM))
@@ -93,7 +96,7 @@ class BlendedAttention(nn.Module):
         b, g, t, _ = x.shape
         kv = project(self.mat_qkv_target, x, self.kv_rows).view(b, g, t, 2, self.heads, HEAD_DIM)
         k, v = kv.permute(3, 0, 1, 4, 2, 5)
-        v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM)  # type: ignore[operator]
+        v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM)
         return (F.normalize(k, dim=-1) if self.l2_norm else k), v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, bias: Tensor | None) -> Tensor:
@@ -182,6 +185,14 @@ class Block(nn.Module):
         return x + self.drop_path(gamma2 * self.ffn(modulate(x, scale2, shift2)))
 
 
+class Blocks(nn.ModuleList):
+    """The blocks in order; a ModuleList that tells type checkers what it holds."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+
 class AdaLNBeforeHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -214,7 +225,7 @@ class StyleVAR(nn.Module):
         if config.shared_aln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         rates = torch.linspace(0, 0.1 * config.depth / 24, config.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = Blocks(Block(config, rate) for rate in rates)
         self.head_nm = AdaLNBeforeHead(width)
         self.head = nn.Linear(width, config.V)
 

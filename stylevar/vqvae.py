@@ -69,19 +69,35 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; only the lowest has attention, one after every block."""
+    """The blocks of one resolution, then the change of resolution; only the lowest has attention, after every block."""
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        blocks: int,
+        attention: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * (blocks - 1)
         self.block = nn.ModuleList(ResidualBlock(width, channels_out) for width in widths)
         self.attn = nn.ModuleList(SpatialAttention(channels_out) for _ in widths if attention)
+        if downsample:
+            self.downsample = Downsample(channels_out)
+        if upsample:
+            self.upsample = Upsample(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        if hasattr(self, "upsample"):
+            x = self.upsample(x)
         return x
 
 
@@ -104,12 +120,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         widths = [ch, *(ch * m for m in ch_mult)]
         last = len(ch_mult) - 1
-        self.down = nn.ModuleList()
-        for i in range(len(ch_mult)):
-            level = Level(widths[i], widths[i + 1], blocks, attention=i == last)
-            if i != last:
-                level.downsample = Downsample(widths[i + 1])
-            self.down.append(level)
+        self.down = nn.ModuleList(
+            Level(widths[i], widths[i + 1], blocks, attention=i == last, downsample=i != last) for i in range(len(ch_mult))
+        )
         self.mid = Middle(widths[-1])
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
@@ -118,8 +131,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -132,12 +143,10 @@ class Decoder(nn.Module):
         last = len(ch_mult) - 1
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
-        self.up = nn.ModuleList()
-        for i in range(len(ch_mult)):
-            level = Level(widths[min(i + 1, last)], widths[i], blocks, attention=i == last)
-            if i:
-                level.upsample = Upsample(widths[i])
-            self.up.append(level)
+        self.up = nn.ModuleList(
+            Level(widths[min(i + 1, last)], widths[i], blocks, attention=i == last, upsample=i > 0)
+            for i in range(len(ch_mult))
+        )
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
@@ -145,8 +154,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -162,7 +169,7 @@ class VQVAE(nn.Module):
         self.quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
         # Channels-last kernels are the faster ones on CPUs and on tensor cores; shapes and names stay the same.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def encode(self, img_pm1: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> continuous latent [B, D, h, w]."""

@@ -68,9 +68,7 @@ def build() -> tuple[VQVAE, StyleVAR]:
 
 @lru_cache
 def _built() -> tuple[VQVAE, StyleVAR]:
-    vae, model = build_vae_stylevar(
-        patch_nums=(1, 2, 3, 4), V=64, Cvae=8, ch=32, depth=2, alpha_nums=(0.2, 0.4, 0.6, 0.8)
-    )
+    vae, model = build_vae_stylevar(patch_nums=(1, 2, 3, 4), V=64, Cvae=8, ch=32, depth=2, alpha_nums=(0.2, 0.4, 0.6, 0.8))
     for module in (vae, model):
         state = module.state_dict()
         filled = {k: fill(k, tuple(v.shape)) for k, v in state.items()}

@@ -19,7 +19,7 @@ FAST = {
 
 
 def controller(policy: str = "guarded", **fields) -> MergeController:
-    return MergeController(MergeConfig(policy=policy, **{**FAST, **fields}))
+    return MergeController(MergeConfig(merge_policy=policy, **{**FAST, **fields}))
 
 
 def run(target: MergeController, rewards, raw_kl=0.0, start: int = 0) -> dict[int, list[MergeAction]]:
@@ -30,7 +30,7 @@ def run(target: MergeController, rewards, raw_kl=0.0, start: int = 0) -> dict[in
 
 @pytest.mark.parametrize("policy", ["guarded", "paper"])
 def test_published_numbers_are_the_defaults(policy):
-    config = MergeConfig(policy=policy)
+    config = MergeConfig(merge_policy=policy)
     numbers = (config.ema_beta, config.peak_min_steps, config.min_gain, config.patience)
     assert numbers == (0.99, 300, 0.05, 50)
     assert (config.emergency_kl, config.emergency_min_steps) == (2.0, 50)
@@ -58,7 +58,7 @@ def test_snapshot_on_every_new_peak():
 
 
 def test_average_starts_at_the_first_reward_under_the_published_rule():
-    target = MergeController(MergeConfig(policy="paper"))
+    target = MergeController(MergeConfig(merge_policy="paper"))
     run(target, [-1.0, 0.0])
     assert target.metrics()["reward/ema"] == pytest.approx(-0.99)
     assert target.metrics()["merge/baseline"] == -1.0

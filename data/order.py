@@ -1,0 +1,49 @@
+"""Which samples form the batch of a step: a pure function of (seed, step), so that resuming takes one integer."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.shards import TripletShards
+from stylevar.contracts import ConditionBatch
+
+
+class EpochOrder:
+    """Sample `i` of the endless stream is `permutation(epoch = i // n)[i % n]`: each epoch visits every sample once.
+
+    Batches run on across the end of an epoch and lose nothing. A batch that straddles two epochs can hold a sample
+    twice, and so can any batch larger than n; no other can.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        if n < 1:
+            raise ValueError(f"an order needs at least one sample, got n = {n}")
+        self.n = n
+        self.seed = seed
+        # A batch needs one epoch, or two where it straddles; what is dropped is simply computed again.
+        self.permutation = lru_cache(maxsize=2)(self._permutation)
+
+    def position(self, step: int, batch: int) -> list[int]:
+        """The `batch` sample indices of global step `step`, counted from 0, of a run with this batch size throughout."""
+        if step < 0 or batch < 1:
+            raise ValueError(f"step must be at least 0 and batch at least 1, got {step} and {batch}")
+        stream = range(step * batch, (step + 1) * batch)
+        return [int(self.permutation(i // self.n)[i % self.n]) for i in stream]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        """The order of one epoch: int64 [n]."""
+        # A hash, not arithmetic on the seed: neighbouring seeds and epochs then share nothing.
+        digest = hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big"))).permutation(self.n)
+
+
+def batch_at(shards: TripletShards, order: EpochOrder, step: int, batch: int) -> ConditionBatch:
+    """The conditions of one step, stacked. A bad sample gives way to the next good one in key order.
+
+    Raises UserError when `shards` has met more bad samples than it allows.
+    """
+    return ConditionBatch.stack([shards.usable(index) for index in order.position(step, batch)])

@@ -1,0 +1,188 @@
+"""The typed configuration of a GRPO run: one tree, two presets, every field a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from learner.merge import MergeConfig
+from learner.update import LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import RolloutConfig
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is measured, shown and kept while the run goes."""
+
+    eval_every: int = 50
+    """Steps between scorings of the held-out conditions with fixed seeds (`reward/heldout`)."""
+    eval_conditions: int = 32
+    """Held-out conditions scored every `eval_every` steps; all of them at the start and at the end."""
+    eval_group: int = 4
+    """Samples per held-out condition."""
+    image_conditions: int = 8
+    """Held-out conditions whose samples are shown in TensorBoard at every scoring."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept, besides the best."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_conditions", "eval_group", "image_conditions", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """A GRPO run. Presets: `--preset paper` (the default) and `--preset demo`; `--config FILE` starts from a run's file."""
+
+    preset: Literal["paper", "demo"] = "paper"
+    """Where the defaults of all other flags come from."""
+    config: Path | None = None
+    """Take the defaults from this config.yaml of an earlier run instead."""
+    name: str = "grpo"
+    """The run's folder under `runs`."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    resume: str | None = None
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
+    init: str = "model.safetensors"
+    """The SFT model: a file, a folder, or a hub id owner/name[:file]."""
+    vae: str = "vqvae.safetensors"
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
+    revision: str | None = None
+    """Hub revision of both."""
+    alphas: tuple[float, ...] | None = None
+    """Style weight of each scale, in place of those saved with the model."""
+    shards: str = "data/train-*.tar"
+    """Training conditions: WebDataset shards of triplets, a glob."""
+    heldout: str = "data/heldout-*.tar"
+    """Held-out conditions, scored as the run goes: a glob."""
+    novel: str | None = None
+    """A second held-out set, scored at the start and the end only: a glob."""
+    steps: int = 1000
+    """GRPO steps."""
+    conditions: int = 16
+    """Conditions per step (B); each is sampled `group` times."""
+    seed: int = 0
+    """Seed of data order, trajectories and adapters."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads of the worker; 0 for all cores."""
+    placement: Literal["colocated"] = "colocated"
+    """colocated: one actor process holds all roles and one copy of the weights."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="dreamsim"))
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "conditions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.threads < 0:
+            raise UserError(f"--threads {self.threads}: must be at least 0 (0 takes all cores)")
+        if self.conditions % self.learner.minibatches:
+            raise UserError(f"--minibatches {self.learner.minibatches} does not divide --conditions {self.conditions}")
+        if Path(self.name).name != self.name or self.name in ("", ".", ".."):
+            raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
+
+
+def demo() -> GrpoConfig:
+    """The embedded demo: a small model on 80 px images, minutes on two CPU cores."""
+    return GrpoConfig(
+        preset="demo",
+        name="demo",
+        init=str(DEMO_MODEL),
+        vae=str(DEMO_VAE),
+        shards=str(DEMO_DATA / "train-*.tar"),
+        heldout=str(DEMO_DATA / "heldout-*.tar"),
+        novel=str(DEMO_DATA / "novel-*.tar"),
+        steps=60,
+        conditions=4,
+        rollout=RolloutConfig(group=8),
+        learner=LearnerConfig(lora_rank=16, lr=3e-4),
+        reward=RewardConfig(reward="lite"),
+        merge=MergeConfig(ema_beta=0.9, peak_min_steps=30, min_gain=0.02, patience=5, emergency_min_steps=15),
+        monitor=MonitorConfig(eval_every=15, eval_conditions=24, eval_group=2, checkpoint_every=20, image_conditions=6),
+    )
+
+
+PRESETS = {"paper": GrpoConfig, "demo": demo}
+
+
+def default_for(argv: Sequence[str]) -> GrpoConfig:
+    """The defaults that a command line asks for with --preset or --config, before its other flags are read."""
+    preset, config = _flag(argv, "--preset") or "paper", _flag(argv, "--config")
+    if config is not None:
+        return load_config(Path(config))
+    if preset not in PRESETS:
+        raise UserError(f"unknown --preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+def _flag(argv: Sequence[str], flag: str) -> str | None:
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of YAML's own types."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def load_config(path: Path) -> GrpoConfig:
+    """Read a run's config.yaml. UserError if it is missing, not YAML, or has unknown keys."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"config {path} does not exist: give a run's config.yaml") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is no YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"config {path} holds no mapping: give a run's config.yaml")
+    return _from_plain(GrpoConfig, values, str(path))
+
+
+def _from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"{source} has unknown keys {unknown} for {kind.__name__}: remove them or correct their names")
+
+    def typed(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return _from_plain(typing.cast(type, hint), value, source)
+        if get_origin(hint) in (types.UnionType, typing.Union):
+            options = [h for h in get_args(hint) if h is not type(None)]
+            return None if value is None else typed(options[0], value)
+        if get_origin(hint) is tuple:
+            return tuple(value)
+        return Path(value) if hint is Path else value
+
+    return kind(**{name: typed(hints[name], value) for name, value in values.items()})

@@ -1,0 +1,11 @@
+"""Where the embedded demo set and its small trained models lie, wherever the packages are installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import data
+
+DEMO_DATA = Path(data.__path__[0]).resolve() / "demo"
+DEMO_MODEL = DEMO_DATA / "weights" / "model.safetensors"
+DEMO_VAE = DEMO_DATA / "weights" / "vqvae.safetensors"

@@ -1,0 +1,230 @@
+"""Supervised fine-tuning on (content, style, target) triplets.
+
+python launch/sft.py --shards 'data/demo/train-*.tar' --val-shards 'data/demo/heldout-*.tar' --vae vqvae.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from data.order import EpochOrder, batch_at
+from launch import cli
+from launch.allocator import keep_freed_memory
+from launch.atomic import file_aside, folder_aside
+from launch.grids import GridRow, draw_grid
+from launch.run_folder import ResumePoint, RunFolder
+from launch.sft_config import SftConfig, parse
+from launch.sft_data import fill, in_order, mirror_some, open_triplets, spread
+from launch.sft_start import starting_model
+from launch.stop import STOPPED, StopRequest
+from launch.telemetry import PhaseTimer, Telemetry
+from learner.sft import SftLearner, SftValidation, TokenCache, cosine_lr
+from rollout.sampler import GroupSampler, RolloutConfig
+from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model
+from stylevar.contracts import PolicyVersion
+from stylevar.errors import UserError
+from stylevar.sampling import trajectory_seed
+
+RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
+VAL_BATCH = 32
+SAMPLES = 3
+
+
+class SftRun:
+    """One run: data, learner, folder and reports, from `start` (steps done) to `steps`.
+
+    All random numbers of a step follow from (seed, step), so a checkpoint needs none of them and neither validation nor
+    a restart changes what comes after.
+    """
+
+    def __init__(self, config: SftConfig, point: ResumePoint | None) -> None:
+        self.config = config
+        model = starting_model(config)
+        size = model.arch.image_size
+        self.train, in_memory = open_triplets(config.shards, size, config.memory_gb)
+        self.val = open_triplets(config.val_shards, size, config.memory_gb)[0] if config.val_shards else None
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        model.vae.to(device)
+        tokens = TokenCache(model.vae) if in_memory else None
+        self.learner = SftLearner(model.to(device), config.step, tokens)
+        self.steps = config.steps or math.ceil(config.epochs * len(self.train) / config.batch)
+        self.start, self.best = 0, math.inf
+        if point is None:
+            self.run = RunFolder.create(Path(config.runs) / config.name, asdict(config), config.keep_checkpoints)
+        else:
+            self.run = RunFolder.open(point.run, config.keep_checkpoints)
+            self._restore(point)
+        self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0)
+        if tokens is not None:
+            fill(tokens, self.train, config.flip, "training triplets")
+            if self.val is not None:
+                fill(tokens, self.val, False, "held-out triplets")
+
+    def loop(self) -> None:
+        """Train to the end, or until stopped: then SystemExit(130), after a checkpoint."""
+        config, timer = self.config, PhaseTimer()
+        order = EpochOrder(len(self.train), config.seed)
+        bar = tqdm(total=self.steps, initial=self.start, desc="sft", unit="step", smoothing=0.05)
+        with bar, StopRequest() as stop:
+            for step in range(self.start, self.steps):
+                with timer("data"):
+                    torch.manual_seed(trajectory_seed(config.seed, step, "sft", 0))
+                    batch = batch_at(self.train, order, step, config.batch)
+                    batch = mirror_some(batch) if config.flip else batch
+                lr = cosine_lr(step, self.steps, config.warmup, config.step.lr, config.step.lr * config.lr_end)
+                with timer("step"):
+                    metrics = self.learner.step(batch, lr)
+                done = step + 1
+                if not math.isfinite(metrics.loss):
+                    raise UserError(
+                        f"the loss of step {done} is {metrics.loss}: resume from the last checkpoint in "
+                        f"{self.run.checkpoints} with a lower --lr or --grad-clip"
+                    )
+                bar.set_postfix(loss=f"{metrics.loss:.3f}", refresh=False)
+                bar.update()
+                if done % config.log_every == 0 or done == self.steps:
+                    self._log(done, lr, metrics.loss, metrics.accuracy, metrics.grad_norm, timer.take())
+                self._milestones(done, stop.requested)
+                if stop.requested and done < self.steps:
+                    self.telemetry.close()
+                    bar.close()
+                    print(f"stopped after step {done}; continue with: python launch/sft.py --resume {self.run.path}")
+                    sys.exit(STOPPED)
+        self.telemetry.close()
+
+    def _milestones(self, done: int, stopping: bool) -> None:
+        """Validation and checkpoint, where they are due after `done` steps."""
+        last = done == self.steps
+        scheduled = last or done % self.config.checkpoint_every == 0
+        result = None
+        if self.val is not None and (scheduled or done % self.config.eval_every == 0):
+            result = self._validate(done)
+        if scheduled or stopping:
+            better = result is not None and result.loss < self.best
+            self.best = result.loss if better and result is not None else self.best
+            self.telemetry.flush()
+            self._save(done)
+            if better:
+                self.run.mark_best(done)
+
+    def export(self) -> Path:
+        """Write the run's model folder and return it."""
+        best = self.run.checkpoints / "best"
+        source = best if self.config.export == "best" and best.exists() else self.run.checkpoints / "latest"
+        state = read_model_state(source / MODEL_FILE)
+        notes = {
+            "vae": self.config.vae,
+            "checkpoint": source.resolve().name,
+            **json.loads((source / STATE_FILE).read_text()),
+        }
+        with folder_aside(self.run.path / "model") as aside:
+            save_model(state, self.learner.model.arch, aside, half=self.config.half)
+            (aside / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
+        return self.run.path / "model"
+
+    def _log(self, done: int, lr: float, loss: float, accuracy: float, norm: float, times: dict[str, float]) -> None:
+        steps = min(self.config.log_every, done - self.start)
+        per_step = {tag: seconds / steps for tag, seconds in times.items()}
+        self.telemetry.scalars(
+            done,
+            {
+                "loss/train": loss,
+                "accuracy/train": accuracy,
+                "grad/norm": norm,
+                "lr": lr,
+                **per_step,
+                "throughput/images_per_s": self.config.batch / sum(per_step.values()),
+            },
+        )
+
+    def _validate(self, done: int) -> SftValidation:
+        """Held-out loss and accuracy, and a picture of samples with fixed seeds."""
+        assert self.val is not None
+        parts = [(len(batch), self.learner.validate(batch)) for batch in in_order(self.val, VAL_BATCH)]
+        total = len(self.val)
+        result = SftValidation(
+            sum(n * part.loss for n, part in parts) / total,
+            sum(n * part.accuracy for n, part in parts) / total,
+            tuple(
+                sum(n * part.accuracy_per_scale[s] for n, part in parts) / total
+                for s in range(self.learner.model.arch.scales)
+            ),
+        )
+        scalars = {"loss/val": result.loss, "accuracy/val": result.accuracy}
+        scalars["accuracy/val_last_scale"] = result.accuracy_per_scale[-1]
+        self.telemetry.scalars(done, scalars)
+        shown = spread(self.val, self.config.image_conditions)
+        sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
+        drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
+        rows = [GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)]
+        self.telemetry.image_grid(done, "samples/heldout", draw_grid(rows))
+        tqdm.write(
+            f"step {done}: held-out loss {result.loss:.4f}, accuracy {result.accuracy:.4f}, "
+            f"at the last scale {result.accuracy_per_scale[-1]:.4f}"
+        )
+        return result
+
+    def _save(self, done: int) -> None:
+        learner, arch = self.learner, self.learner.model.arch
+        with self.run.checkpoint(done) as folder:
+            save_model(learner.best_model.state_dict(), arch, folder)
+            if learner.average is not None:
+                raw = {k: v.cpu().contiguous() for k, v in learner.model.state_dict().items()}
+                save_file(raw, str(folder / RAW_FILE))
+            torch.save(learner.state(), folder / OPTIMIZER_FILE)
+            best = None if math.isinf(self.best) else self.best
+            state = {"step": done, "best_heldout_loss": best, "seed": self.config.seed}
+            (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+
+    def _restore(self, point: ResumePoint) -> None:
+        """Weights, optimizer and position of a checkpoint; the config now in force is written down."""
+        self.run.rewind(point.step, merges=0)
+        with file_aside(self.run.config) as aside:
+            aside.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if point.checkpoint is None:
+            return
+        learner, folder = self.learner, point.checkpoint
+        trained = RAW_FILE if learner.average is not None else MODEL_FILE
+        if not (folder / trained).is_file() or (folder / RAW_FILE).is_file() != (trained == RAW_FILE):
+            raise UserError(f"--resume {folder}: was made with another --ema; resume with the run's own")
+        load_into(learner.model, read_model_state(folder / trained), str(folder))
+        if learner.average is not None:
+            load_into(learner.average, read_model_state(folder / MODEL_FILE), str(folder))
+        learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
+        state = json.loads((folder / STATE_FILE).read_text())
+        self.start, self.best = state["step"], state["best_heldout_loss"] or math.inf
+        if self.start > self.steps:
+            raise UserError(f"--resume {folder} is at step {self.start}, beyond --steps {self.steps}: nothing to do")
+
+
+def train(config: SftConfig, point: ResumePoint | None = None) -> Path:
+    """Run SFT from the start or from `point`; the folder of the trained model."""
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    run = SftRun(config, point)
+    run.loop()
+    return run.export()
+
+
+def main() -> None:
+    def body() -> None:
+        folder = train(*parse(sys.argv[1:], __doc__))
+        print(f"the model is {folder}, the curves: tensorboard --logdir {folder.parent / 'tensorboard'}")
+
+    cli.exit_code(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The typed configuration of an SFT run, every field a flag, and how a resumed run gets its own back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+from launch.defaults import DEMO_VAE
+from launch.run_folder import ResumePoint, find_resume
+from learner.sft import SftStepConfig
+from stylevar.config import ModelConfig, default_alphas
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The model's size, for training from scratch; with --init and --var the checkpoint decides."""
+
+    depth: int = 4
+    """Transformer blocks; also the number of heads. The width is 64 * depth."""
+    style_enc_dim: int = 128
+    """Features of the content and style encoders; 512 is ResNet-18."""
+    patch_nums: tuple[int, ...] = (1, 2, 4, 7, 10)
+    """Side of the token map of each scale, coarse to fine."""
+    V: int = 1024
+    """Codebook size of the VQ-VAE."""
+    Cvae: int = 16
+    """Channels of the VQ-VAE's latent."""
+    ch: int = 32
+    """Base channels of the VQ-VAE."""
+    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
+    """Channel multiplier of each VQ-VAE level; every level after the first halves the resolution."""
+
+    def model_config(self, alphas: tuple[float, ...] | None) -> ModelConfig:
+        """The full model config, with the published style weights unless `alphas` are given."""
+        return ModelConfig(
+            patch_nums=self.patch_nums,
+            V=self.V,
+            Cvae=self.Cvae,
+            ch=self.ch,
+            ch_mult=self.ch_mult,
+            depth=self.depth,
+            style_enc_dim=self.style_enc_dim,
+            alphas=default_alphas(len(self.patch_nums)) if alphas is None else alphas,
+        )
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """An SFT run. With --resume, the defaults of all flags are those of the run itself."""
+
+    shards: tuple[str, ...] = ()
+    """Training triplets: WebDataset shards, files or globs."""
+    val_shards: tuple[str, ...] = ()
+    """Held-out triplets; without them nothing is validated and no samples are drawn."""
+    name: str = "sft"
+    """The run's folder under `runs`."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    resume: str | None = None
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
+    init: str | None = None
+    """Start from this StyleVAR: a file, a folder, or a hub id owner/name[:file]."""
+    var: str | None = None
+    """Start from this vanilla VAR, e.g. var_d20.pth; needs --image-encoder."""
+    image_encoder: str | None = None
+    """ImageNet weights of torchvision's ResNet-18, a file; the start of both encoders with --var."""
+    vae: str = str(DEMO_VAE)
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
+    alphas: tuple[float, ...] | None = None
+    """Style weight of each scale, in place of the checkpoint's or the published ones."""
+    shape: ModelShape = field(default_factory=ModelShape)
+    step: SftStepConfig = field(default_factory=SftStepConfig)
+    steps: int | None = None
+    """Optimizer steps; by default as many as `epochs` take."""
+    epochs: float = 20.0
+    """Passes over the training triplets, if `steps` is not given."""
+    batch: int = 16
+    """Triplets per step."""
+    warmup: int = 100
+    """Steps over which the learning rate rises; after them it follows a cosine."""
+    lr_end: float = 0.01
+    """Learning rate at the end, as a share of the peak."""
+    flip: bool = False
+    """Mirror every second triplet (all three images of it), drawn anew each time."""
+    seed: int = 0
+    """Seed of initial weights, data order, flips, jitter and drop path."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    memory_gb: float = 2.0
+    """Triplets that fit into this much memory are decoded and tokenised once, before the first step."""
+    log_every: int = 10
+    """Steps between entries in TensorBoard."""
+    eval_every: int = 250
+    """Steps between validations."""
+    image_conditions: int = 6
+    """Held-out triplets whose samples are drawn at every validation."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; each is validated too."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, besides the best."""
+    export: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the run's model: that of the lowest held-out loss, or the last."""
+    half: bool = False
+    """Store the matrices of the run's model in fp16."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch", "epochs", "log_every", "eval_every", "image_conditions", "checkpoint_every", "steps")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+        if self.threads < 0 or self.warmup < 0:
+            raise UserError(f"--threads {self.threads} --warmup {self.warmup}: must be at least 0")
+        if not 0 <= self.lr_end <= 1:
+            raise UserError(f"--lr-end {self.lr_end}: must lie in [0, 1], it is a share of --lr")
+        if Path(self.name).name != self.name or self.name in ("", ".", ".."):
+            raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
+        if self.init is not None and self.var is not None:
+            raise UserError("--init and --var are two different starts: give one of them")
+
+
+def parse(argv: Sequence[str], description: str | None) -> tuple[SftConfig, ResumePoint | None]:
+    """The command line's config, and where to resume; then the run's own config.yaml gives the defaults."""
+    kind = tyro.conf.OmitArgPrefixes[SftConfig]
+    config: SftConfig = tyro.cli(kind, args=argv, description=description)
+    point = None if config.resume is None else find_resume(config.resume, Path(config.runs), config.name)
+    if point is not None:
+        config = tyro.cli(kind, args=argv, description=description, default=load_config(point.run / "config.yaml"))
+    if not config.shards:
+        raise UserError("no training data: give --shards, e.g. --shards 'data/demo/train-*.tar'")
+    return config, point
+
+
+def load_config(path: Path) -> SftConfig:
+    """Read an SFT run's config.yaml. UserError if it is missing or something else."""
+    try:
+        values = yaml.safe_load(path.read_text())
+        return _typed(SftConfig, values)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of an SFT run") from error
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is not the config of an SFT run ({error}): name the folder of one") from error
+
+
+def _typed(kind: Any, values: dict[str, Any]) -> Any:
+    nested = {f.name: f.default_factory for f in fields(kind) if is_dataclass(f.default_factory)}
+
+    def typed(name: str, value: Any) -> Any:
+        if name in nested:
+            return _typed(nested[name], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: typed(name, value) for name, value in values.items()})

@@ -1,0 +1,55 @@
+"""Metrics reported beside the reward. None of them is trained on, and none uses the reward's networks."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+_RGB_TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+_WHITE_D65 = (0.95047, 1.0, 1.08883)
+_PSNR_CAP = 100.0
+"""What two identical images score; the closest different uint8 images of any usual size stay below."""
+
+
+def independent_metrics(generated_01: Tensor, target_01: Tensor) -> dict[str, Tensor]:
+    """Compare images with their targets, both fp32 [N, 3, H, W] in [0, 1], row by row. Values are fp32 [N].
+
+    "ssim": structural similarity, 11x11 Gaussian window, 1 is best.
+    "psnr": in dB, higher is better, capped at 100.
+    "color": how far apart the colour statistics are, 0 is best; see `color_distance`.
+    Raises ValueError if the shapes differ: a single target is never broadcast.
+    """
+    if generated_01.shape != target_01.shape or generated_01.ndim != 4:
+        raise ValueError(f"images {list(generated_01.shape)} and targets {list(target_01.shape)} must be alike and 4-D")
+    ssim = structural_similarity_index_measure(generated_01, target_01, data_range=1.0, reduction="none")
+    mse = (generated_01 - target_01).square().mean(dim=(1, 2, 3))
+    return {
+        "ssim": cast(Tensor, ssim).reshape(len(generated_01)),
+        "psnr": (-10 * mse.log10()).clamp(max=_PSNR_CAP),
+        "color": color_distance(generated_01, target_01),
+    }
+
+
+def color_distance(first_01: Tensor, second_01: Tensor) -> Tensor:
+    """Distance fp32 [N] between the per-channel means and deviations of two images' CIELAB colours (D65).
+
+    It is the 2-Wasserstein distance between Gaussians fitted to each channel, in CIELAB units (2.3 is just noticeable
+    on a plain patch). It knows nothing of where a colour is: it follows the palette, so the style, not the content.
+    """
+    first, second = (rgb_to_lab(images).flatten(2) for images in (first_01, second_01))  # [N, 3, H W]
+    mean_gap = (first.mean(2) - second.mean(2)).square().sum(1)
+    std_gap = (first.std(2, correction=0) - second.std(2, correction=0)).square().sum(1)
+    return (mean_gap + std_gap).sqrt()
+
+
+def rgb_to_lab(images_01: Tensor) -> Tensor:
+    """sRGB fp32 [N, 3, H, W] in [0, 1] -> CIELAB [N, 3, H, W], L in [0, 100], a and b about [-110, 110]."""
+    linear = torch.where(images_01 <= 0.04045, images_01 / 12.92, ((images_01 + 0.055) / 1.055) ** 2.4)
+    xyz = torch.einsum("ij,njhw->nihw", images_01.new_tensor(_RGB_TO_XYZ), linear)
+    xyz = xyz / images_01.new_tensor(_WHITE_D65).view(3, 1, 1)
+    f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-8) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = f.unbind(1)
+    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
