@@ -58,11 +58,7 @@ class RunFolder:
         Raises UserError if something is there already (nothing is touched then) or the place is not writable.
         """
         run = cls(path, keep)
-        if path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"run folder {path} already exists and is not empty: continue it with --resume {path}, "
-                "or choose another --name"
-            )
+        run.check_free()
         run._make_folders()
         with file_aside(run.config) as aside:
             aside.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -79,6 +75,20 @@ class RunFolder:
             for leftover in folder.glob(f"{ASIDE}*"):
                 remove(leftover)
         return run
+
+    def check_free(self) -> None:
+        """Raises UserError if there is something at this place already."""
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                f"run folder {self.path} already exists and is not empty: continue it with --resume {self.path}, "
+                "or choose another --name"
+            )
+
+    @contextmanager
+    def final_model(self) -> Iterator[Path]:
+        """As `checkpoint`, for the finished model, in `model/`."""
+        with folder_aside(self.path / "model") as aside:
+            yield aside
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""

@@ -28,7 +28,7 @@ from launch import cli
 from launch.allocator import keep_freed_memory
 from learner.tokenizer import CodeRevival, tokenizer_loss
 from reward.lite import LiteFeatures
-from stylevar.checkpoint import save_vae
+from stylevar.checkpoint import load_into, read_vae_state, save_vae
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.vqvae import VQVAE
@@ -58,6 +58,8 @@ class TrainVqvaeConfig:
     """Shards that the reconstruction is measured on; a glob."""
     out: Path = Path("runs/vqvae")
     """Folder for vqvae.safetensors, config.json, metrics.json and reconstructions.png."""
+    init: Path | None = None
+    """Start from this VQ-VAE of the same shape instead of from scratch."""
     shape: TokenizerShape = field(default_factory=TokenizerShape)
     steps: int = 2000
     """Optimizer steps."""
@@ -119,6 +121,8 @@ def main(config: TrainVqvaeConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
 
     vae, features, revival = VQVAE(arch), LiteFeatures(), CodeRevival(arch.V)
+    if config.init is not None:
+        load_into(vae, read_vae_state(config.init), str(config.init))
     average = copy.deepcopy(vae).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     augment = v2.Compose(
@@ -130,7 +134,7 @@ def main(config: TrainVqvaeConfig) -> None:
         optimizer.param_groups[0]["lr"] = config.lr * rate
         picked = images[torch.randint(len(images), (config.batch,))]
         batch = u8_to_pm1(torch.stack([augment(image) for image in picked]))
-        if step == 0:
+        if step == 0 and config.init is None:
             revival.revive(vae, batch)
         loss = tokenizer_loss(vae, batch, features, config.perceptual_weight)
         optimizer.zero_grad()

@@ -105,6 +105,13 @@ class Adapters:
         state = self.model.state_dict()
         return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
+    def baked_state(self) -> dict[str, Tensor]:
+        """The policy's full state under the released names, adapters added to the base; the model stays as it is."""
+        state = self.base_state()
+        for name, layer in self.layers.items():
+            state[f"{name}.weight"] = merged_rows(layer, slice(None))
+        return state
+
     def save(self, folder: Path) -> None:
         """Write the adapters in PEFT's format."""
         self.peft.save_pretrained(str(folder))

@@ -1,0 +1,81 @@
+"""Held-out scores of a run: kept per condition, and compared before against after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from launch.atomic import file_aside
+from launch.colocated import HeldoutReport
+from launch.grids import draw_table
+
+
+def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
+    """Write heldout/<name>_<step>.json (per condition), .npz (samples of the first conditions) and .png (the grid)."""
+    folder = run / "heldout"
+    folder.mkdir(exist_ok=True)
+    values = {
+        "step": step,
+        "keys": list(report.keys),
+        "rewards": report.rewards.tolist(),
+        "components": {k: v.mean(1).tolist() for k, v in report.components.items()},
+    }
+    stem = f"{name}_{step:08d}"
+    with file_aside(folder / f"{stem}.json") as aside:
+        aside.write_text(json.dumps(values) + "\n")
+    np.savez_compressed(folder / f"{stem}.npz", samples=report.samples.numpy())
+    Image.fromarray(report.grid.permute(1, 2, 0).numpy()).save(folder / f"{stem}.png")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Held-out reward before and after, over n conditions with the same seeds; errors are standard errors."""
+
+    before: float
+    after: float
+    gain: float
+    gain_error: float
+    conditions: int
+    components: dict[str, tuple[float, float]]
+
+    def lines(self, name: str) -> list[str]:
+        """For the console."""
+        verdict = "above" if self.gain > 2 * self.gain_error else "within"
+        text = [
+            f"{name}: reward {self.before:.4f} before, {self.after:.4f} after; paired gain {self.gain:+.4f} "
+            f"+- {self.gain_error:.4f} (standard error over {self.conditions} conditions), {verdict} twice its error"
+        ]
+        shown = ", ".join(f"{k} {b:.4f} -> {a:.4f}" for k, (b, a) in self.components.items() if k != "total")
+        return [*text, f"  {shown}"]
+
+
+def compare(run: Path, name: str, before: int, after: int) -> Comparison:
+    """Compare the scores kept for two steps; the conditions and seeds are the same, so the difference is paired."""
+    first, last = (json.loads((run / "heldout" / f"{name}_{step:08d}.json").read_text()) for step in (before, after))
+    if first["keys"] != last["keys"]:
+        raise ValueError(f"{name}: the two scorings have different conditions")
+    rewards = [torch.tensor(r["rewards"]).mean(1) for r in (first, last)]
+    gains = rewards[1] - rewards[0]
+    parts = {k: (float(np.mean(first["components"][k])), float(np.mean(v))) for k, v in last["components"].items()}
+    error = float(gains.std() / len(gains) ** 0.5)
+    return Comparison(float(rewards[0].mean()), float(rewards[1].mean()), float(gains.mean()), error, len(gains), parts)
+
+
+def before_after(run: Path, name: str, before: int, after: int, conditions: list[tuple[Tensor, Tensor, Tensor]]) -> Path:
+    """Draw content | style | target | two samples before | the same two after; returns the picture's path."""
+    samples = [np.load(run / "heldout" / f"{name}_{step:08d}.npz")["samples"] for step in (before, after)]
+    count = min(2, samples[0].shape[1])
+    cells = []
+    for i, images in enumerate(conditions[: len(samples[0])]):
+        cells.append([*images, *(torch.from_numpy(s[i][g]) for s in samples for g in range(count))])
+    titles = ["content", "style", "target", *["before"] * count, *["after GRPO"] * count]
+    grid = draw_table(cells, titles)
+    path = run / "before_after.png"
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    return path
