@@ -20,11 +20,15 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
     and keep their traceback.
     """
     description = sys.modules[main.__module__].__doc__
-    if default is None:
-        config = tyro.cli(config_type, description=description)
-    else:
-        config = tyro.cli(config_type, description=description, default=default)
-    exit_code(lambda: main(config))
+
+    def parse_and_run() -> None:
+        # Inside, since a config may refuse its values.
+        if default is None:
+            main(tyro.cli(config_type, description=description))
+        else:
+            main(tyro.cli(config_type, description=description, default=default))
+
+    exit_code(parse_and_run)
 
 
 def exit_code(body: Callable[[], None]) -> None:

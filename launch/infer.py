@@ -111,7 +111,7 @@ def named_pictures(source: Path) -> dict[str, Path]:
 def output_files(config: InferConfig, pairs: Sequence[str]) -> tuple[dict[str, list[Path]], Path]:
     """{pair: its result files} and the grid's file. UserError if one exists already, or one file is to hold many results."""
     n = config.num_samples
-    if config.out.suffix:
+    if config.out.suffix.lower() in PICTURES and not config.out.is_dir():
         if config.out.suffix.lower() != ".png" or len(pairs) * n > 1:
             raise UserError(f"--out {config.out}: give a folder for {len(pairs) * n} results, or a .png file for one")
         files, grid = {pairs[0]: [config.out]}, config.out.with_name(f"{config.out.stem}_grid.png")
@@ -211,4 +211,5 @@ def main(config: InferConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, InferConfig)
+    # Around the parsing too: the config checks its own values.
+    cli.exit_code(lambda: cli.run(main, InferConfig))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from data.order import EpochOrder, batch_at
+from data.shards import TripletShards
 from launch import cli
 from launch.allocator import keep_freed_memory
 from launch.atomic import file_aside, folder_aside
@@ -29,7 +30,7 @@ from launch.sft_data import fill, in_order, mirror_some, open_triplets, spread
 from launch.sft_start import starting_model
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import PhaseTimer, Telemetry
-from learner.sft import SftLearner, SftValidation, TokenCache, cosine_lr
+from learner.sft import SftLearner, SftMetrics, SftValidation, TokenCache, cosine_lr
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model
 from stylevar.contracts import PolicyVersion
@@ -50,7 +51,9 @@ class SftRun:
 
     def __init__(self, config: SftConfig, point: ResumePoint | None) -> None:
         self.config = config
-        model = starting_model(config)
+        checkpoint = None if point is None else point.checkpoint
+        # A resumed run needs its first checkpoint no more.
+        model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
         size = model.arch.image_size
         self.train, in_memory = open_triplets(config.shards, size, config.memory_gb)
         self.val = open_triplets(config.val_shards, size, config.memory_gb)[0] if config.val_shards else None
@@ -60,6 +63,7 @@ class SftRun:
         self.learner = SftLearner(model.to(device), config.step, tokens)
         self.steps = config.steps or math.ceil(config.epochs * len(self.train) / config.batch)
         self.start, self.best = 0, math.inf
+        self.timer = PhaseTimer()
         if point is None:
             self.run = RunFolder.create(Path(config.runs) / config.name, asdict(config), config.keep_checkpoints)
         else:
@@ -73,9 +77,10 @@ class SftRun:
 
     def loop(self) -> None:
         """Train to the end, or until stopped: then SystemExit(130), after a checkpoint."""
-        config, timer = self.config, PhaseTimer()
+        config, timer = self.config, self.timer
         order = EpochOrder(len(self.train), config.seed)
         bar = tqdm(total=self.steps, initial=self.start, desc="sft", unit="step", smoothing=0.05)
+        logged = self.start
         with bar, StopRequest() as stop:
             for step in range(self.start, self.steps):
                 with timer("data"):
@@ -94,7 +99,8 @@ class SftRun:
                 bar.set_postfix(loss=f"{metrics.loss:.3f}", refresh=False)
                 bar.update()
                 if done % config.log_every == 0 or done == self.steps:
-                    self._log(done, lr, metrics.loss, metrics.accuracy, metrics.grad_norm, timer.take())
+                    self._log(done, done - logged, lr, metrics)
+                    logged = done
                 self._milestones(done, stop.requested)
                 if stop.requested and done < self.steps:
                     self.telemetry.close()
@@ -105,16 +111,17 @@ class SftRun:
 
     def _milestones(self, done: int, stopping: bool) -> None:
         """Validation and checkpoint, where they are due after `done` steps."""
-        last = done == self.steps
-        scheduled = last or done % self.config.checkpoint_every == 0
-        result = None
+        scheduled = done == self.steps or done % self.config.checkpoint_every == 0
+        loss = math.inf
         if self.val is not None and (scheduled or done % self.config.eval_every == 0):
-            result = self._validate(done)
+            with self.timer("eval"):
+                loss = self._validate(self.val, done).loss
         if scheduled or stopping:
-            better = result is not None and result.loss < self.best
-            self.best = result.loss if better and result is not None else self.best
+            better = scheduled and loss < self.best
+            self.best = loss if better else self.best
             self.telemetry.flush()
-            self._save(done)
+            with self.timer("checkpoint"):
+                self._save(done)
             if better:
                 self.run.mark_best(done)
 
@@ -133,26 +140,18 @@ class SftRun:
             (aside / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
         return self.run.path / "model"
 
-    def _log(self, done: int, lr: float, loss: float, accuracy: float, norm: float, times: dict[str, float]) -> None:
-        steps = min(self.config.log_every, done - self.start)
-        per_step = {tag: seconds / steps for tag, seconds in times.items()}
-        self.telemetry.scalars(
-            done,
-            {
-                "loss/train": loss,
-                "accuracy/train": accuracy,
-                "grad/norm": norm,
-                "lr": lr,
-                **per_step,
-                "throughput/images_per_s": self.config.batch / sum(per_step.values()),
-            },
-        )
+    def _log(self, done: int, steps: int, lr: float, metrics: SftMetrics) -> None:
+        """Report the last step, and times since the last report, `steps` steps ago."""
+        times = self.timer.take()
+        training = times["time/data"] + times["time/step"]
+        values = {"loss/train": metrics.loss, "accuracy/train": metrics.accuracy, "grad/norm": metrics.grad_norm, "lr": lr}
+        values["throughput/images_per_s"] = self.config.batch * steps / training
+        self.telemetry.scalars(done, {**values, **times})
 
-    def _validate(self, done: int) -> SftValidation:
+    def _validate(self, val: TripletShards, done: int) -> SftValidation:
         """Held-out loss and accuracy, and a picture of samples with fixed seeds."""
-        assert self.val is not None
-        parts = [(len(batch), self.learner.validate(batch)) for batch in in_order(self.val, VAL_BATCH)]
-        total = len(self.val)
+        parts = [(len(batch), self.learner.validate(batch)) for batch in in_order(val, VAL_BATCH)]
+        total = len(val)
         result = SftValidation(
             sum(n * part.loss for n, part in parts) / total,
             sum(n * part.accuracy for n, part in parts) / total,
@@ -164,7 +163,7 @@ class SftRun:
         scalars = {"loss/val": result.loss, "accuracy/val": result.accuracy}
         scalars["accuracy/val_last_scale"] = result.accuracy_per_scale[-1]
         self.telemetry.scalars(done, scalars)
-        shown = spread(self.val, self.config.image_conditions)
+        shown = spread(val, self.config.image_conditions)
         sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
         drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
         rows = [GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)]
@@ -189,18 +188,19 @@ class SftRun:
 
     def _restore(self, point: ResumePoint) -> None:
         """Weights, optimizer and position of a checkpoint; the config now in force is written down."""
+        if point.checkpoint is not None:
+            self._load(point.checkpoint)
         self.run.rewind(point.step, merges=0)
         with file_aside(self.run.config) as aside:
             aside.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        if point.checkpoint is None:
-            return
-        learner, folder = self.learner, point.checkpoint
-        trained = RAW_FILE if learner.average is not None else MODEL_FILE
-        if not (folder / trained).is_file() or (folder / RAW_FILE).is_file() != (trained == RAW_FILE):
+
+    def _load(self, folder: Path) -> None:
+        """Inverse of `_save`, the model itself being loaded already."""
+        learner, raw = self.learner, folder / RAW_FILE
+        if raw.is_file() != (learner.average is not None):
             raise UserError(f"--resume {folder}: was made with another --ema; resume with the run's own")
-        load_into(learner.model, read_model_state(folder / trained), str(folder))
         if learner.average is not None:
-            load_into(learner.average, read_model_state(folder / MODEL_FILE), str(folder))
+            load_into(learner.model, read_model_state(raw), str(raw))
         learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
         state = json.loads((folder / STATE_FILE).read_text())
         self.start, self.best = state["step"], state["best_heldout_loss"] or math.inf

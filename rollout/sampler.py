@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
 from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
@@ -42,8 +44,10 @@ class RolloutConfig:
             )
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise UserError(f"--temperature {self.temperature}: must be positive")
+        if self.rollout_batch < 1:
+            raise UserError(f"--rollout-batch {self.rollout_batch}: must be at least 1")
 
 
 class ConditionCache:
@@ -94,16 +98,20 @@ class GroupSampler:
             self._sample_part(state.select(slice(i, i + at_once)), seeds[i : i + at_once])
             for i in range(0, len(batch), at_once)
         ]
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        tokens, logp, kept_mass, images, *support = columns
+        tokens, logp, kept_mass, images, *support = _joined(parts, dim=0)
         return Trajectories(batch.keys, tokens, logp, kept_mass, images, seeds, version, support[0] if support else None)
 
-    def _sample_part(self, state: ConditionState, seeds: torch.Tensor) -> list[torch.Tensor]:
+    def _sample_part(self, state: ConditionState, seeds: Tensor) -> list[Tensor]:
+        """Tokens, log-probs, kept masses, images and support for seeds [b, G]; a large group is sampled in several runs."""
+        queries = guide_queries(self.model, state)
+        return _joined([self._run(state, queries, some) for some in seeds.split(self.config.rollout_batch, dim=1)], dim=1)
+
+    def _run(self, state: ConditionState, queries: list[Tensor], seeds: Tensor) -> list[Tensor]:
         config, arch = self.config, self.model.arch
         result = generate(
             self.model,
             state,
-            guide_queries(self.model, state),
+            queries,
             group=seeds.shape[1],
             stream=TrajectoryStreams(seeds, arch.tokens, self.model.device),
             truncation=Truncation(config.top_k, config.top_p),
@@ -114,3 +122,7 @@ class GroupSampler:
         images = pm1_to_u8(self.model.vae.fhat_to_img(result.f_hat)).unflatten(0, tuple(seeds.shape))
         columns = [result.tokens, result.logp, result.kept_mass, images]
         return columns if result.support is None else [*columns, result.support]
+
+
+def _joined(parts: Sequence[Sequence[Tensor]], dim: int) -> list[Tensor]:
+    return [torch.cat(column, dim) for column in zip(*parts, strict=True)]

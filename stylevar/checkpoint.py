@@ -7,6 +7,7 @@ wrongly shaped one is an error that names the first few.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import re
 from collections import Counter
@@ -209,8 +210,12 @@ def load_pair(
 
 def _own_config(path: Path) -> ModelConfig | None:
     """The config in `path`, or None if it is another program's (checkpoints on the hub often carry one)."""
-    config_is_ours = '"patch_nums"' in path.read_text() and '"alphas"' in path.read_text()
-    return ModelConfig.load(path) if config_is_ours else None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no readable config ({error}): restore it, or remove it to use the defaults") from error
+    ours = isinstance(content, dict) and {"patch_nums", "alphas"} <= set(content)
+    return ModelConfig.load(path) if ours else None
 
 
 def load_vae(source: str, config: ModelConfig) -> VQVAE:

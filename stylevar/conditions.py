@@ -81,7 +81,7 @@ def teacher_forced(
     later = model.word_embed(features) + model.level_positions()[:, 1:]
     x = torch.cat([state.start.unsqueeze(1).expand(b, g, 1, -1), later.view(b, g, length - 1, -1)], dim=2)
     alphas = model.alphas() if alphas is None else alphas
-    mask = model.attn_bias_for_masking[0, 0].repeat(2, 1)  # style queries, then content queries
+    mask = model.causal_bias.repeat(2, 1)  # style queries, then content queries
     for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
         x = block(x, adaln, q, alphas, mask)
     return model.head_logits(x, state.head_adaln)

@@ -12,7 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Truncation:
-    """Which tokens may be drawn: the `top_k` best, and of those the smallest set that holds a share `top_p`. 0 is off."""
+    """Which tokens may be drawn: the `top_k` best, and of those the smallest set that holds a share `top_p`. 0 is off.
+
+    Tokens that tie with the last one kept are kept too.
+    """
 
     top_k: int = 0
     top_p: float = 0.0
@@ -29,8 +32,8 @@ class Truncation:
         kept = logits >= best[..., -1:]
         total = logits.masked_fill(~kept, -torch.inf).logsumexp(-1, keepdim=True)
         tied_extra = 1.0 - (best - total).exp().sum(-1, keepdim=True)
-        share_below = tied_extra + (best - total).exp().flip(-1).cumsum(-1).flip(-1)  # share of this token and all smaller
-        stays = share_below > 1.0 - self.top_p
+        share_up_to = tied_extra + (best - total).exp().flip(-1).cumsum(-1).flip(-1)  # of this token and all smaller
+        stays = share_up_to > 1.0 - self.top_p
         stays[..., 0] = True
         last = stays.sum(-1, keepdim=True) - 1
         return logits >= best.gather(-1, last)
@@ -66,10 +69,17 @@ class TrajectoryStreams:
 
     def draw(self, probs: Tensor, at: slice) -> Tensor:
         cumulative = probs.cumsum(-1)
+        if probs.device.type != "cpu":  # the CPU adds in order; elsewhere the last bits need not grow with the index
+            cumulative = level_over_cut(cumulative, probs)
         total = cumulative[..., -1:]
         # Strictly below the total, or rounding could land on a token that was cut.
         point = torch.minimum(self.uniform[..., at].unsqueeze(-1) * total, total * (1 - 2**-23))
         return torch.searchsorted(cumulative, point.contiguous(), right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
+
+
+def level_over_cut(cumulative: Tensor, probs: Tensor) -> Tensor:
+    """`cumulative` without rounding noise: it never falls, and stays level where `probs` is 0: no draw ends there."""
+    return cumulative.where(probs > 0, 0.0).cummax(-1).values
 
 
 def trajectory_seed(seed: int, step: int, key: str, g: int) -> int:

@@ -203,7 +203,10 @@ class StyleVAR(nn.Module):
     """p(tokens | style, content), scale by scale. Parameter names are those of the released checkpoints."""
 
     lvl_1L: Tensor
-    attn_bias_for_masking: Tensor
+    level: Tensor
+    """[L], the scale of each token."""
+    causal_bias: Tensor
+    """[L, L], 0 where a token may attend to another (of its own or an earlier scale), -inf elsewhere."""
 
     def __init__(self, vae: VQVAE, config: ModelConfig) -> None:
         super().__init__()
@@ -217,6 +220,9 @@ class StyleVAR(nn.Module):
         self.register_buffer("lvl_1L", level)
         causal = torch.where(level.view(-1, 1) >= level.view(1, -1), 0.0, -torch.inf)
         self.register_buffer("attn_bias_for_masking", causal.view(1, 1, length, length))
+        # Checkpoints carry the two above; what is computed with follows from the config alone.
+        self.register_buffer("level", level[0].clone(), persistent=False)
+        self.register_buffer("causal_bias", causal.clone(), persistent=False)
         self.style_encoder = encoder_trunk(config.style_enc_dim)
         self.content_encoder = encoder_trunk(config.style_enc_dim)
         self.feat_emb = nn.Linear(config.style_enc_dim, width)
@@ -239,7 +245,7 @@ class StyleVAR(nn.Module):
 
     def level_positions(self) -> Tensor:
         """Level plus position embedding of every token, [1, L, C]."""
-        return self.lvl_embed(self.lvl_1L) + self.pos_1LC
+        return self.lvl_embed(self.level) + self.pos_1LC
 
     def alphas(self, style_strength: float = 0.0, values: Sequence[float] | None = None) -> Tensor:
         """Weight of the style stream per token, [L, 1].
@@ -251,7 +257,7 @@ class StyleVAR(nn.Module):
         per_scale = torch.tensor(self.arch.alphas if values is None else values, device=self.device)
         if style_strength:
             per_scale = (per_scale + 0.5 * style_strength).clamp(0.01, 0.99)
-        return per_scale[self.lvl_1L[0]].unsqueeze(1)
+        return per_scale[self.level].unsqueeze(1)
 
     def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
         """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""

@@ -1,0 +1,284 @@
+"""`launch/sft.py` from flags to the trained model, on twelve-pixel triplets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from launch import sft, sft_data
+from launch.sft_config import SftConfig, load_config, parse
+from launch.sft_start import starting_model
+from learner.sft import SftLearner
+from stylevar.checkpoint import load_pair
+from stylevar.errors import UserError
+
+TRAINING = ["--train-bn", "--flip", "--alpha-jitter", "0.2", "--ema", "0.9", "--warmup", "2", "--batch", "4"]
+CADENCE = ["--log-every", "1", "--eval-every", "2", "--checkpoint-every", "3", "--image-conditions", "2"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A folder with a tokenizer, ten training and four held-out triplets."""
+    folder = tmp_path_factory.mktemp("files")
+    tiny.save(folder)
+    tiny.shard(folder / "train-0.tar", 6)
+    tiny.shard(folder / "train-1.tar", 4, first=6)
+    tiny.shard(folder / "val-0.tar", 4, first=50)
+    return folder
+
+
+def flags(files: Path, runs: Path, *more: str) -> list[str]:
+    given = ["--shards", str(files / "train-*.tar"), "--val-shards", str(files / "val-*.tar")]
+    given += ["--vae", str(files / "vqvae.safetensors"), "--runs", str(runs), "--threads", "1"]
+    return [*given, *tiny.SHAPE, *TRAINING, *CADENCE, *more]
+
+
+def run(*argv: str) -> Path:
+    return sft.train(*parse(argv, None))
+
+
+def main(monkeypatch, *argv: str) -> int:
+    """The program's exit code."""
+    monkeypatch.setattr(sys, "argv", ["sft.py", *argv])
+    try:
+        sft.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Press Ctrl-C in the midst of step number `steps`."""
+    step = SftLearner.step
+
+    def pressed(self: SftLearner, batch, lr):
+        metrics = step(self, batch, lr)
+        if self.updates == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr(SftLearner, "step", pressed)
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def same(a: object, b: object) -> bool:
+    """Equal bit for bit, through nested containers of tensors."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of eight steps."""
+    runs = tmp_path_factory.mktemp("finished")
+    run(*flags(files, runs, "--name", "whole", "--steps", "8"))
+    return runs / "whole"
+
+
+def test_what_a_run_leaves(files, finished):
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir() if not p.is_symlink())[-2:] == [
+        "step_00000006",
+        "step_00000008",
+    ]
+    checkpoint = finished / "checkpoints" / "latest"
+    assert {p.name for p in checkpoint.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "raw.safetensors",
+        "optimizer.pt",
+        "state.json",
+    }
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 8
+    model = load_pair(str(finished / "model"), str(files / "vqvae.safetensors"))[1]
+    assert model.arch.image_size == tiny.SIZE
+    notes = json.loads((finished / "model" / "training.json").read_text())
+    assert notes["vae"] == str(files / "vqvae.safetensors")
+    for tag in ("loss/train", "lr", "throughput/images_per_s", "time/step"):
+        assert [step for step, _ in scalars(finished, tag)] == list(range(1, 9))
+    for tag in ("loss/val", "accuracy/val", "accuracy/val_last_scale"):
+        assert [step for step, _ in scalars(finished, tag)] == [2, 3, 4, 6, 8]
+
+
+def test_the_best_checkpoint_is_exported(finished):
+    best = min((loss, step) for step, loss in scalars(finished, "loss/val") if step in (3, 6, 8))
+    linked = (finished / "checkpoints" / "best").resolve()
+    assert linked.name == f"step_{best[1]:08d}"
+    assert same(load_file(linked / "model.safetensors"), load_file(finished / "model" / "model.safetensors"))
+
+
+def test_stopped_and_resumed_equals_uninterrupted(files, finished, tmp_path, monkeypatch, capsys):
+    argv = flags(files, tmp_path, "--name", "cut", "--steps", "8")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        assert main(patch, *argv) == 130
+    assert f"--resume {tmp_path / 'cut'}" in capsys.readouterr().out
+    assert (tmp_path / "cut" / "checkpoints" / "latest").resolve().name == "step_00000005"
+    assert main(monkeypatch, "--resume", str(tmp_path / "cut")) == 0
+    for name in ("model.safetensors", "raw.safetensors"):
+        ours, theirs = (load_file(folder / "checkpoints" / "latest" / name) for folder in (tmp_path / "cut", finished))
+        assert same(ours, theirs), name
+    ours, theirs = (torch.load(f / "checkpoints" / "latest" / "optimizer.pt") for f in (tmp_path / "cut", finished))
+    assert same(ours, theirs)
+    for tag in ("loss/train", "loss/val", "grad/norm", "lr"):
+        assert scalars(tmp_path / "cut", tag) == scalars(finished, tag)
+
+
+def test_resuming_from_an_earlier_checkpoint_rewinds(files, finished, tmp_path):
+    run(*flags(files, tmp_path, "--name", "again", "--steps", "8", "--keep-checkpoints", "9"))
+    before = load_file(tmp_path / "again" / "model" / "model.safetensors")
+    assert same(before, load_file(finished / "model" / "model.safetensors"))
+    run("--resume", str(tmp_path / "again" / "checkpoints" / "step_00000003"))
+    assert same(load_file(tmp_path / "again" / "model" / "model.safetensors"), before)
+
+
+def test_auto_starts_and_then_continues(files, tmp_path):
+    argv = flags(files, tmp_path, "--name", "auto", "--resume", "auto")
+    run(*argv, "--steps", "2")
+    assert load_config(tmp_path / "auto" / "config.yaml").steps == 2
+    run(*argv, "--steps", "4")
+    assert [step for step, _ in scalars(tmp_path / "auto", "loss/train")] == [1, 2, 3, 4]
+    assert load_config(tmp_path / "auto" / "config.yaml").steps == 4
+
+
+def test_config_survives_its_file(files, finished):
+    config, _ = parse(flags(files, finished.parent, "--name", "whole", "--steps", "8"), None)
+    assert load_config(finished / "config.yaml") == config
+
+
+def test_initial_model_and_half_export(files, tmp_path):
+    run(*flags(files, tmp_path, "--name", "a", "--steps", "1", "--ema", "0"))
+    start = str(tmp_path / "a" / "model")
+    config = SftConfig(init=start, vae=str(files / "vqvae.safetensors"), alphas=(0.1, 0.2, 0.3))
+    model = starting_model(config)
+    assert model.arch.alphas == (0.1, 0.2, 0.3)
+    assert same(model.state_dict(), load_file(Path(start) / "model.safetensors"))
+    folder = run(*flags(files, tmp_path, "--name", "b", "--steps", "1", "--init", start, "--half", "--export", "last"))
+    saved = load_file(folder / "model.safetensors")
+    assert saved["head.weight"].dtype == torch.float16
+    assert saved["head.bias"].dtype == torch.float32
+
+
+def test_start_from_a_vanilla_var(files, tmp_path):
+    own = tiny.build().state_dict()
+    vanilla = {k: v.clone() for k, v in own.items() if "_guide" not in k and "encoder" not in k and "feat_emb" not in k}
+    vanilla = {k.replace("_target", ""): v for k, v in vanilla.items()} | {"class_emb.weight": torch.zeros(3, 64)}
+    encoder = {f"{child}": v for child, v in resnet(own).items()} | {"fc.weight": torch.zeros(10, 32)}
+    torch.save(vanilla, tmp_path / "var.pth")
+    torch.save(encoder, tmp_path / "resnet.pth")
+    given = {"vae": str(files / "vqvae.safetensors"), "var": str(tmp_path / "var.pth")}
+    model = starting_model(SftConfig(**given, image_encoder=str(tmp_path / "resnet.pth")))
+    state = model.state_dict()
+    assert torch.equal(state["blocks.0.attn.mat_qkv_guide.weight"], own["blocks.0.attn.mat_qkv_target.weight"])
+    assert torch.equal(state["content_encoder.0.weight"], own["style_encoder.0.weight"])
+    with pytest.raises(UserError, match=r"--var needs --image-encoder.*resnet18.*give its path"):
+        starting_model(SftConfig(**given))
+    with pytest.raises(UserError, match="is no vanilla VAR"):
+        starting_model(SftConfig(vae=given["vae"], var=str(files / "model.safetensors"), image_encoder="x"))
+    with pytest.raises(UserError, match="is no torchvision ResNet-18"):
+        starting_model(SftConfig(**given, image_encoder=str(tmp_path / "var.pth")))
+
+
+def resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The style encoder's weights under torchvision's names."""
+    children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    own = {k.removeprefix("style_encoder."): v for k, v in state.items() if k.startswith("style_encoder.")}
+    return {f"{children[k.split('.')[0]]}.{k.partition('.')[2]}": v for k, v in own.items()}
+
+
+def test_mirroring_flips_whole_triplets():
+    batch = tiny.batch(32)
+    torch.manual_seed(0)
+    mixed = sft_data.mirror_some(batch)
+    flipped = [
+        [torch.equal(getattr(mixed, role)[i], getattr(batch, role)[i].flip(-1)) for role in sft_data.ROLES]
+        for i in range(32)
+    ]
+    assert all(len(set(row)) == 1 for row in flipped)
+    assert 8 < sum(row[0] for row in flipped) < 24
+
+
+def test_triplets_beyond_the_memory_are_read_as_they_come(files, finished, tmp_path):
+    run(*flags(files, tmp_path, "--name", "large", "--steps", "2", "--memory-gb", "0"))
+    # Rounding may differ in the tokenizer's batches, so the losses are close, not the same.
+    ours, theirs = scalars(tmp_path / "large", "loss/train"), scalars(finished, "loss/train")
+    assert ours[0][1] == pytest.approx(theirs[0][1], abs=0.1)
+
+
+BAD = {
+    "no shards": (["--shards"], "no training data: give --shards"),
+    "missing shard": (["--shards", "{files}/none-*.tar"], "no shard matches"),
+    "wrong size": (["--shards", "{files}/large.tar"], "wrong size"),
+    "missing tokenizer": (["--vae", "{files}/none.safetensors"], "none.safetensors does not exist"),
+    "another tokenizer": (["--V", "64"], "vqvae.safetensors is of another size"),
+    "two starts": (["--init", "a", "--var", "b"], "--init and --var are two different starts"),
+    "bad number": (["--batch", "0"], "--batch 0: must be positive"),
+    "bad step setting": (["--ema", "1.5"], "--ema 1.5: must lie in"),
+    "nothing to resume": (["--resume", "{files}/none"], "no such folder"),
+    "path as name": (["--name", "a/b"], "a single folder name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_code_2(case, files, tmp_path, monkeypatch, capsys):
+    tiny.shard(files / "large.tar", 4, size=16)
+    given, message = BAD[case]
+    argv = flags(files, tmp_path, "--steps", "2", *(word.format(files=files) for word in given))
+    assert main(monkeypatch, *argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "sft").exists()
+
+
+def test_an_existing_run_is_not_touched(files, finished, monkeypatch, capsys):
+    before = yaml.safe_load((finished / "config.yaml").read_text())
+    argv = flags(files, finished.parent, "--name", "whole", "--steps", "2")
+    assert main(monkeypatch, *argv) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert yaml.safe_load((finished / "config.yaml").read_text()) == before
+
+
+def test_what_cannot_be_resumed_is_left_as_it_is(finished, monkeypatch, capsys):
+    def left() -> tuple[str, list[str]]:
+        return (finished / "config.yaml").read_text(), sorted(p.name for p in (finished / "checkpoints").iterdir())
+
+    before = left()
+    assert main(monkeypatch, "--resume", str(finished), "--ema", "0") == 2
+    assert "another --ema" in capsys.readouterr().err
+    earlier = str(finished / "checkpoints" / "step_00000006")
+    assert main(monkeypatch, "--resume", earlier, "--steps", "5") == 2
+    assert "is at step 6, beyond --steps 5" in capsys.readouterr().err
+    assert left() == before
+
+
+def test_resuming_another_kind_of_run_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("preset: demo\n")
+    assert main(monkeypatch, "--resume", str(tmp_path)) == 2
+    assert "is not the config of an SFT run" in capsys.readouterr().err
+
+
+def test_a_diverged_loss_ends_the_run(files, tmp_path, monkeypatch, capsys):
+    argv = flags(files, tmp_path, "--steps", "4", "--lr", "1e30", "--warmup", "0", "--name", "nan")
+    assert main(monkeypatch, *argv) == 2
+    assert "lower --lr" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""A model of twelve pixels that trains in milliseconds, and shards of triplets for it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.shards import EncodedTriplet, write_shard
+from stylevar import build_vae_stylevar
+from stylevar.checkpoint import save_model, save_vae
+from stylevar.contracts import ConditionBatch
+from stylevar.transformer import StyleVAR
+
+SIZE = 12
+SHAPE = ["--depth", "1", "--style-enc-dim", "32", "--patch-nums", "1", "2", "3", "--V", "32", "--Cvae", "8"]
+SHAPE += ["--ch", "32", "--ch-mult", "1", "1", "1"]
+
+
+def build(seed: int = 0) -> StyleVAR:
+    """The tiny model with its random tokenizer; L = 14 tokens."""
+    torch.manual_seed(seed)
+    _, model = build_vae_stylevar(patch_nums=(1, 2, 3), V=32, Cvae=8, ch=32, ch_mult=(1, 1, 1), depth=1, style_enc_dim=32)
+    return model
+
+
+def save(folder: Path, seed: int = 0) -> tuple[Path, Path]:
+    """Write the tiny model and its tokenizer; the two files."""
+    model = build(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model.state_dict(), model.arch, folder)
+    save_vae(model.vae, folder / "vqvae.safetensors")
+    return folder / "model.safetensors", folder / "vqvae.safetensors"
+
+
+def picture(seed: int, size: int = SIZE) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png(seed: int, size: int = SIZE) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed, size).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def shard(path: Path, count: int, size: int = SIZE, first: int = 0) -> Path:
+    """A shard of `count` triplets of noise."""
+    meta = {"dataset": "noise", "content_id": 0, "style_id": 0, "content_name": "c", "style_name": "s"}
+    images = ([png(3 * i + role, size) for role in range(3)] for i in range(first, first + count))
+    rows = (EncodedTriplet(f"t{first + i:03d}", *three, meta, "png") for i, three in enumerate(images))
+    write_shard(path, rows)
+    return path
+
+
+def batch(count: int = 4, seed: int = 0) -> ConditionBatch:
+    """Random triplets."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8) for _ in range(3)]
+    return ConditionBatch(tuple(f"c{i}" for i in range(count)), *images)
