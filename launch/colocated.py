@@ -78,6 +78,10 @@ class ColocatedWorker:
             self.heldout_sets["novel"] = TripletShards(expand_shards([config.novel]), image_size=size)
         if len(self.train_set) < config.conditions:
             raise UserError(f"--conditions {config.conditions}: {config.shards} holds only {len(self.train_set)} triplets")
+        for data in (self.train_set, *self.heldout_sets.values()):
+            # Shards of another size, or not of pictures, show here and not after minutes of work.
+            for i in spread(len(data), 8):
+                data.usable(i)
         self.order = EpochOrder(len(self.train_set), config.seed)
         self.scorer = build_scorer(config.reward, self.device)
         self.version = PolicyVersion(0, 0)

@@ -16,7 +16,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ray
-import torch
 import tyro
 
 from data.shards import TripletShards, expand_shards
@@ -64,6 +63,8 @@ def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
 def start_worker(config: GrpoConfig) -> Any:
     """Connect to Ray (the cluster of a job, or one of our own) and create the colocated actor."""
     if not ray.is_initialized():
+        # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address=os.environ.get("RAY_ADDRESS"),
             include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
@@ -95,23 +96,29 @@ def wait(reference: Any) -> Any:
 
 
 def main(config: GrpoConfig, point: ResumePoint | None) -> None:
-    """Set up, score the held-out sets, train, score again, report."""
+    """Run on Ray, from the first check to the report."""
     preflight(config, point)
     config = dataclasses.replace(config, threads=config.threads or os.cpu_count() or 1, resume=None, config=None)
-    worker = ActorProxy(start_worker(config), wait)
+    try:
+        run = execute(config, point, ActorProxy(start_worker(config), wait))
+    finally:
+        ray.shutdown()
+    report(config, run)
+
+
+def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any) -> RunFolder:
+    """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early."""
     facts = worker.setup(config, point.checkpoint if point else None)
     path = config.runs / config.name
     keep = config.monitor.keep_checkpoints
+    # Only now: a run that cannot start leaves no folder behind.
     run = RunFolder.open(path, keep) if point else RunFolder.create(path, to_plain(config), keep)
     progress = Progress(MergeController(config.merge))
     if point is not None and point.checkpoint is not None:
         progress.load(point.checkpoint / "progress.json")
         run.rewind(progress.steps, progress.merges)
     telemetry = Telemetry(run, progress.steps)
-    print(
-        f"run {path}: "
-        + ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in facts.items())
-    )
+    print(f"run {path}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     try:
         if progress.steps == 0:
             print("scoring the held-out conditions before training")
@@ -126,8 +133,7 @@ def main(config: GrpoConfig, point: ResumePoint | None) -> None:
             worker.save_policy(folder)
     finally:
         telemetry.close()
-        ray.shutdown()
-    report(config, run)
+    return run
 
 
 def report(config: GrpoConfig, run: RunFolder) -> None:
@@ -144,9 +150,9 @@ def report(config: GrpoConfig, run: RunFolder) -> None:
     print(f"TensorBoard  tensorboard --logdir {run.path.parent}")
 
 
-def cli() -> None:
-    torch.set_num_threads(1)  # the driver computes nothing; the worker takes the cores
-    exit_code(lambda: main(*parse(sys.argv[1:])))
+def cli(argv: list[str] | None = None) -> None:
+    """The program; `argv` is the command line by default."""
+    exit_code(lambda: main(*parse(sys.argv[1:] if argv is None else argv)))
 
 
 if __name__ == "__main__":

@@ -211,5 +211,4 @@ def main(config: InferConfig) -> None:
 
 
 if __name__ == "__main__":
-    # Around the parsing too: the config checks its own values.
-    cli.exit_code(lambda: cli.run(main, InferConfig))
+    cli.run(main, InferConfig)

@@ -249,8 +249,15 @@ class GrpoLearner:
         return difference
 
     def _metrics(self, passes: Sequence[_Pass], advantages: Advantages) -> StepMetrics:
-        """Means over the kept trajectories of the last pass; mismatch from the first, clip and ratio over all."""
+        """Means over the kept trajectories of all passes.
+
+        `kl/raw` alone is over every trajectory with a finite KL: if the guard drops all of a policy that has run away,
+        the merge controller must still see how far it is (infinitely, if no KL is finite).
+        """
         keep = torch.cat([p.keep for p in passes])
+        raw_kl = torch.cat([p.kl.flatten() for p in passes])
+        raw_kl = raw_kl[raw_kl.isfinite()]
+        kl = float(raw_kl.mean()) if len(raw_kl) else float("inf")
 
         def mean(name: str) -> float:
             values = torch.cat([getattr(t, name).detach() for p in passes for t in p.terms])
@@ -262,9 +269,9 @@ class GrpoLearner:
         metrics = {
             "reward/std": float(advantages.std.mean()),
             "reward/frac_zero_std": advantages.frac_zero_std,
-            "kl/raw": mean("raw_kl"),
+            "kl/raw": kl,
             "loss/policy": mean("policy"),
-            "loss/kl": self.config.kl_beta * mean("raw_kl"),
+            "loss/kl": self.config.kl_beta * kl,
             "loss/total": mean("total"),
             "policy/ratio_mean": mean("ratio_mean"),
             "policy/clip_frac": mean("clip_frac"),

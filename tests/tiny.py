@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from stylevar.contracts import ConditionBatch
 from stylevar.transformer import StyleVAR
 
 SIZE = 12
+ARCH: dict[str, Any] = {
+    "patch_nums": (1, 2, 3),
+    "V": 32,
+    "Cvae": 8,
+    "ch": 32,
+    "ch_mult": (1, 1, 1),
+    "depth": 1,
+    "style_enc_dim": 32,
+}
 SHAPE = ["--depth", "1", "--style-enc-dim", "32", "--patch-nums", "1", "2", "3", "--V", "32", "--Cvae", "8"]
 SHAPE += ["--ch", "32", "--ch-mult", "1", "1", "1"]
 
@@ -23,7 +33,7 @@ SHAPE += ["--ch", "32", "--ch-mult", "1", "1", "1"]
 def build(seed: int = 0) -> StyleVAR:
     """The tiny model with its random tokenizer; L = 14 tokens."""
     torch.manual_seed(seed)
-    _, model = build_vae_stylevar(patch_nums=(1, 2, 3), V=32, Cvae=8, ch=32, ch_mult=(1, 1, 1), depth=1, style_enc_dim=32)
+    _, model = build_vae_stylevar(**ARCH)
     return model
 
 

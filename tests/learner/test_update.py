@@ -161,6 +161,7 @@ def test_skipped_step_touches_nothing(golden):
     result = learner.update(0, state, rows, scores())
     assert result.metrics["guard/skipped_steps"] == 1
     assert result.metrics["guard/dropped"] == 8
+    assert result.metrics["kl/raw"] > 1e-9  # what was dropped is still told to the merge controller
     assert all(torch.equal(before[k], v) for k, v in adapters.state().items())
 
 

@@ -257,7 +257,9 @@ def test_another_width_is_refused(model, vae_file, tmp_path):
     state = copied(model.state_dict())
     state["head.bias"] = torch.zeros(7)
     state["pos_start"] = torch.zeros(1, 1, 64)
-    with refused("another size", r"pos_start is \[1, 1, 64\], not \[1, 1, 128\]", r"head\.bias is \[7\], not \[32\]", "width"):
+    with refused(
+        "another size", r"pos_start is \[1, 1, 64\], not \[1, 1, 128\]", r"head\.bias is \[7\], not \[32\]", "width"
+    ):
         load_into(model, state, "here")
 
 
@@ -468,7 +470,9 @@ def test_vanilla_var_starts_both_encoders_from_resnet18(start, imagenet_encoder)
             assert torch.equal(encoder(image).flatten(1), net(image))
 
 
-@pytest.mark.parametrize("key", ["blocks.0.attn.mat_qkv.weight", "blocks.0.attn.q_bias", "pos_1LC", "head_nm.ada_lin.1.bias"])
+@pytest.mark.parametrize(
+    "key", ["blocks.0.attn.mat_qkv.weight", "blocks.0.attn.q_bias", "pos_1LC", "head_nm.ada_lin.1.bias"]
+)
 def test_vanilla_var_with_a_missing_key(start, imagenet_encoder, key):
     state, _ = vanilla_state(start)
     before = copied(start.state_dict())

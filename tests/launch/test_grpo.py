@@ -1,0 +1,290 @@
+"""The GRPO run as a user meets it: the loop over a plain worker, resume, merges, bad input, and the program through Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from launch import grpo
+from launch.colocated import ColocatedWorker, spread
+from launch.config import GrpoConfig, MonitorConfig, default_for, load_config, to_plain
+from launch.run_folder import find_resume
+from learner.merge import MergeAction, MergeConfig
+from learner.update import LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import RolloutConfig
+from stylevar import build_vae_stylevar
+from stylevar.checkpoint import save_model, save_vae
+from stylevar.errors import UserError
+
+ROOT = Path(grpo.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "sft").mkdir()
+    # Not the usual start, whose blocks and head have next to no effect: a policy with something to learn.
+    torch.manual_seed(0)
+    _, model = build_vae_stylevar(
+        **{**tiny.ARCH, "init_adaln": 1.0, "init_adaln_gamma": 1.0, "init_head": 5.0},
+    )
+    save_model(model.state_dict(), model.arch, folder / "sft")
+    save_vae(model.vae, folder / "sft" / "vqvae.safetensors")
+    tiny.shard(folder / "train-0.tar", 5)
+    tiny.shard(folder / "heldout-0.tar", 3, first=50)
+    return folder
+
+
+def config(inputs: Path, runs: Path, name: str = "run", **fields) -> GrpoConfig:
+    """Eight steps of two conditions over five triplets: the order crosses an epoch's end, and merges happen."""
+    settings = {
+        "name": name,
+        "runs": runs,
+        "init": str(inputs / "sft"),
+        "vae": str(inputs / "sft"),
+        "shards": str(inputs / "train-*.tar"),
+        "heldout": str(inputs / "heldout-*.tar"),
+        "steps": 8,
+        "conditions": 2,
+        "device": "cpu",
+        "threads": 1,
+        "rollout": RolloutConfig(group=2, top_k=20),
+        "learner": LearnerConfig(lora_rank=2, lr=1e-2),
+        "reward": RewardConfig(reward="lite"),
+        "merge": MergeConfig(ema_beta=0.5, baseline_steps=1, peak_min_steps=2, min_gain=0.0, patience=1),
+        "monitor": MonitorConfig(eval_every=3, eval_conditions=2, eval_group=2, checkpoint_every=2, image_conditions=2),
+    }
+    return GrpoConfig(**{**settings, **fields})
+
+
+class InterruptedWorker(ColocatedWorker):
+    """Receives Ctrl-C in the middle of a step."""
+
+    at = -1
+
+    def step(self, step: int):
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(step)
+
+
+def rows(run: Path) -> list[dict]:
+    return [row for part in sorted((run / "trajectories").glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+
+
+def stop_and_resume(settings: GrpoConfig, at: int) -> None:
+    worker = InterruptedWorker()
+    worker.at = at
+    with pytest.raises(SystemExit) as stopped:
+        grpo.execute(settings, None, worker)
+    assert stopped.value.code == 130
+    assert not (settings.runs / settings.name / "model").exists()
+    point = find_resume("auto", settings.runs, settings.name)
+    assert point is not None
+    assert point.step == at + 1
+    grpo.execute(settings, point, ColocatedWorker())
+
+
+def last_checkpoint(run: Path) -> Path:
+    return (run / "checkpoints" / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    settings = config(inputs, tmp_path_factory.mktemp("runs"), "whole")
+    grpo.execute(settings, None, ColocatedWorker())
+    return settings.runs / "whole"
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    assert load_config(whole / "config.yaml").steps == 8
+    assert len(rows(whole)) == 8 * 2 * 2
+    assert {"step", "key", "g", "reward", "component_total", "advantage", "logp", "kl", "seed"} <= set(rows(whole)[0])
+    assert json.loads((last_checkpoint(whole) / "progress.json").read_text())["merges"] >= 1
+    assert (whole / "merges" / "merge_0001" / "model.safetensors").is_file()
+    assert (whole / "checkpoints" / "best").resolve().is_dir()
+    assert (last_checkpoint(whole) / "adapter" / "adapter_config.json").is_file()
+    assert set(load_file(whole / "model" / "model.safetensors")) == set(tiny.build().state_dict())
+    assert any((whole / "tensorboard").iterdir())
+    for step in (0, 8):
+        assert len(json.loads((whole / "heldout" / f"heldout_{step:08d}.json").read_text())["rewards"]) == 3
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_resume_equals_the_uninterrupted_run(inputs, whole, tmp_path, at):
+    """Bit for bit, across merges and the end of an epoch: weights, optimizer, controller, snapshots, every trajectory."""
+    settings = config(inputs, tmp_path)
+    stop_and_resume(settings, at)
+    run = tmp_path / "run"
+    assert rows(run) == rows(whole)
+    ours, theirs = last_checkpoint(run), last_checkpoint(whole)
+    assert (ours / "progress.json").read_text() == (theirs / "progress.json").read_text()
+    assert (ours / "worker.json").read_text() == (theirs / "worker.json").read_text()
+    for file in sorted(theirs.rglob("*.safetensors")):
+        expected = load_file(file)
+        actual = load_file(ours / file.relative_to(theirs))
+        assert all(torch.equal(actual[k], v) for k, v in expected.items()), file
+    optimizers = [torch.load(path / "optimizer.pt", weights_only=True) for path in (ours, theirs)]
+    for index, state in optimizers[1]["state"].items():
+        assert all(torch.equal(optimizers[0]["state"][index][k], v) for k, v in state.items())
+    models = [load_file(path / "model" / "model.safetensors") for path in (run, whole)]
+    assert all(torch.equal(models[0][k], v) for k, v in models[1].items())
+
+
+def test_kl_is_zero_and_outputs_unchanged_right_after_a_merge(inputs, tmp_path):
+    worker = ColocatedWorker()
+    worker.setup(config(inputs, tmp_path), None)
+    for step in range(2):
+        worker.step(step)
+    assert worker.step(2).metrics["kl/raw"] > 0
+    before = worker.evaluate("heldout")
+    worker.apply(MergeAction.SNAPSHOT)
+    fingerprint = worker.fingerprint()
+    worker.apply(MergeAction.PEAK_MERGE)
+    assert worker.fingerprint() == fingerprint
+    assert worker.version.merges == 1
+    torch.testing.assert_close(worker.evaluate("heldout").rewards, before.rewards, atol=1e-5, rtol=0)
+    after = worker.step(3).metrics
+    assert after["kl/raw"] == 0.0
+    assert after["policy/ratio_mean"] == 1.0
+
+
+def test_rollbacks_restore_what_they_name(inputs, tmp_path):
+    worker = ColocatedWorker()
+    worker.setup(config(inputs, tmp_path), None)
+    start = worker.fingerprint()
+    worker.step(0)
+    best = worker.fingerprint()
+    assert best != start
+    worker.apply(MergeAction.SNAPSHOT_BEST_HELDOUT)
+    worker.step(1)
+    assert worker.fingerprint() != best
+    worker.apply(MergeAction.REWARD_ROLLBACK)
+    assert worker.fingerprint() == best
+    worker.apply(MergeAction.ROLLBACK)
+    assert worker.fingerprint() == start
+    assert worker.learner.optimizer.state == {}
+
+
+def test_the_reward_rises_on_one_condition(inputs, tmp_path):
+    """The whole point: sampled rewards go up on what is trained on."""
+    tiny.shard(tmp_path / "one.tar", 1)
+    settings = config(
+        inputs,
+        tmp_path,
+        shards=str(tmp_path / "one.tar"),
+        conditions=1,
+        rollout=RolloutConfig(group=32, top_k=0, top_p=0.0),
+        learner=LearnerConfig(lora_rank=8, lr=1e-2, kl_beta=0.0),
+    )
+    worker = ColocatedWorker()
+    worker.setup(settings, None)
+    rewards = [worker.step(step).metrics["reward/mean"] for step in range(25)]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
+
+
+def test_config_round_trip_and_presets(inputs, tmp_path):
+    import yaml
+
+    path = tmp_path / "config.yaml"
+    settings = config(inputs, tmp_path, alphas=(0.1, 0.2, 0.3))
+    path.write_text(yaml.safe_dump(to_plain(settings)))
+    assert load_config(path) == settings
+    paper = default_for([])
+    assert (paper.conditions, paper.rollout.group, paper.reward.reward, paper.reward.reward_scale) == (16, 16, "dreamsim", 5)
+    assert (paper.learner.lora_rank, paper.learner.lr, paper.learner.kl_beta) == (256, 1e-5, 0.1)
+    assert (paper.rollout.top_k, paper.rollout.top_p) == (900, 0.96)
+    assert default_for(["--preset", "demo"]).preset == "demo"
+    path.write_text(yaml.safe_dump({**to_plain(settings), "stepz": 3}))
+    with pytest.raises(UserError, match="stepz"):
+        load_config(path)
+
+
+def test_every_field_is_a_flag(inputs, tmp_path):
+    argv = ["--preset", "demo", "--group", "3", "--lr", "0.5", "--reward", "dreamsim", "--dreamsim-type", "clip_vitb32"]
+    parsed, _ = grpo.parse([*argv, "--merge-policy", "paper", "--kl-estimator", "k1", "--eval-every", "7"])
+    assert (parsed.rollout.group, parsed.learner.lr, parsed.reward.dreamsim_type) == (3, 0.5, "clip_vitb32")
+    assert (parsed.merge.merge_policy, parsed.learner.kl_estimator, parsed.monitor.eval_every) == ("paper", "k1", 7)
+
+
+def test_spread_takes_both_ends():
+    assert spread(10, 4) == [0, 3, 6, 9]
+    assert spread(3, 8) == [0, 1, 2]
+
+
+def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "launch" / "grpo.py"), *argv]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--group", "1"], "--group 1"),
+        (["--shards", "nowhere-*.tar"], "nowhere-*.tar"),
+        (["--init", "nowhere/model.safetensors"], "nowhere/model.safetensors"),
+        (["--preset", "huge"], "huge"),
+        (["--resume", "nowhere"], "--resume nowhere"),
+        (["--no-such-flag", "3"], "no-such-flag"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(inputs, tmp_path, capsys, argv, message):
+    defaults = config(inputs, tmp_path)
+    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", defaults.shards, "--heldout", defaults.heldout]
+    with pytest.raises(SystemExit) as ended:
+        grpo.cli([*files, "--runs", str(tmp_path / "runs"), *argv])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_is_not_overwritten(inputs, whole, capsys):
+    defaults = config(inputs, whole.parent)
+    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", defaults.shards, "--heldout", defaults.heldout]
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with pytest.raises(SystemExit) as ended:
+        grpo.cli([*files, "--runs", str(whole.parent), "--name", "whole"])
+    assert ended.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_the_program_runs_through_ray(inputs, whole, tmp_path):
+    """The same command line as a user's; its trajectories equal those of the plain worker."""
+    import yaml
+
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(to_plain(config(inputs, tmp_path / "runs", steps=3))))
+    result = program("--config", str(file), "--name", "ray")
+    assert result.returncode == 0, result.stderr
+    assert "tensorboard --logdir" in result.stdout
+    run = tmp_path / "runs" / "ray"
+    assert rows(run) == [row for row in rows(whole) if row["step"] < 3]
+    assert (run / "before_after.png").is_file()
+
+
+def test_what_only_the_worker_can_see_is_one_line_too(inputs, tmp_path):
+    import yaml
+
+    file = tmp_path / "config.yaml"
+    tiny.shard(tmp_path / "large.tar", 4, size=16)
+    settings = config(inputs, tmp_path / "runs", shards=str(tmp_path / "large.tar"))
+    file.write_text(yaml.safe_dump(to_plain(settings)))
+    result = program("--config", str(file), "--name", "wrong")
+    assert result.returncode == 2
+    assert "16x16" in result.stderr or "wrong size" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs" / "wrong").exists()
