@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import pickle
 import re
 from collections import Counter
@@ -43,7 +44,8 @@ def read_file(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
     except Exception as error:  # Damaged files make the parsers fail in a dozen ways.
-        if isinstance(error, pickle.UnpicklingError) and (named := _FORBIDDEN.search(str(error))):
+        named = _FORBIDDEN.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named and _spells_out(path, named[1]):
             raise UserError(
                 f"{path} holds more than tensors ({named[1]}), and reading that could run code: "
                 f"save its state dict alone, or give a .safetensors file"
@@ -51,6 +53,13 @@ def read_file(path: Path) -> Any:
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
         reason = reason.splitlines()[0]
         raise UserError(f"{path} is no readable checkpoint ({reason}): it may be truncated; fetch it again") from error
+
+
+def _spells_out(path: Path, name: str) -> bool:
+    """Whether the file holds this pickled class name in full; if not, it was cut within the name of a harmless one."""
+    module, _, attribute = name.rpartition(".")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(f"c{module}\n{attribute}\n".encode()) >= 0
 
 
 def find_state(content: Any, landmark: str) -> State | None:
@@ -221,7 +230,8 @@ def _own_config(path: Path) -> ModelConfig | None:
 def load_vae(source: str, config: ModelConfig) -> VQVAE:
     """A frozen VQ-VAE of `config`'s shape from a file, folder or hub id."""
     vae = VQVAE(config).requires_grad_(False).eval()
-    load_into(vae, read_vae_state(fetch(source, VAE_FILE)), source)
+    path = fetch(source, VAE_FILE)
+    load_into(vae, read_vae_state(path), str(path))
     return vae
 
 

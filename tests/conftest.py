@@ -1,11 +1,5 @@
-"""What all tests share: few threads (two cores), and this folder's helpers on the path."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
+"""What all tests share: few threads (two cores)."""
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(2)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_model
 import tiny
 import torch
 import yaml
@@ -206,7 +207,7 @@ def resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_mirroring_flips_whole_triplets():
-    batch = tiny.batch(32)
+    batch = small_model.batch(tiny.build(), 32)
     torch.manual_seed(0)
     mixed = sft_data.mirror_some(batch)
     flipped = [

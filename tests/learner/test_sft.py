@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import small_model
 import tiny
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,8 @@ def reference_loss(model, batch, **options) -> torch.Tensor:
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_loss_is_the_cross_entropy_of_the_teacher_forced_logits(cached):
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     learner = SftLearner(model, SftStepConfig(), TokenCache(model.vae) if cached else None)
     with torch.no_grad():
         expected = reference_loss(model.eval(), batch).item()
@@ -33,7 +35,8 @@ def test_loss_is_the_cross_entropy_of_the_teacher_forced_logits(cached):
 
 
 def test_label_smoothing_is_for_training_only():
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     learner = SftLearner(model, SftStepConfig(label_smoothing=0.2))
     with torch.no_grad():
         plain, smooth = reference_loss(model, batch).item(), reference_loss(model, batch, label_smoothing=0.2).item()
@@ -42,7 +45,8 @@ def test_label_smoothing_is_for_training_only():
 
 
 def test_accuracy_counts_best_guesses_per_scale():
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     target = torch.cat(tokenize(model.vae, batch.target), dim=1)
     with torch.no_grad():
         model.head.weight.zero_()
@@ -56,7 +60,8 @@ def test_accuracy_counts_best_guesses_per_scale():
 
 @pytest.mark.parametrize("train_bn", [False, True])
 def test_batchnorm_statistics(train_bn):
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     before = {name: b.clone() for name, b in model.named_buffers() if "running" in name}
     SftLearner(model, SftStepConfig(train_bn=train_bn)).step(batch, lr=1e-3)
     moved = [name for name, b in model.named_buffers() if "running" in name and not torch.equal(b, before[name])]
@@ -64,7 +69,8 @@ def test_batchnorm_statistics(train_bn):
 
 
 def test_the_tokenizer_is_left_alone():
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     before = {name: value.clone() for name, value in model.vae.state_dict().items()}
     SftLearner(model, SftStepConfig(train_bn=True)).step(batch, lr=1e-2)
     assert not model.vae.training
@@ -88,7 +94,8 @@ def test_only_matrices_decay():
 
 
 def test_jitter_shifts_all_alphas_alike_within_bounds(monkeypatch):
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     seen: list[tuple[float, ...]] = []
     alphas = model.alphas
     monkeypatch.setattr(model, "alphas", lambda strength=0.0, values=None: seen.append(values) or alphas(strength, values))
@@ -109,7 +116,8 @@ def test_jitter_shifts_all_alphas_alike_within_bounds(monkeypatch):
 
 
 def test_overfits_a_batch():
-    model, batch = tiny.build(), tiny.batch(2)
+    model = tiny.build()
+    batch = small_model.batch(model, 2)
     learner = SftLearner(model, SftStepConfig(train_bn=True, weight_decay=0.0), TokenCache(model.vae))
     first = learner.step(batch, lr=3e-3)
     for _ in range(80):
@@ -120,7 +128,8 @@ def test_overfits_a_batch():
 
 
 def test_average_starts_short_and_follows():
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     learner = SftLearner(model, SftStepConfig(ema=0.9, train_bn=True))
     average = learner.best_model
     assert average is not model
@@ -136,7 +145,8 @@ def test_average_starts_short_and_follows():
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
-    model, batch = tiny.build(), tiny.batch()
+    model = tiny.build()
+    batch = small_model.batch(model, 4)
     learner = SftLearner(model, SftStepConfig(ema=0.9))
     with torch.no_grad():
         model.head.bias[0] = math.nan
@@ -147,7 +157,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 
 def test_cached_tokens_are_the_tokenizers():
-    model, batch = tiny.build(), tiny.batch(5)
+    model = tiny.build()
+    batch = small_model.batch(model, 5)
     cache = TokenCache(model.vae)
     for _ in range(2):
         for cached, fresh in zip(cache(batch.target), tokenize(model.vae, batch.target), strict=True):

@@ -45,7 +45,7 @@ def vae_file(model, tmp_path_factory):
 
 
 def copied(state, prefix=""):
-    return OrderedDict((prefix + key, value.clone()) for key, value in state.items())
+    return OrderedDict((prefix + key, value.clone(memory_format=torch.contiguous_format)) for key, value in state.items())
 
 
 def assert_same(state, expected):
@@ -287,7 +287,7 @@ def test_legacy_torch_file_cut_anywhere(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"pos_1LC": torch.zeros(4), "name": "x"}, path, _use_new_zipfile_serialization=False)
     whole = path.read_bytes()
-    for end in range(0, len(whole) - 1, 7):
+    for end in range(len(whole) - 1):
         path.write_bytes(whole[:end])
         with refused("no readable checkpoint"):
             read_file(path)

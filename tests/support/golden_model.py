@@ -17,7 +17,7 @@ from stylevar import build_vae_stylevar
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 UNTOUCHED = ("num_batches_tracked", "zero_k_bias_guide", "zero_k_bias_target", "ema_vocab_hit_SV")
 
 

@@ -1,4 +1,4 @@
-"""A model of twelve pixels that trains in milliseconds, and shards of triplets for it."""
+"""A model of twelve pixels that trains in milliseconds, its files, and shards of triplets for it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_model
 import torch
 from PIL import Image
 
 from data.shards import EncodedTriplet, write_shard
 from stylevar import build_vae_stylevar
 from stylevar.checkpoint import save_model, save_vae
-from stylevar.contracts import ConditionBatch
 from stylevar.transformer import StyleVAR
 
 SIZE = 12
-ARCH: dict[str, Any] = {
-    "patch_nums": (1, 2, 3),
-    "V": 32,
-    "Cvae": 8,
-    "ch": 32,
-    "ch_mult": (1, 1, 1),
-    "depth": 1,
-    "style_enc_dim": 32,
-}
+ARCH: dict[str, Any] = small_model.SHAPE | {"depth": 1}
 SHAPE = ["--depth", "1", "--style-enc-dim", "32", "--patch-nums", "1", "2", "3", "--V", "32", "--Cvae", "8"]
 SHAPE += ["--ch", "32", "--ch-mult", "1", "1", "1"]
 
@@ -64,10 +56,3 @@ def shard(path: Path, count: int, size: int = SIZE, first: int = 0) -> Path:
     rows = (EncodedTriplet(f"t{first + i:03d}", *three, meta, "png") for i, three in enumerate(images))
     write_shard(path, rows)
     return path
-
-
-def batch(count: int = 4, seed: int = 0) -> ConditionBatch:
-    """Random triplets."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8) for _ in range(3)]
-    return ConditionBatch(tuple(f"c{i}" for i in range(count)), *images)
