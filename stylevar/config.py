@@ -56,8 +56,8 @@ class ModelConfig:
     """Weight of the style stream at each scale, in [0, 1]; the content stream gets the rest."""
 
     def __post_init__(self) -> None:
-        if not self.patch_nums or list(self.patch_nums) != sorted(set(self.patch_nums)) or self.patch_nums[0] < 1:
-            raise UserError(f"patch_nums must be positive and strictly increasing, got {self.patch_nums}")
+        if not self.patch_nums or list(self.patch_nums) != sorted(set(self.patch_nums)) or self.patch_nums[0] != 1:
+            raise UserError(f"patch_nums must start at 1 (one token opens the sequence) and increase, got {self.patch_nums}")
         if len(self.alphas) != self.scales:
             raise UserError(
                 f"{len(self.alphas)} alphas for {self.scales} scales {self.patch_nums}: give one alpha per scale"

@@ -1,0 +1,62 @@
+"""The metrics beside the reward, against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reward.metrics import color_distance, independent_metrics, rgb_to_lab
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_identical_images_are_perfect():
+    image = noise(2, 3, 32, 32)
+    metrics = independent_metrics(image, image)
+    torch.testing.assert_close(metrics["ssim"], torch.ones(2))
+    assert metrics["psnr"].tolist() == [100.0, 100.0]
+    assert metrics["color"].tolist() == [0.0, 0.0]
+
+
+def test_psnr_of_a_known_error():
+    image = torch.full((1, 3, 16, 16), 0.5)
+    assert independent_metrics(image, image + 0.1)["psnr"].item() == pytest.approx(20.0, abs=1e-3)
+
+
+def test_rows_are_compared_each_with_its_own():
+    generated, target = noise(3, 3, 16, 16), noise(3, 3, 16, 16, seed=1)
+    whole = independent_metrics(generated, target)
+    for name, value in whole.items():
+        alone = torch.cat([independent_metrics(generated[i : i + 1], target[i : i + 1])[name] for i in range(3)])
+        torch.testing.assert_close(value, alone)
+
+
+def test_one_target_is_never_broadcast():
+    with pytest.raises(ValueError, match="must be alike"):
+        independent_metrics(noise(3, 3, 16, 16), noise(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("rgb", "lab"),
+    [
+        ((1, 1, 1), (100.0, 0.0, 0.0)),
+        ((0, 0, 0), (0.0, 0.0, 0.0)),
+        ((1, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 1, 0), (87.73, -86.18, 83.18)),
+        ((0, 0, 1), (32.30, 79.19, -107.86)),
+        ((0.5, 0.5, 0.5), (53.39, 0.0, 0.0)),
+    ],
+)
+def test_lab_of_known_colours(rgb, lab):
+    image = torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)
+    torch.testing.assert_close(rgb_to_lab(image).flatten(), torch.tensor(lab), atol=0.05, rtol=0)
+
+
+def test_colour_distance_follows_the_palette_not_the_place():
+    image = noise(1, 3, 16, 16)
+    shuffled = image.flatten(2)[..., torch.randperm(256)].view_as(image)
+    assert color_distance(image, shuffled).item() == pytest.approx(0.0, abs=1e-2)
+    plain = torch.zeros(1, 3, 16, 16)
+    assert color_distance(plain, plain + 1).item() == pytest.approx(100.0, abs=0.05)
