@@ -63,6 +63,8 @@ class TrainVqvaeConfig:
     shape: TokenizerShape = field(default_factory=TokenizerShape)
     steps: int = 2000
     """Optimizer steps."""
+    stop_at: int | None = None
+    """End after this many steps already, the learning rate falling as if all `steps` were done."""
     batch: int = 16
     """Images per step."""
     lr: float = 1e-3
@@ -128,7 +130,8 @@ def main(config: TrainVqvaeConfig) -> None:
     augment = v2.Compose(
         [v2.RandomHorizontalFlip(), v2.RandomResizedCrop(arch.image_size, scale=(0.6, 1.0), ratio=(0.9, 1.1))]
     )
-    bar, started = tqdm(range(config.steps), desc="vqvae"), time.monotonic()
+    steps = min(config.steps, config.stop_at or config.steps)
+    bar, started = tqdm(range(steps), desc="vqvae"), time.monotonic()
     for step in bar:
         rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         optimizer.param_groups[0]["lr"] = config.lr * rate
@@ -157,7 +160,7 @@ def main(config: TrainVqvaeConfig) -> None:
     metrics = {
         "psnr_photographs_db": psnr(average, heldout_content),
         "psnr_stylised_db": psnr(average, heldout_target),
-        "steps": config.steps,
+        "steps": steps,
         "minutes": (time.monotonic() - started) / 60,
     }
     save_vae(average, config.out / "vqvae.safetensors")
