@@ -79,7 +79,7 @@ def teacher_forced(
     with torch.no_grad():
         features = model.vae.quantize.teacher_input(idx_Bl)
     later = model.word_embed(features) + model.level_positions()[:, 1:]
-    x = torch.cat([state.start.unsqueeze(1).expand(b, g, 1, -1), later.view(b, g, length - 1, -1)], dim=2)
+    x = torch.cat([state.start.unsqueeze(1).expand(b, g, 1, -1), later.view(b, g, length - 1, model.arch.width)], dim=2)
     alphas = model.alphas() if alphas is None else alphas
     mask = model.causal_bias.repeat(2, 1)  # style queries, then content queries
     for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
