@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,18 +112,15 @@ class ColocatedWorker:
             batch = self._to_device(batch_at(self.train_set, self.order, step, config.conditions))
         with timer("condition"):
             state = self.conditions.get(batch)
-        with timer("merge"):
-            merged = self.adapters.merged()
-            merged.__enter__()
-        try:
+        with ExitStack() as merged:
+            with timer("merge"):
+                merged.enter_context(self.adapters.merged())
             with timer("rollout"):
                 trajectories = self.sampler.sample(batch, config.seed, step, self.version)
             with timer("reward"):
                 scores = self.scorer.score(trajectories.images, batch.target)
             with timer("update"):
                 result = self.learner.update(step, state, trajectories, scores)
-        finally:
-            merged.__exit__(None, None, None)
         if not result.metrics["guard/skipped_steps"]:
             self.version = self.version._replace(updates=self.version.updates + 1)
         seconds = timer.take()

@@ -22,7 +22,7 @@ from stylevar.contracts import StepMetrics
 
 
 class Worker(Protocol):
-    """What the loop needs of a worker; `call` in `grpo.py` makes it of a Ray actor."""
+    """What the loop needs of a worker; `ActorProxy` makes one of a Ray actor."""
 
     def step(self, step: int) -> StepReport: ...
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport: ...
@@ -138,6 +138,3 @@ class ActorProxy:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *args: self._wait(getattr(self._actor, name).remote(*args))
-
-
-__all__ = ["ActorProxy", "Progress", "Worker", "checkpoint", "score_heldout", "step_line", "train"]

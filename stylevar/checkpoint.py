@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stylevar.build import build_from_config
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
-from stylevar.hub import fetch, fetch_beside
+from stylevar.hub import adapters_only, fetch, fetch_beside
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
@@ -170,10 +170,7 @@ def read_model_state(path: Path) -> State:
     state = find_state(content, "pos_1LC")
     if state is None:
         if any(find_state(content, f"lora_A{end}") for end in ("", ".weight", ".default.weight")):
-            raise UserError(
-                f"{path} holds adapters only, without their base: continue that run with --resume, "
-                f"or give a merged checkpoint (runs/NAME/merges/merge_XXXX)"
-            )
+            raise UserError(adapters_only(path))
         raise UserError(f"{path} holds no StyleVAR weights (no key pos_1LC at any level): give a model checkpoint")
     return bake_lora(state, str(path))
 

@@ -37,12 +37,17 @@ def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
     return _download(match["repo"], match["file"] or default_file, revision)
 
 
+def adapters_only(source: Path) -> str:
+    """What to tell a user who gave adapters where a whole model is needed."""
+    return (
+        f"{source} holds adapters only, without their base: continue that run with --resume, "
+        f"or give one of its whole models (runs/NAME/model, or a folder of runs/NAME/merges)"
+    )
+
+
 def _no_model_in(folder: Path, default_file: str) -> str:
     if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
-        return (
-            f"{folder} holds adapters only, without their base: continue that run with --resume, "
-            f"or give a merged checkpoint (runs/NAME/merges/merge_XXXX)"
-        )
+        return adapters_only(folder)
     return f"{folder} holds no {default_file}: give the folder of a saved model or the file itself"
 
 
