@@ -111,13 +111,13 @@ def demo() -> GrpoConfig:
         shards=str(DEMO_DATA / "train-*.tar"),
         heldout=str(DEMO_DATA / "heldout-*.tar"),
         novel=str(DEMO_DATA / "novel-*.tar"),
-        steps=72,
+        steps=80,
         conditions=4,
         rollout=RolloutConfig(group=8),
-        learner=LearnerConfig(lora_rank=16, lr=5e-4),
+        learner=LearnerConfig(lora_rank=16, lr=6e-4),
         reward=RewardConfig(reward="lite"),
         merge=MergeConfig(ema_beta=0.9, peak_min_steps=30, min_gain=0.02, patience=5, emergency_min_steps=15),
-        monitor=MonitorConfig(eval_every=18, eval_conditions=24, eval_group=4, checkpoint_every=24, image_conditions=6),
+        monitor=MonitorConfig(eval_every=20, eval_conditions=12, eval_group=8, checkpoint_every=20, image_conditions=6),
     )
 
 
