@@ -41,7 +41,7 @@ def adapters_only(source: Path) -> str:
     """What to tell a user who gave adapters where a whole model is needed."""
     return (
         f"{source} holds adapters only, without their base: continue that run with --resume, "
-        f"or give one of its whole models (runs/NAME/model, or a folder of runs/NAME/merges)"
+        f"or give a merged checkpoint (runs/NAME/model, or a folder of runs/NAME/merges)"
     )
 
 
