@@ -58,5 +58,10 @@ def test_colour_distance_follows_the_palette_not_the_place():
     image = noise(1, 3, 16, 16)
     shuffled = image.flatten(2)[..., torch.randperm(256)].view_as(image)
     assert color_distance(image, shuffled).item() == pytest.approx(0.0, abs=1e-2)
+    # Half black and half white against mid-lightness grey: the same mean, another spread.
+    halves = torch.zeros(1, 3, 16, 16)
+    halves[..., :8] = 1
+    grey = torch.full((1, 3, 16, 16), 0.46633)  # L = 50
+    assert color_distance(halves, grey).item() == pytest.approx(50.0, abs=0.1)
     plain = torch.zeros(1, 3, 16, 16)
     assert color_distance(plain, plain + 1).item() == pytest.approx(100.0, abs=0.05)

@@ -9,10 +9,10 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from stylevar import build_vae_stylevar
 from stylevar.adapters import Adapters
-from stylevar.checkpoint import load_into, save_model
+from stylevar.checkpoint import load_into, read_model_state, save_model
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.errors import UserError
-from stylevar.lowrank import base_weight, factors, merged_rows
+from stylevar.lowrank import base_weight, factors, merged_rows, project
 
 
 @pytest.fixture
@@ -72,8 +72,6 @@ def test_our_projection_is_pefts(model):
     adapters = small_model.adapt(model)
     layer: LoraLinear = adapters.layers["blocks.0.ffn.fc1"]
     x = torch.randn(2, 3, 5, layer.in_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    from stylevar.lowrank import project
-
     leaves = [x, *factors(layer)[:2]]
     ours, theirs = project(layer, x), layer(x)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
@@ -143,8 +141,6 @@ def test_the_saved_policy_is_a_plain_checkpoint(model, tmp_path):
     adapters = small_model.adapt(model)
     expected = logp(model)
     save_model(adapters.baked_state(), model.arch, tmp_path)
-    from stylevar.checkpoint import read_model_state
-
     other = small_model.build()
     load_into(other, read_model_state(tmp_path / "model.safetensors"), "saved")
     torch.testing.assert_close(logp(other), expected, atol=1e-6, rtol=0)

@@ -9,7 +9,7 @@ import small_model
 import torch
 import torch.nn.functional as F
 
-from stylevar import conditions
+from stylevar import transformer
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.generate import generate
 from stylevar.lowrank import base_weight
@@ -129,29 +129,34 @@ def test_dead_rows_are_never_multiplied(adapted):
     assert sampled(model)[2].logits.isfinite().all()
 
 
-def test_guide_queries_and_encoders_run_once_per_condition_whatever_the_group(monkeypatch):
+def test_what_belongs_to_a_condition_runs_once_whatever_the_group(monkeypatch):
     model = small_model.build()
     rows: dict[str, list[int]] = {"guide": [], "target": [], "encoder": [], "proj": []}
-    inner = BlendedAttention.queries, BlendedAttention.keys_values
+    queries, keys_values, project = BlendedAttention.queries, BlendedAttention.keys_values, transformer.project
 
-    def queries(self, guide):
+    def count_queries(self, guide):
         rows["guide"].append(guide.shape[0])
-        return inner[0](self, guide)
+        return queries(self, guide)
 
-    def keys_values(self, x):
+    def count_keys_values(self, x):
         rows["target"].append(x.shape[0] * x.shape[1])
-        return inner[1](self, x)
+        return keys_values(self, x)
 
-    monkeypatch.setattr(BlendedAttention, "queries", queries)
-    monkeypatch.setattr(BlendedAttention, "keys_values", keys_values)
+    def count_project(layer, x, *args, **kwargs):
+        if layer in [block.attn.proj for block in model.blocks]:
+            rows["proj"].append(x.shape[0] * x.shape[1])
+        return project(layer, x, *args, **kwargs)
+
+    monkeypatch.setattr(BlendedAttention, "queries", count_queries)
+    monkeypatch.setattr(BlendedAttention, "keys_values", count_keys_values)
+    monkeypatch.setattr(transformer, "project", count_project)
     model.style_encoder.register_forward_hook(lambda module, given, out: rows["encoder"].append(out.shape[0]))
-    for block in model.blocks:
-        block.attn.proj.register_forward_hook(lambda module, given, out: rows["proj"].append(1))
     sampled(model)
     depth, scales, conditions = model.arch.depth, model.arch.scales, 2
     assert rows["guide"] == [conditions] * depth
     assert rows["encoder"] == [conditions]
-    assert rows["target"] == [conditions * GROUP] * (depth * scales)
+    # Once per block and scale, for both streams together.
+    assert rows["target"] == rows["proj"] == [conditions * GROUP] * (depth * scales)
 
 
 def test_known_tokens_spare_the_encoder(monkeypatch):
@@ -160,20 +165,27 @@ def test_known_tokens_spare_the_encoder(monkeypatch):
     expected = encode_conditions(model, style, content)
     idx_Bl = model.vae.img_to_idxBl(torch.cat([style, content]))
     monkeypatch.setattr(type(model.vae), "img_to_idxBl", lambda *_: pytest.fail("tokenised again"))
-    known = conditions.encode_conditions(model, style, content, idx_Bl)
+    known = encode_conditions(model, style, content, idx_Bl)
     assert torch.equal(known.guides, expected.guides)
 
 
-def test_the_softmax_scale_of_released_checkpoints():
-    """With l2 norm: unit queries times exp(scale), at most 100; without: a quarter of 1 / sqrt(64)."""
+@torch.no_grad()
+def test_with_l2_norm_queries_have_the_learned_length_at_most_100():
     model = small_model.build()
     attention = model.blocks[0].attn
-    with torch.no_grad():
-        attention.scale_mul_1H11.copy_(torch.tensor([math.log(3), math.log(1000)]).view(1, 2, 1, 1))
-        q = attention.queries(torch.randn(1, 2, 5, model.arch.width))
-    lengths = q.norm(dim=-1)
+    attention.scale_mul_1H11.copy_(torch.tensor([math.log(3), math.log(1000)]).view(1, 2, 1, 1))
+    lengths = attention.queries(torch.randn(1, 2, 5, model.arch.width)).norm(dim=-1)
     torch.testing.assert_close(lengths[:, 0], torch.full_like(lengths[:, 0], 3.0))
     torch.testing.assert_close(lengths[:, 1], torch.full_like(lengths[:, 1], 100.0))
+
+
+@torch.no_grad()
+def test_without_l2_norm_queries_are_scaled_by_a_quarter_over_the_root_of_64():
+    model = small_model.build(attn_l2_norm=False)
+    attention, guide = model.blocks[0].attn, torch.randn(1, 2, 5, model.arch.width)
+    plain = guide @ attention.mat_qkv_guide.weight[: model.arch.width].T + attention.q_bias_guide
+    ours = attention.queries(guide).permute(0, 2, 3, 1, 4).flatten(3)
+    torch.testing.assert_close(ours, plain / 32, atol=1e-5, rtol=1e-5)
 
 
 def test_style_strength_moves_alphas_within_bounds():
