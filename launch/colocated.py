@@ -30,7 +30,7 @@ from stylevar.adapters import Adapters, AdapterState
 from stylevar.checkpoint import MODEL_FILE, load_into, load_pair, read_model_state, save_model
 from stylevar.contracts import ConditionBatch, PolicyVersion, StepMetrics
 from stylevar.errors import UserError
-from stylevar.sampling import trajectory_seed
+from stylevar.sampling import CoupledStreams, trajectory_seed
 
 HELDOUT_STEP = -1  # held-out trajectories use the same random numbers at every step
 
@@ -146,14 +146,17 @@ class ColocatedWorker:
         return StepReport(metrics, rows)
 
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
-        """Score `conditions` (all by default) of the held-out set `name` with fixed seeds, a few of them at a time."""
+        """Score `conditions` (all by default) of the held-out set `name` with fixed seeds, a few of them at a time.
+
+        The random numbers are coupled, so that two policies differ by little else than what they learned.
+        """
         monitor = self.config.monitor
         data = self.heldout_sets[name]
         chosen = range(len(data)) if conditions is None else spread(len(data), conditions)
         keys: list[str] = []
         rewards, parts, samples = [], [], []
         rows: list[GridRow] = []
-        sampler = GroupSampler(self.adapters.model, self.config.rollout)
+        sampler = GroupSampler(self.adapters.model, self.config.rollout, streams=CoupledStreams)
         shown = min(monitor.image_conditions, len(chosen))
         with self.adapters.merged():
             for start in range(0, len(chosen), 8):

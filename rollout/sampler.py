@@ -14,7 +14,7 @@ from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.errors import UserError
 from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
-from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.sampling import CoupledStreams, TrajectoryStreams, Truncation, trajectory_seeds
 from stylevar.transformer import StyleVAR
 
 
@@ -77,8 +77,15 @@ class ConditionCache:
 class GroupSampler:
     """Samples G trajectories for each condition from the model's current weights."""
 
-    def __init__(self, model: StyleVAR, config: RolloutConfig, conditions: ConditionCache | None = None) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: StyleVAR,
+        config: RolloutConfig,
+        conditions: ConditionCache | None = None,
+        streams: type[TrajectoryStreams | CoupledStreams] = TrajectoryStreams,
+    ) -> None:
+        """`streams` turns seeds into tokens; CoupledStreams costs more, and makes policies comparable."""
+        self.model, self.config, self.streams = model, config, streams
         self.conditions = ConditionCache(model) if conditions is None else conditions
 
     @torch.no_grad()
@@ -113,7 +120,7 @@ class GroupSampler:
             state,
             queries,
             group=seeds.shape[1],
-            stream=TrajectoryStreams(seeds, arch.tokens, self.model.device),
+            stream=self.streams(seeds, arch.tokens, self.model.device),
             truncation=Truncation(config.top_k, config.top_p),
             temperature=config.temperature,
             kv_cache=config.kv_cache,

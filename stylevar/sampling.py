@@ -77,6 +77,27 @@ class TrajectoryStreams:
         return torch.searchsorted(cumulative, point.contiguous(), right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
 
 
+class CoupledStreams:
+    """One stream per trajectory, for scoring two policies against each other with the same random numbers.
+
+    A token is argmax probs / e with e ~ Exp(1) per entry of the vocabulary (Gumbel-max): policies that are close draw
+    mostly the same tokens, and the noise of their difference shrinks. Costs V random numbers a token, not one.
+    """
+
+    def __init__(self, seeds: Tensor, length: int, device: torch.device) -> None:
+        """`seeds` int64 [B, G]; `length` and `device` as of `TrajectoryStreams`."""
+        self.generators = [torch.Generator().manual_seed(int(s)) for s in seeds.flatten()]
+        self.drawn = 0
+
+    def draw(self, probs: Tensor, at: slice) -> Tensor:
+        if at.start != self.drawn:
+            raise ValueError(f"tokens must be drawn in order: expected {self.drawn}, got {at.start}")
+        self.drawn = at.stop
+        noise = torch.stack([torch.empty(probs.shape[2:]).exponential_(generator=g) for g in self.generators])
+        noise = noise.clamp_min_(torch.finfo(torch.float32).tiny).view(probs.shape)
+        return (probs / noise.to(probs.device)).argmax(-1)
+
+
 def level_over_cut(cumulative: Tensor, probs: Tensor) -> Tensor:
     """`cumulative` without rounding noise: it never falls, and stays level where `probs` is 0: no draw ends there."""
     return cumulative.where(probs > 0, 0.0).cummax(-1).values

@@ -13,7 +13,7 @@ from stylevar.conditions import guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8
-from stylevar.sampling import trajectory_seeds, unpack_support
+from stylevar.sampling import CoupledStreams, TrajectoryStreams, trajectory_seeds, unpack_support
 
 VERSION = PolicyVersion(1, 7)
 CONFIG = RolloutConfig(group=4, top_k=20, top_p=0.9)
@@ -79,6 +79,23 @@ def test_sampling_in_several_runs_changes_nothing(model, batch, whole, at_once):
     assert torch.equal(parts.tokens, whole.tokens)
     torch.testing.assert_close(parts.logp, whole.logp, atol=1e-5, rtol=0)
     assert (parts.images.int() - whole.images.int()).abs().max() <= 1
+
+
+def test_coupled_samplers_agree_across_close_policies(batch):
+    drawn = []
+    for share in (1.0, 1.02):
+        model = small_model.build()
+        with torch.no_grad():
+            for weight in model.head.parameters():
+                weight.mul_(share)
+        drawn.append(
+            [
+                GroupSampler(model, CONFIG, streams=streams).sample(batch, seed=3, step=5, version=VERSION).tokens
+                for streams in (CoupledStreams, TrajectoryStreams)
+            ]
+        )
+    coupled, plain = ((before == after).float().mean() for before, after in zip(*drawn, strict=True))
+    assert plain < coupled < 1
 
 
 def test_a_smaller_group_is_the_start_of_a_larger_one(model, batch, whole):

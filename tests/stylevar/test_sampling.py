@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stylevar.sampling import (
+    CoupledStreams,
     SharedStream,
     TrajectoryStreams,
     Truncation,
@@ -68,26 +69,58 @@ def test_truncation_equals_sorting_by_hand():
         assert torch.equal(Truncation(top_k, top_p).keep(logits), brute_force_keep(logits, top_k, top_p))
 
 
-def test_trajectory_streams_draw_with_the_given_probabilities():
+EVERY_STREAM = pytest.mark.parametrize("streams", [TrajectoryStreams, CoupledStreams])
+
+
+@EVERY_STREAM
+def test_streams_draw_with_the_given_probabilities(streams):
     count = 40_000
-    stream = TrajectoryStreams(torch.tensor([[7]]), count, torch.device("cpu"))
+    stream = streams(torch.tensor([[7]]), count, torch.device("cpu"))
     tokens = stream.draw(PROBS.expand(1, 1, count, 5), slice(0, count))
     frequency = tokens.flatten().bincount(minlength=5) / count
     assert torch.allclose(frequency, PROBS, atol=4 * (0.25 / count) ** 0.5)
 
 
-def test_a_cut_token_is_never_drawn():
+def test_coupled_streams_draw_the_same_from_close_policies():
+    seeds, count = torch.tensor([[5]]), 20_000
+    probs = (2 * torch.randn(1000, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    close = probs * (1 + 0.05 * torch.randn(1000, generator=torch.Generator().manual_seed(1))).clamp_min(0)
+    close = close / close.sum()
+    distance = (probs - close).abs().sum() / 2
+    draws = [
+        CoupledStreams(seeds, count, torch.device("cpu")).draw(p.expand(1, 1, count, 1000), slice(0, count))
+        for p in (probs, close)
+    ]
+    differ = (draws[0] != draws[1]).float().mean()
+    assert 0 < differ <= 2 * distance + 4 * (0.25 / count) ** 0.5  # 2 TV / (1 + TV) bounds Gumbel-max coupling
+
+
+def test_coupled_streams_refuse_to_draw_out_of_order():
+    stream = CoupledStreams(torch.tensor([[5]]), 10, torch.device("cpu"))
+    with pytest.raises(ValueError, match="in order"):
+        stream.draw(PROBS.expand(1, 1, 4, 5), slice(6, 10))
+
+
+@EVERY_STREAM
+def test_a_cut_token_is_never_drawn(streams):
+    probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).expand(1, 1, 5000, 5)
+    stream = streams(torch.tensor([[3]]), 5000, torch.device("cpu"))
+    assert set(stream.draw(probs, slice(0, 5000)).flatten().tolist()) == {1, 3}
+
+
+def test_rounding_at_the_ends_cannot_reach_a_cut_token():
     probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).expand(1, 1, 5000, 5)
     stream = TrajectoryStreams(torch.tensor([[3]]), 5000, torch.device("cpu"))
     stream.uniform[..., :3] = torch.tensor([0.0, 0.5, 1.0])
     assert set(stream.draw(probs, slice(0, 5000)).flatten().tolist()) == {1, 3}
 
 
-def test_a_trajectory_draws_the_same_whatever_is_beside_it():
+@EVERY_STREAM
+def test_a_trajectory_draws_the_same_whatever_is_beside_it(streams):
     probs = torch.rand(2, 3, 10, 6, generator=torch.Generator().manual_seed(1))
     seeds = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    whole = TrajectoryStreams(seeds, 10, torch.device("cpu")).draw(probs, slice(0, 10))
-    alone = TrajectoryStreams(seeds[1:, 2:], 10, torch.device("cpu"))
+    whole = streams(seeds, 10, torch.device("cpu")).draw(probs, slice(0, 10))
+    alone = streams(seeds[1:, 2:], 10, torch.device("cpu"))
     parts = [alone.draw(probs[1:, 2:, at], at) for at in (slice(0, 4), slice(4, 10))]
     assert torch.equal(torch.cat(parts, dim=2), whole[1:, 2:])
 
