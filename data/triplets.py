@@ -56,11 +56,20 @@ def load_rgb(path: str | Path) -> Image.Image:
     if not path.is_file():
         raise UserError(f"image {path} does not exist")
     try:
-        image = ImageOps.exif_transpose(_open(path))
+        return _upright_rgb(_open(path))
     except UnusableImage as error:
-        raise UserError(f"image {path} cannot be used ({error}): give a JPEG or PNG file") from error
+        raise UserError(f"image {path} cannot be used ({error}): give an 8-bit RGB JPEG or PNG file") from error
+
+
+def decode_rgb(encoded: bytes) -> Image.Image:
+    """As `load_rgb`, of bytes from somebody's archive; raises UnusableImage, of the kinds of `decode_u8`."""
+    return _upright_rgb(_open(io.BytesIO(encoded)))
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode not in OPAQUE_MODES + ALPHA_MODES:
-        raise UserError(f"image {path} has mode {image.mode}: save it as RGB with 8 bits a channel")
+        raise UnusableImage("not RGB", f"the mode is {image.mode}")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -60,7 +60,7 @@ def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"half\.jpg .*truncated"):
         load_image_u8(tmp_path / "half.jpg", 8)
     Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"deep\.png has mode I;16: save it as RGB with 8 bits"):
+    with pytest.raises(UserError, match=r"deep\.png cannot be used \(not RGB: the mode is I;16\): give an 8-bit RGB"):
         load_image_u8(tmp_path / "deep.png", 8)
 
 

@@ -1,0 +1,1 @@
+"""From corpora as they are distributed to shards and a manifest."""

@@ -1,0 +1,73 @@
+"""Members of folders and uncompressed tars as pieces, without extracting anything."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from data.convert.source import JoinedReader, Piece, Reject
+from stylevar.errors import UserError
+
+TAR_BLOCK = 512
+
+
+def safe_name(member: tarfile.TarInfo) -> str | None:
+    """The member's name if it is a plain file below the archive's root, else None. Nothing is ever written there."""
+    path = PurePosixPath(member.name)
+    inside = member.isfile() and not path.is_absolute() and ".." not in path.parts and path.name
+    return str(path) if inside else None
+
+
+def list_files(folder: Path) -> dict[str, Piece]:
+    """{path within `folder`: piece} of all files, sorted by name; hidden ones are left out."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): Piece((path,)) for path in found}
+
+
+def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
+    """{member name: piece} of one tar, or of one that is split into `paths`; only headers are read.
+
+    Members outside the archive's root, links and devices are rejected, and so is what follows a cut or damage.
+    """
+    pieces: dict[str, Piece] = {}
+    rejects: list[Reject] = []
+    label = paths[0].name
+    with JoinedReader(paths) as reader:
+        end = 0
+        try:
+            with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:") as tar:
+                for member in tar:
+                    end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
+                    name = safe_name(member)
+                    if name is not None:
+                        pieces[name] = Piece(paths, member.offset_data, member.size)
+                    elif not member.isdir():
+                        rejects.append(Reject(member.name, "unsafe member", f"{label}: a link, or a path outside"))
+            # tarfile takes a damaged header, and a cut between two members, for the end: only zeros are the end.
+            reader.seek(end)
+            if reader.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+                raise tarfile.ReadError("no end mark")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            rejects.append(Reject(label, "damaged archive", f"cut off or damaged after {len(pieces)} files ({error})"))
+    return pieces, rejects
+
+
+def open_collection(source: Path, *names: str) -> tuple[dict[str, Piece], list[Reject]]:
+    """Files of the first of `names` that `source` has as a folder, NAME.tar, or NAME.tar.part_aa, part_ab ...
+
+    The keys are file names without folders. Raises UserError if there is none.
+    """
+    for name in names:
+        parts = tuple(sorted(source.glob(f"{name}.tar.part_*")))
+        if (source / name).is_dir():
+            pieces = list_files(source / name)
+            rejects: list[Reject] = []
+        elif (source / f"{name}.tar").is_file():
+            pieces, rejects = index_tar((source / f"{name}.tar",))
+        elif parts:
+            pieces, rejects = index_tar(parts)
+        else:
+            continue
+        return {PurePosixPath(path).name: piece for path, piece in pieces.items()}, rejects
+    raise UserError(f"{source} has none of {', '.join(names)}, as a folder, .tar or .tar.part_aa: check the path")

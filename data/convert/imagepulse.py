@@ -1,0 +1,130 @@
+"""ImagePulse-StyleTransfer: `.tar.gz` archives of PNGs, and of JSON files that say which of them form a triplet."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.convert.archive import safe_name
+from data.convert.source import Block, Picture, RawTriplet, Reject
+from data.shards import ROLES
+from stylevar.errors import UserError
+
+FIELDS = {"content": "image_1", "style": "image_2", "target": "image_4"}
+DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
+
+
+def blocks(source: Path, size: int) -> list[Block]:
+    """One block per archive: a compressed stream cannot be entered in the middle. `size` is not used."""
+    archives = sorted(path for pattern in ("*.tar.gz", "*.tgz", "*.tar") for path in source.glob(pattern))
+    if not archives:
+        raise UserError(f"{source} holds no .tar.gz archive: check the path")
+    return [ArchiveBlock(f"imagepulse-{path.name.partition('.')[0]}", path) for path in archives]
+
+
+@dataclass(frozen=True)
+class ArchiveBlock:
+    """One archive, read twice from front to back: first its JSON files, then the pictures that they name."""
+
+    name: str
+    path: Path
+
+    def __len__(self) -> int:
+        return 0
+
+    def read(self) -> Iterator[RawTriplet | Reject]:
+        """Triplets as their last picture comes by; a picture is kept no longer than a triplet still waits for it."""
+        found: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        for name, data in self._members(".json"):
+            if isinstance(data, Reject):
+                yield data
+                continue
+            parsed = _record(name, data)
+            if isinstance(parsed, Reject):
+                yield parsed
+            else:
+                found.append(parsed)
+        waiting: dict[str, list[int]] = {}
+        for number, (_, paths, _) in enumerate(found):
+            for path in set(paths.values()):
+                waiting.setdefault(path, []).append(number)
+        uses = Counter({path: len(numbers) for path, numbers in waiting.items()})
+        missing = [set(paths.values()) for _, paths, _ in found]
+        held: dict[str, Picture] = {}
+        for path, data in self._members(*(".png", ".jpg", ".jpeg", ".webp")):
+            if isinstance(data, Reject) or path not in waiting or path in held:
+                continue  # damage was reported by the first reading
+            held[path] = Picture(path, data)
+            for number in waiting[path]:
+                missing[number].discard(path)
+                if not missing[number]:
+                    name, paths, record = found[number]
+                    flags, scores = flags_and_scores(record)
+                    content, style, target = (held[paths[role]] for role in ROLES)
+                    yield RawTriplet(content, style, target, flags, scores)
+                    for done in set(paths.values()):
+                        uses[done] -= 1
+                        if not uses[done]:
+                            del held[done]
+        for (name, paths, _), lacking in zip(found, missing, strict=True):
+            if lacking:
+                role = next(role for role in ROLES if paths[role] in lacking)
+                yield Reject(name, f"missing {role}", f"{self.path.name} holds no {paths[role]}")
+
+    def _members(self, *suffixes: str) -> Iterator[tuple[str, bytes | Reject]]:
+        """Files with one of `suffixes`, in their order; a Reject for JSON's reading where the archive is damaged."""
+        seen = 0
+        try:
+            with tarfile.open(self.path, "r|*") as tar:
+                for member in tar:
+                    name = safe_name(member)
+                    if name is None:
+                        if not member.isdir() and ".json" in suffixes:
+                            yield member.name, Reject(member.name, "unsafe member", f"{self.path.name}: a link, or outside")
+                        continue
+                    seen += 1
+                    if PurePosixPath(name).suffix.lower() in suffixes:
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        data = file.read()
+                        yield name, data
+        except DAMAGE as error:
+            reason = f"cut off or damaged after {seen} files ({error})"
+            yield self.path.name, Reject(self.path.name, "damaged archive", reason)
+
+
+def _record(name: str, data: bytes) -> tuple[str, dict[str, str], dict[str, Any]] | Reject:
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        return Reject(name, "bad json", str(error))
+    if not isinstance(record, dict):
+        return Reject(name, "bad json", "not an object")
+    for field in FIELDS.values():
+        if not isinstance(record.get(field), str) or not record[field]:
+            return Reject(name, f"no {field}", f"the JSON names no {field}")
+    # Pictures lie beside their JSON, whatever folder the names were written with.
+    folder = PurePosixPath(name).parent
+    return name, {role: str(folder / PurePosixPath(record[field]).name) for role, field in FIELDS.items()}, record
+
+
+def flags_and_scores(record: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, bool], dict[str, float]]:
+    """All booleans of a record as flags and all numbers as scores; nested ones under dotted names."""
+    flags: dict[str, bool] = {}
+    scores: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, bool):
+            flags[prefix + key] = value
+        elif isinstance(value, (int, float)):
+            scores[prefix + key] = float(value)
+        elif isinstance(value, Mapping):
+            more_flags, more_scores = flags_and_scores(value, f"{prefix}{key}.")
+            flags |= more_flags
+            scores |= more_scores
+    return flags, scores

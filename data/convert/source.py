@@ -1,0 +1,150 @@
+"""What every converter yields: triplets of pictures that may still lie in an archive, and rejects with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something that cannot become a triplet. `kind` is one of a few words, to count by; `reason` is for a person."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes within one file, or within several that continue each other (a split archive)."""
+
+    paths: tuple[Path, ...]
+    offset: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes; fewer than `size` where the file is cut off."""
+        with JoinedReader(self.paths) as reader:
+            reader.seek(self.offset)
+            return reader.read(-1 if self.size is None else self.size)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture under its original name: still to be read, or its bytes. Pictures in a Piece may serve many triplets."""
+
+    name: str
+    data: Piece | bytes
+
+    def read(self) -> bytes:
+        return self.data if isinstance(self.data, bytes) else self.data.read()
+
+
+@dataclass(frozen=True)
+class RawTriplet:
+    """A triplet as found, and what its corpus says of it. `target` is None for unpaired conditions."""
+
+    content: Picture
+    style: Picture
+    target: Picture | None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.target.name if self.target is not None else f"{self.content.name}&&{self.style.name}"
+
+
+class Block(Protocol):
+    """A part of a corpus that one process converts, the same every time. Picklable."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int:
+        """How many triplets it holds, as far as is known beforehand."""
+        ...
+
+    def read(self) -> Iterator[RawTriplet | Reject]: ...
+
+
+@dataclass(frozen=True)
+class ListBlock:
+    """A block that is known beforehand, item by item."""
+
+    name: str
+    items: tuple[RawTriplet | Reject, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self) -> Iterator[RawTriplet | Reject]:
+        return iter(self.items)
+
+
+def in_blocks(dataset: str, items: list[RawTriplet | Reject], size: int) -> list[Block]:
+    """`items` cut into blocks of `size`, numbered."""
+    return [ListBlock(f"{dataset}-{i // size:05d}", tuple(items[i : i + size])) for i in range(0, len(items), size)]
+
+
+def identity(data: bytes) -> str:
+    """What an image is, whatever its name: 16 hex digits of a hash of its bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+class JoinedReader:
+    """Files that continue each other, read as one seekable stream."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+        self._sizes = [path.stat().st_size for path in paths]
+        self._position = 0
+        self._file: BinaryIO | None = None
+        self._number = -1
+
+    def __enter__(self) -> JoinedReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = {0: 0, 1: self._position, 2: sum(self._sizes)}[whence]
+        self._position = start + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes (all for -1), fewer only at the end."""
+        end = sum(self._sizes)
+        wanted = end - self._position if size < 0 else min(size, end - self._position)
+        parts = []
+        while wanted > 0:
+            part = self._read_some(wanted)
+            parts.append(part)
+            wanted -= len(part)
+        return b"".join(parts)
+
+    def _read_some(self, wanted: int) -> bytes:
+        number, start = 0, 0
+        while self._position >= start + self._sizes[number]:
+            start += self._sizes[number]
+            number += 1
+        if number != self._number:
+            if self._file is not None:
+                self._file.close()
+            self._file, self._number = self._paths[number].open("rb"), number
+        assert self._file is not None
+        self._file.seek(self._position - start)
+        part = self._file.read(min(wanted, start + self._sizes[number] - self._position))
+        if not part:
+            raise EOFError(f"{self._paths[number]} became shorter while it was read")
+        self._position += len(part)
+        return part

@@ -1,0 +1,41 @@
+"""Which split a triplet belongs to: by what its images are, never by their names or their order."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from stylevar.errors import UserError
+
+SPLITS = ("train", "val_pair", "val_style", "val_content")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Shares held out. Contents and styles are told apart by a hash of their bytes."""
+
+    holdout_content: float = 0.05
+    """Share of contents that are never trained on (`val_content`)."""
+    holdout_style: float = 0.05
+    """Share of styles that are never trained on (`val_style`)."""
+    holdout_pair: float = 0.01
+    """Share of the pairs of trained contents and trained styles that are held out (`val_pair`)."""
+    split_seed: int = 0
+    """Another number holds out others."""
+
+    def __post_init__(self) -> None:
+        for name in ("holdout_content", "holdout_style", "holdout_pair"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1)")
+
+    def split(self, content_id: str, style_id: str) -> str:
+        """The split of a pair. A content that is held out goes before a style that is."""
+        if self._draw("content", content_id) < self.holdout_content:
+            return "val_content"
+        if self._draw("style", style_id) < self.holdout_style:
+            return "val_style"
+        return "val_pair" if self._draw("pair", f"{content_id}/{style_id}") < self.holdout_pair else "train"
+
+    def _draw(self, kind: str, what: str) -> float:
+        digest = hashlib.sha256(f"{self.split_seed}/{kind}/{what}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
