@@ -32,15 +32,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodedTriplet:
-    """One triplet ready to be written: JPEG or PNG bytes, and in `meta` the identities of what they show.
-
-    An unpaired condition has no target.
-    """
+    """One triplet ready to be written: JPEG or PNG bytes, and in `meta` the identities of what they show."""
 
     key: str
     content: bytes
     style: bytes
-    target: bytes | None
+    target: bytes
     meta: dict[str, Any]
     suffix: str = "jpg"
 
@@ -69,7 +66,7 @@ def write_shard(path: Path, triplets: Iterable[EncodedTriplet]) -> int:
             missing = [name for name in ID_FIELDS if name not in triplet.meta]
             if missing or "." in triplet.key or "/" in triplet.key:
                 raise ValueError(f"key {triplet.key!r} has a dot or slash, or its meta lacks one of {ID_FIELDS}")
-            images = {f"{role}.{triplet.suffix}": getattr(triplet, role) for role in ROLES if getattr(triplet, role)}
+            images = {f"{role}.{triplet.suffix}": getattr(triplet, role) for role in ROLES}
             meta = json.dumps(triplet.meta, sort_keys=True, separators=(",", ":")).encode()
             writer.write({"__key__": triplet.key, **images, "json": meta})
             count += 1
@@ -114,7 +111,7 @@ class TripletShards:
         rows: dict[str, list[tuple[int, int, int]]] = {}
         self._total = 0
         for number, path in enumerate(self.paths):
-            for key, parts in index_shard(path).items():
+            for key, parts in _index(path).items():
                 self._total += 1
                 if key in rows:
                     raise UserError(f"key {key!r} of {path} is also in another shard: give each triplet its own key")
@@ -214,8 +211,8 @@ class TripletShards:
         return ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(self._bad.values()).items()))
 
 
-def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {part: (offset, size)}} of one shard, known parts only. UserError if it is missing, cut or damaged."""
+def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """{key: {part: (offset, size)}} of one tar, known parts only."""
     if not path.is_file():
         raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
