@@ -1,1 +1,1 @@
-"""From corpora as they are distributed to shards and a manifest."""
+"""Corpora as they are distributed, read as triplets of pictures and rejects with a reason."""

@@ -12,6 +12,15 @@ from stylevar.errors import UserError
 TAR_BLOCK = 512
 
 
+def check_end(block: bytes) -> None:
+    """Raise ReadError unless the `block` after an archive's last member is zeros.
+
+    tarfile itself takes a damaged header, and a cut between two members, for the end.
+    """
+    if block != bytes(TAR_BLOCK):
+        raise tarfile.ReadError("no end mark")
+
+
 def safe_name(member: tarfile.TarInfo) -> str | None:
     """The member's name if it is a plain file below the archive's root, else None. Nothing is ever written there."""
     path = PurePosixPath(member.name)
@@ -44,10 +53,8 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
                         pieces[name] = Piece(paths, member.offset_data, member.size)
                     elif not member.isdir():
                         rejects.append(Reject(member.name, "unsafe member", f"{label}: a link, or a path outside"))
-            # tarfile takes a damaged header, and a cut between two members, for the end: only zeros are the end.
             reader.seek(end)
-            if reader.read(TAR_BLOCK) != bytes(TAR_BLOCK):
-                raise tarfile.ReadError("no end mark")
+            check_end(reader.read(TAR_BLOCK))
         except (tarfile.TarError, EOFError, OSError) as error:
             rejects.append(Reject(label, "damaged archive", f"cut off or damaged after {len(pieces)} files ({error})"))
     return pieces, rejects
@@ -56,7 +63,8 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
 def open_collection(source: Path, *names: str) -> tuple[dict[str, Piece], list[Reject]]:
     """Files of the first of `names` that `source` has as a folder, NAME.tar, or NAME.tar.part_aa, part_ab ...
 
-    The keys are file names without folders. Raises UserError if there is none.
+    The keys are file names without folders; of two files with one name the first stands and the second is rejected.
+    Raises UserError if there is none.
     """
     for name in names:
         parts = tuple(sorted(source.glob(f"{name}.tar.part_*")))
@@ -69,5 +77,9 @@ def open_collection(source: Path, *names: str) -> tuple[dict[str, Piece], list[R
             pieces, rejects = index_tar(parts)
         else:
             continue
-        return {PurePosixPath(path).name: piece for path, piece in pieces.items()}, rejects
+        by_name: dict[str, Piece] = {}
+        for path, piece in pieces.items():
+            if by_name.setdefault(PurePosixPath(path).name, piece) is not piece:
+                rejects.append(Reject(path, "same name twice", f"{name} has another file of that name"))
+        return by_name, rejects
     raise UserError(f"{source} has none of {', '.join(names)}, as a folder, .tar or .tar.part_aa: check the path")

@@ -17,17 +17,22 @@ def blocks(source: Path, size: int) -> list[Block]:
     if not source.is_dir():
         raise UserError(f"{source} is no folder: give one with content/, style/ and target/, or one folder per triplet")
     found: dict[str, dict[str, Picture]] = {}
+    rejects: list[RawTriplet | Reject] = []
     for path, piece in list_files(source).items():
         folder, stem = PurePosixPath(path).parent, PurePosixPath(path).stem
         if stem in ROLES:
-            found.setdefault(folder.as_posix(), {})[stem] = Picture(path, piece)
+            name, role = folder.as_posix(), stem
         elif folder.parts and folder.parts[0] in ROLES:
-            name = PurePosixPath(path).relative_to(folder.parts[0]).with_suffix("").as_posix()
-            found.setdefault(name, {})[folder.parts[0]] = Picture(path, piece)
+            role = folder.parts[0]
+            name = PurePosixPath(path).relative_to(role).with_suffix("").as_posix()
+        else:
+            continue
+        if found.setdefault(name, {}).setdefault(role, Picture(path, piece)).name != path:
+            rejects.append(Reject(path, "same name twice", f"{name} has another {role}"))
     if not found:
         raise UserError(f"{source} holds neither content/, style/ and target/, nor folders with a file for each")
     items = [_triplet(name, found[name]) for name in sorted(found)]
-    return in_blocks("folder", items, size)
+    return in_blocks("folder", [*rejects, *items], size)
 
 
 def _triplet(name: str, pictures: dict[str, Picture]) -> RawTriplet | Reject:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.convert.archive import safe_name
+from data.convert.archive import TAR_BLOCK, check_end, safe_name
 from data.convert.source import Block, Picture, RawTriplet, Reject
 from data.shards import ROLES
 from stylevar.errors import UserError
@@ -20,8 +20,8 @@ FIELDS = {"content": "image_1", "style": "image_2", "target": "image_4"}
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
-def blocks(source: Path, size: int) -> list[Block]:
-    """One block per archive: a compressed stream cannot be entered in the middle. `size` is not used."""
+def blocks(source: Path) -> list[Block]:
+    """One block per archive, since a compressed stream cannot be entered in the middle."""
     archives = sorted(path for pattern in ("*.tar.gz", "*.tgz", "*.tar") for path in source.glob(pattern))
     if not archives:
         raise UserError(f"{source} holds no .tar.gz archive: check the path")
@@ -57,7 +57,7 @@ class ArchiveBlock:
         uses = Counter({path: len(numbers) for path, numbers in waiting.items()})
         missing = [set(paths.values()) for _, paths, _ in found]
         held: dict[str, Picture] = {}
-        for path, data in self._members(*(".png", ".jpg", ".jpeg", ".webp")):
+        for path, data in self._members(".png", ".jpg", ".jpeg", ".webp"):
             if isinstance(data, Reject) or path not in waiting or path in held:
                 continue  # damage was reported by the first reading
             held[path] = Picture(path, data)
@@ -92,8 +92,10 @@ class ArchiveBlock:
                     if PurePosixPath(name).suffix.lower() in suffixes:
                         file = tar.extractfile(member)
                         assert file is not None
-                        data = file.read()
-                        yield name, data
+                        yield name, file.read()
+                # tarfile has read one of the two blocks of zeros at the end.
+                assert tar.fileobj is not None
+                check_end(tar.fileobj.read(TAR_BLOCK))
         except DAMAGE as error:
             reason = f"cut off or damaged after {seen} files ({error})"
             yield self.path.name, Reject(self.path.name, "damaged archive", reason)

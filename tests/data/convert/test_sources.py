@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
 from data.convert import folder, imagepulse, omnistyle
+from data.convert.archive import TAR_BLOCK
 from data.convert.source import Block, RawTriplet, Reject
 
 
@@ -62,6 +65,32 @@ def test_a_cut_archive_gives_what_it_has_and_says_so(tmp_path):
     assert "damaged archive" in read(omnistyle.blocks(source, 9))[1].values()
 
 
+def test_of_two_files_with_one_name_the_second_is_rejected(tmp_path):
+    source = omnistyle_source(tmp_path, {f"été.png&&{STYLE}.jpg": b"t"})
+    (source / "style" / "z").mkdir()
+    (source / "style" / "z" / STYLE).write_bytes(b"another")
+    pictures, rejects = read(omnistyle.blocks(source, 9))
+    assert pictures == [(b"e", b"s", b"t")]
+    assert rejects == {f"z/{STYLE}": "same name twice"}
+
+
+def test_a_cut_anywhere_in_a_compressed_archive_is_reported(tmp_path):
+    noise = random.Random(0)
+    files = {f"{i}.png": noise.randbytes(700) for i in range(3)}
+    files["1.json"] = json.dumps({"image_1": "0.png", "image_2": "1.png", "image_4": "2.png"}).encode()
+    plain = tar_bytes(files)
+    member_ends = range(0, len(plain) - 2 * TAR_BLOCK, TAR_BLOCK)
+    for cut in member_ends:
+        (tmp_path / "1.tar.gz").write_bytes(gzip.compress(plain[:cut]))
+        _, rejects = read(imagepulse.blocks(tmp_path))
+        whole = plain[cut : cut + TAR_BLOCK] == bytes(TAR_BLOCK) and plain[cut - TAR_BLOCK : cut] == bytes(TAR_BLOCK)
+        assert whole or rejects["1.tar.gz"] == "damaged archive"
+    packed = gzip.compress(plain)
+    for cut in range(0, len(packed) * 3 // 4, 97):
+        (tmp_path / "1.tar.gz").write_bytes(packed[:cut])
+        assert read(imagepulse.blocks(tmp_path))[1]["1.tar.gz"] == "damaged archive"
+
+
 def test_imagepulse_joins_what_its_json_files_name(tmp_path):
     def record(**changes: object) -> bytes:
         names = {"image_1": "x/a.png", "image_2": "x/b.png", "image_4": "x/c.png"}
@@ -70,7 +99,7 @@ def test_imagepulse_joins_what_its_json_files_name(tmp_path):
     files = {"d/a.png": b"a", "d/1.json": record(), "d/b.png": b"b", "d/2.json": record(image_4=None), "d/3.json": b"{"}
     files |= {"d/4.json": record(image_1="none.png"), "d/c.png": b"c", "../out.json": record()}
     (tmp_path / "1700000000.tar.gz").write_bytes(tar_bytes(files, "w:gz"))
-    blocks = imagepulse.blocks(tmp_path, 1)
+    blocks = imagepulse.blocks(tmp_path)
     pictures, rejects = read(blocks)
     assert pictures == [(b"a", b"b", b"c")]
     assert rejects == {
@@ -90,6 +119,10 @@ def test_both_layouts_of_folders(tmp_path):
     pictures, rejects = read(folder.blocks(tmp_path, 5))
     assert pictures == [(b"content/a.png", b"style/a.jpg", b"target/a.png")]
     assert rejects == {"0000001": "missing target"}
+    (tmp_path / "style" / "a.png").write_bytes(b"which?")
+    pictures, rejects = read(folder.blocks(tmp_path, 5))
+    assert pictures == [(b"content/a.png", b"style/a.jpg", b"target/a.png")]
+    assert rejects == {"0000001": "missing target", "style/a.png": "same name twice"}
 
 
 def test_pairs_are_different_and_the_same_every_time(tmp_path):
