@@ -67,11 +67,18 @@ class ConditionCache:
         if state is None:
             device = self.model.device
             style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
-            state = encode_conditions(self.model, style, content)
+            state = encode_conditions(self.model, style, content, self._known_tokens(batch))
         self._states[batch.keys] = state
         while len(self._states) > self.batches:
             self._states.pop(next(iter(self._states)))
         return state
+
+    def _known_tokens(self, batch: ConditionBatch) -> list[Tensor] | None:
+        """Tokens that came with `batch`, of the styles and then the contents, int64 [2B, p*p] per scale."""
+        if batch.tokens is None:
+            return None
+        content, style, _ = batch.tokens.to(self.model.device, torch.int64).unbind(1)
+        return [torch.cat([style, content])[:, scale] for scale in self.model.arch.scale_slices()]
 
 
 class GroupSampler:

@@ -12,38 +12,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """One (content, style, target) triplet. Images are uint8 [3, H, W] in [0, 255]."""
+    """One (content, style, target) triplet. Images are uint8 [3, H, W] in [0, 255].
+
+    `tokens`, if known, are the VQ tokens of the three images in this order: int16 [3, L].
+    """
 
     key: str
     content: Tensor
     style: Tensor
     target: Tensor
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ConditionBatch:
-    """B conditions stacked: `content`, `style` and `target` are uint8 [B, 3, H, W]."""
+    """B conditions stacked: `content`, `style` and `target` are uint8 [B, 3, H, W], `tokens` int16 [B, 3, L] or None."""
 
     keys: tuple[str, ...]
     content: Tensor
     style: Tensor
     target: Tensor
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> ConditionBatch:
-        """Stack single conditions of one image size; a mixture of sizes raises ValueError."""
+        """Stack single conditions of one image size; a mixture of sizes raises ValueError.
+
+        The batch has tokens if all of the conditions have.
+        """
         sizes = {tuple(image.shape) for c in conditions for image in (c.content, c.style, c.target)}
         if len(sizes) != 1:
             raise ValueError(f"conditions of several image shapes cannot form one batch: {sorted(sizes)}")
+        tokens = [c.tokens for c in conditions if c.tokens is not None]
         return ConditionBatch(
             tuple(c.key for c in conditions),
             torch.stack([c.content for c in conditions]),
             torch.stack([c.style for c in conditions]),
             torch.stack([c.target for c in conditions]),
+            torch.stack(tokens) if len(tokens) == len(conditions) else None,
         )
 
 

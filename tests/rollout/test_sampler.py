@@ -12,9 +12,10 @@ from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
 from stylevar.conditions import guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
-from stylevar.images import pm1_to_u8
+from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.sampling import CoupledStreams, TrajectoryStreams, trajectory_seeds, unpack_support
 
+ROLES = ("content", "style", "target")
 VERSION = PolicyVersion(1, 7)
 CONFIG = RolloutConfig(group=4, top_k=20, top_p=0.9)
 
@@ -147,3 +148,10 @@ def test_conditions_are_encoded_once_and_the_oldest_forgotten(model, monkeypatch
 def test_impossible_settings_name_the_flag(wrong, flag):
     with pytest.raises(UserError, match=flag):
         RolloutConfig(**wrong)
+
+
+def test_tokens_that_come_with_the_conditions_spare_the_tokenizer(model, batch, whole, monkeypatch):
+    tokens = [torch.cat(model.vae.img_to_idxBl(u8_to_pm1(getattr(batch, role))), 1) for role in ROLES]
+    known = dataclasses.replace(batch, tokens=torch.stack(tokens, 1).to(torch.int16))
+    monkeypatch.setattr(model.vae, "img_to_idxBl", None)
+    assert torch.equal(GroupSampler(model, CONFIG).sample(known, seed=3, step=5, version=VERSION).tokens, whole.tokens)
