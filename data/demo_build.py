@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.shards import EncodedTriplet, write_shard
+from data.shard_writer import EncodedTriplet, write_shard
 from data.triplets import load_rgb
 from stylevar.errors import UserError
 

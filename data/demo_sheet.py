@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.shards import ROLES, TripletShards
+from data.shard_writer import ROLES
+from data.shards import TripletShards
 
 COLUMNS, GAP = 22, 8
 

@@ -5,41 +5,23 @@ from __future__ import annotations
 import glob
 import json
 import logging
-import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
 
+from data.shard_writer import ID_FIELDS, PARTS, ROLES, TAR_BLOCK, padded
 from data.triplets import UnusableImage, decode_u8
 from stylevar.contracts import Condition
 from stylevar.errors import UserError
 
-ROLES = ("content", "style", "target")
-PARTS = (*ROLES, "json")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-ID_FIELDS = ("dataset", "content_id", "style_id", "content_name", "style_name")
-TAR_BLOCK = 512
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EncodedTriplet:
-    """One triplet ready to be written: JPEG or PNG bytes, and in `meta` the identities of what they show."""
-
-    key: str
-    content: bytes
-    style: bytes
-    target: bytes
-    meta: dict[str, Any]
-    suffix: str = "jpg"
 
 
 class BadSample(Exception):
@@ -49,29 +31,6 @@ class BadSample(Exception):
         super().__init__(f"{key}: {reason}")
         self.key = key
         self.kind = kind
-
-
-def write_shard(path: Path, triplets: Iterable[EncodedTriplet]) -> int:
-    """Write one uncompressed tar shard and return how many triplets it holds.
-
-    The shard appears under its name only when it is whole. The same triplets always make the same bytes: owner, mode
-    and time in the tar headers are fixed. A key with a dot or slash, or meta without an identity field, raises
-    ValueError: such a sample could not be read back.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    count = 0
-    with wds.TarWriter(str(partial), user="stylevar", group="stylevar", mode=0o644, mtime=0) as writer:
-        for triplet in triplets:
-            missing = [name for name in ID_FIELDS if name not in triplet.meta]
-            if missing or "." in triplet.key or "/" in triplet.key:
-                raise ValueError(f"key {triplet.key!r} has a dot or slash, or its meta lacks one of {ID_FIELDS}")
-            images = {f"{role}.{triplet.suffix}": getattr(triplet, role) for role in ROLES}
-            meta = json.dumps(triplet.meta, sort_keys=True, separators=(",", ":")).encode()
-            writer.write({"__key__": triplet.key, **images, "json": meta})
-            count += 1
-    os.replace(partial, path)
-    return count
 
 
 def expand_shards(patterns: Sequence[str | Path]) -> list[Path]:
@@ -111,7 +70,7 @@ class TripletShards:
         rows: dict[str, list[tuple[int, int, int]]] = {}
         self._total = 0
         for number, path in enumerate(self.paths):
-            for key, parts in _index(path).items():
+            for key, parts in index_shard(path).items():
                 self._total += 1
                 if key in rows:
                     raise UserError(f"key {key!r} of {path} is also in another shard: give each triplet its own key")
@@ -211,8 +170,8 @@ class TripletShards:
         return ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(self._bad.values()).items()))
 
 
-def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {part: (offset, size)}} of one tar, known parts only."""
+def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """{key: {part: (offset, size)}} of one shard, known parts only. UserError if it is missing, cut off or damaged."""
     if not path.is_file():
         raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
@@ -220,7 +179,7 @@ def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     try:
         with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
             for member in tar:
-                end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
+                end = member.offset_data + padded(member.size)
                 key, _, extension = member.name.partition(".")
                 part, _, suffix = extension.lower().partition(".")
                 if member.isfile() and (suffix in IMAGE_SUFFIXES if part in ROLES else part == "json" and not suffix):

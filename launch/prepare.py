@@ -1,18 +1,159 @@
-"""Prepare training sets: shards of (content, style, target) triplets."""
+"""Prepare training sets: shards of (content, style, target) triplets with a manifest.
+
+python launch/prepare.py omnistyle corpora/OmniStyle-150K --out data/omnistyle
+python launch/prepare.py check data/omnistyle
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
 from data import demo_build, demo_sheet
+from data.convert import folder, imagepulse, omnistyle
+from data.convert.block import ConvertConfig, FilterConfig, check_dataset
+from data.convert.check import check
+from data.convert.picture import PictureConfig
+from data.convert.run import Summary, convert
+from data.convert.source import Block
+from data.convert.split import SplitConfig
+from data.manifest import REJECTS
 from data.shards import expand_shards
 from launch.cli import exit_code
+from stylevar.errors import UserError
+
+BLOCK = 100
+"""Triplets that one process converts at a time: what a restart repeats at most."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Source:
+    """What all sources have in common."""
+
+    source: tyro.conf.Positional[Path]
+    """The corpus, as it was distributed."""
+    out: Path
+    """Folder of the prepared set: shards, manifest.parquet and rejects.parquet."""
+    dataset: str | None = None
+    """Name of the corpus in keys, file names and mixtures; by default that of the subcommand."""
+    workers: int = os.cpu_count() or 1
+    """Processes that convert. The result does not depend on it."""
+    shard_mb: int = 500
+    """Size of a shard in megabytes."""
+    max_reject_share: float = 0.01
+    """End with an error if a larger share of the items cannot be used."""
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+
+    def run(self) -> None:
+        for name in ("workers", "shard_mb"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.max_reject_share <= 1:
+            raise UserError(f"--max-reject-share {self.max_reject_share}: must lie in [0, 1]")
+        if not self.source.is_dir():
+            raise UserError(f"{self.source} is no folder: give the one that holds the corpus")
+        dataset = self.dataset or type(self).__name__.lower()
+        check_dataset(dataset)
+        config = ConvertConfig(dataset, self.picture, self.split, self.filters)
+        print(f"reading the list of files in {self.source}")
+        summary = convert(
+            self.blocks(dataset),
+            self.out,
+            config,
+            self.named(),
+            self.workers,
+            self.shard_mb * 1_000_000,
+            self.max_reject_share,
+        )
+        report(summary, self.out)
+
+    def blocks(self, dataset: str) -> Sequence[Block]:
+        raise NotImplementedError
+
+    def named(self) -> str:
+        """The source, as it is written down to tell it from others."""
+        return str(self.source.resolve())
+
+
+@dataclass(frozen=True)
+class OmniStyle(Source):
+    """OmniStyle-150K: content, style and OmniStyle-150K (or target), each a folder, a .tar or a split .tar.part_aa ..."""
+
+    def blocks(self, dataset: str) -> Sequence[Block]:
+        return omnistyle.blocks(self.source, BLOCK, dataset)
+
+
+@dataclass(frozen=True)
+class ImagePulse(Source):
+    """ImagePulse-StyleTransfer: a folder of <timestamp>.tar.gz archives."""
+
+    def blocks(self, dataset: str) -> Sequence[Block]:
+        return imagepulse.blocks(self.source, dataset)
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    """A folder with {content,style,target}/NAME.EXT, or with one folder NAME/{content,style,target}.EXT per triplet."""
+
+    def blocks(self, dataset: str) -> Sequence[Block]:
+        return folder.blocks(self.source, BLOCK, dataset)
+
+
+@dataclass(frozen=True)
+class Pairs(Source):
+    """Unpaired conditions without a target: pictures of `source` with pictures of `styles`, drawn evenly."""
+
+    styles: Path = field(kw_only=True)
+    """Folder of the style pictures."""
+    count: int = field(kw_only=True)
+    """How many different combinations to draw."""
+    pair_seed: int = 0
+    """Another number draws others."""
+
+    def blocks(self, dataset: str) -> Sequence[Block]:
+        return folder.pair_blocks(self.source, self.styles, self.count, self.pair_seed, BLOCK, dataset)
+
+    def named(self) -> str:
+        return f"{self.source.resolve()} x {self.styles.resolve()}, {self.count}, seed {self.pair_seed}"
+
+
+def report(summary: Summary, out: Path) -> None:
+    """Say what was made and what was left out."""
+    total = sum(summary.splits.values())
+    splits = ", ".join(f"{count} {split}" for split, count in summary.splits.items())
+    print(f"{total} triplets ({splits}) in {summary.shards} shards in {out}")
+    if summary.rejects:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.rejects.items()))
+        print(f"left out: {kinds}; listed with reasons in {out / REJECTS}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read a prepared set in full: shards against the manifest, pictures, duplicates, and leaks between splits."""
+
+    folder: tyro.conf.Positional[Path]
+    """The prepared set."""
+    workers: int = os.cpu_count() or 1
+    """Processes that read."""
+
+    def run(self) -> None:
+        result = check(self.folder, self.workers)
+        print(result.summary())
+        if result.problems:
+            raise UserError(f"{self.folder} has {len(result.problems)} problems, listed in {result.listed}")
+
+
+@dataclass(frozen=True)
 class Demo:
     """Make the embedded demo set again: photographs x pretrained style networks."""
 
@@ -35,10 +176,20 @@ class Demo:
         print(f"shards are in {self.out}, a contact sheet is {self.sheet}")
 
 
+COMMANDS: dict[str, Any] = {
+    "omnistyle": OmniStyle,
+    "imagepulse": ImagePulse,
+    "folder": Folder,
+    "pairs": Pairs,
+    "check": Check,
+    "demo": Demo,
+}
+
+
 def main() -> None:
-    # A table of subcommands: other sources of triplets join it.
-    command = tyro.extras.subcommand_cli_from_dict({"demo": Demo}, description=__doc__)
-    exit_code(command.run)
+    commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in COMMANDS.items()}
+    # Inside, since a configuration may refuse its values.
+    exit_code(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__).run())
 
 
 if __name__ == "__main__":

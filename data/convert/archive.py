@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from data.convert.source import JoinedReader, Piece, Reject
+from data.shard_writer import TAR_BLOCK, padded
 from stylevar.errors import UserError
-
-TAR_BLOCK = 512
 
 
 def check_end(block: bytes) -> None:
@@ -47,7 +46,7 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
         try:
             with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:") as tar:
                 for member in tar:
-                    end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
+                    end = member.offset_data + padded(member.size)
                     name = safe_name(member)
                     if name is not None:
                         pieces[name] = Piece(paths, member.offset_data, member.size)

@@ -8,11 +8,11 @@ import numpy as np
 
 from data.convert.archive import list_files
 from data.convert.source import Block, Picture, Piece, RawTriplet, Reject, in_blocks
-from data.shards import ROLES
+from data.shard_writer import ROLES
 from stylevar.errors import UserError
 
 
-def blocks(source: Path, size: int) -> list[Block]:
+def blocks(source: Path, size: int, dataset: str = "folder") -> list[Block]:
     """The folder's triplets in blocks of `size`, by name."""
     if not source.is_dir():
         raise UserError(f"{source} is no folder: give one with content/, style/ and target/, or one folder per triplet")
@@ -32,7 +32,7 @@ def blocks(source: Path, size: int) -> list[Block]:
     if not found:
         raise UserError(f"{source} holds neither content/, style/ and target/, nor folders with a file for each")
     items = [_triplet(name, found[name]) for name in sorted(found)]
-    return in_blocks("folder", [*rejects, *items], size)
+    return in_blocks(dataset, [*rejects, *items], size)
 
 
 def _triplet(name: str, pictures: dict[str, Picture]) -> RawTriplet | Reject:
@@ -42,7 +42,7 @@ def _triplet(name: str, pictures: dict[str, Picture]) -> RawTriplet | Reject:
     return RawTriplet(pictures["content"], pictures["style"], pictures["target"])
 
 
-def pair_blocks(contents: Path, styles: Path, count: int, seed: int, size: int) -> list[Block]:
+def pair_blocks(contents: Path, styles: Path, count: int, seed: int, size: int, dataset: str = "pairs") -> list[Block]:
     """`count` different (content, style) conditions without a target, drawn evenly from all combinations."""
     pieces: list[dict[str, Piece]] = []
     for folder in (contents, styles):
@@ -59,4 +59,4 @@ def pair_blocks(contents: Path, styles: Path, count: int, seed: int, size: int) 
     for number in chosen:
         content, style = names[0][number // len(names[1])], names[1][number % len(names[1])]
         items.append(RawTriplet(Picture(content, pieces[0][content]), Picture(style, pieces[1][style]), None))
-    return in_blocks("pairs", items, size)
+    return in_blocks(dataset, items, size)

@@ -12,20 +12,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.convert.archive import TAR_BLOCK, check_end, safe_name
-from data.convert.source import Block, Picture, RawTriplet, Reject
-from data.shards import ROLES
+from data.convert.source import Block, Picture, RawTriplet, Reject, identity
+from data.shard_writer import ROLES
 from stylevar.errors import UserError
 
 FIELDS = {"content": "image_1", "style": "image_2", "target": "image_4"}
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
-def blocks(source: Path) -> list[Block]:
+def blocks(source: Path, dataset: str = "imagepulse") -> list[Block]:
     """One block per archive, since a compressed stream cannot be entered in the middle."""
     archives = sorted(path for pattern in ("*.tar.gz", "*.tgz", "*.tar") for path in source.glob(pattern))
     if not archives:
         raise UserError(f"{source} holds no .tar.gz archive: check the path")
-    return [ArchiveBlock(f"imagepulse-{path.name.partition('.')[0]}", path) for path in archives]
+    return [ArchiveBlock(f"{dataset}-{key_part(path.name.partition('.')[0])}", path) for path in archives]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class ArchiveBlock:
 
     name: str
     path: Path
+
+    @property
+    def fingerprint(self) -> str:
+        return identity(f"{self.path} {self.path.stat().st_size}".encode())
 
     def __len__(self) -> int:
         return 0
@@ -99,6 +103,11 @@ class ArchiveBlock:
         except DAMAGE as error:
             reason = f"cut off or damaged after {seen} files ({error})"
             yield self.path.name, Reject(self.path.name, "damaged archive", reason)
+
+
+def key_part(name: str) -> str:
+    """`name` as it can stand in a key, which has neither dots nor slashes."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
 
 
 def _record(name: str, data: bytes) -> tuple[str, dict[str, str], dict[str, Any]] | Reject:

@@ -8,7 +8,7 @@ from data.convert.archive import open_collection
 from data.convert.source import Block, Picture, RawTriplet, Reject, in_blocks
 
 
-def blocks(source: Path, size: int) -> list[Block]:
+def blocks(source: Path, size: int, dataset: str = "omnistyle") -> list[Block]:
     """The corpus in blocks of `size` triplets, in the order of the target names."""
     contents, rejects = open_collection(source, "content")
     styles, more = open_collection(source, "style")
@@ -16,7 +16,7 @@ def blocks(source: Path, size: int) -> list[Block]:
     items: list[RawTriplet | Reject] = [*rejects, *more, *still_more]
     for name in sorted(targets):
         items.append(_triplet(name, Picture(name, targets[name]), contents, styles))
-    return in_blocks("omnistyle", items, size)
+    return in_blocks(dataset, items, size)
 
 
 def _triplet(name: str, target: Picture, contents: dict, styles: dict) -> RawTriplet | Reject:

@@ -65,8 +65,13 @@ class Block(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Another one for another content: work done for an earlier state of the source is then not used."""
+        ...
+
     def __len__(self) -> int:
-        """How many triplets it holds, as far as is known beforehand."""
+        """How many items it holds; 0 if that shows only by reading."""
         ...
 
     def read(self) -> Iterator[RawTriplet | Reject]: ...
@@ -78,6 +83,10 @@ class ListBlock:
 
     name: str
     items: tuple[RawTriplet | Reject, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return identity(repr(self.items).encode())
 
     def __len__(self) -> int:
         return len(self.items)

@@ -14,7 +14,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from data.shards import BadSample, EncodedTriplet, TripletShards, expand_shards, write_shard
+from data.shard_writer import EncodedTriplet, write_shard
+from data.shards import BadSample, TripletShards, expand_shards
 from stylevar.errors import UserError
 
 SIZE = 16

@@ -11,7 +11,7 @@ import small_model
 import torch
 from PIL import Image
 
-from data.shards import EncodedTriplet, write_shard
+from data.shard_writer import EncodedTriplet, write_shard
 from stylevar import build_vae_stylevar
 from stylevar.checkpoint import save_model, save_vae
 from stylevar.transformer import StyleVAR

@@ -1,0 +1,92 @@
+"""The last step of a conversion: parts of shards joined to shards of one size, and the manifest of all."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data.convert.split import SPLITS
+from data.manifest import MANIFEST, SCHEMA
+from data.shard_writer import PARTS, TAR_BLOCK, padded
+
+END = bytes(2 * TAR_BLOCK)
+"""Two blocks of zeros end a tar."""
+
+Row = dict[str, Any]
+
+
+def assemble(blocks: list[str], parts: Path, out: Path, dataset: str, shard_bytes: int) -> tuple[dict[str, int], int]:
+    """Join the parts of `blocks` to OUT/SPLIT-DATASET-NNNNN.tar and write OUT/manifest.parquet, as the very last file.
+
+    Returns the number of triplets of every split, and of shards. Interrupted, it is simply done again.
+    """
+    rows: list[Row] = []
+    for name in blocks:
+        rows += pq.read_table(parts / f"{name}.parquet").to_pylist()
+    shards = 0
+    with tqdm(total=len(rows), desc="joining shards", unit="triplet", leave=False) as bar:
+        for split in SPLITS:
+            for number, some in enumerate(_cut([row for row in rows if row["split"] == split], shard_bytes)):
+                path = out / f"{split}-{dataset}-{number:05d}.tar"
+                _join(some, parts, path)
+                shards += 1
+                bar.update(len(some))
+    rows.sort(key=lambda row: row["key"])
+    aside = out / f".{MANIFEST}.partial"
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), aside)
+    aside.replace(out / MANIFEST)
+    return dict(Counter(row["split"] for row in rows)), shards
+
+
+def span(row: Row) -> tuple[int, int]:
+    """(start, end) of all of a triplet's members in its shard, headers and padding included."""
+    places = [(row[f"{part}_offset"], row[f"{part}_size"]) for part in PARTS if row[f"{part}_offset"] is not None]
+    return min(offset for offset, _ in places) - TAR_BLOCK, max(offset + padded(size) for offset, size in places)
+
+
+def _cut(rows: list[Row], shard_bytes: int) -> Iterator[list[Row]]:
+    """`rows` in their order, in lists of about `shard_bytes` (never more, unless one triplet alone is)."""
+    some: list[Row] = []
+    size = 0
+    for row in rows:
+        start, end = span(row)
+        if some and size + end - start > shard_bytes:
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += end - start
+    if some:
+        yield some
+
+
+def _join(rows: list[Row], parts: Path, path: Path) -> None:
+    """Copy the members of `rows` into the shard `path`, and let `rows` say where they are now."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as shard:
+        for part, some in groupby(rows, key=lambda row: row["shard"]):
+            with open(parts / part, "rb") as source:
+                for row in list(some):
+                    _copy(row, source, shard)
+                    row["shard"] = path.name
+        shard.write(END)
+        shard.flush()
+        os.fsync(shard.fileno())
+    os.replace(partial, path)
+
+
+def _copy(row: Row, source: BinaryIO, shard: BinaryIO) -> None:
+    start, end = span(row)
+    shift = shard.tell() - start
+    source.seek(start)
+    shard.write(source.read(end - start))
+    for part in PARTS:
+        if row[f"{part}_offset"] is not None:
+            row[f"{part}_offset"] += shift

@@ -1,0 +1,163 @@
+"""One block of a corpus converted: its triplets as parts of shards, and a table of what lies where."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data.convert.picture import PictureConfig, Prepared, prepare_picture
+from data.convert.source import Block, Picture, Piece, RawTriplet, Reject
+from data.convert.split import SplitConfig
+from data.manifest import REJECT_SCHEMA, SCHEMA, rows_to_table
+from data.shard_writer import EncodedTriplet, ShardWriter
+from data.triplets import UnusableImage
+from stylevar.errors import UserError
+
+FILTERED = "filtered"
+"""Kind of those that the user did not want: listed with the rejects, but nothing is wrong with them."""
+KEPT_PICTURES = 4096
+"""Prepared pictures that a process keeps for the next triplet with the same content or style: some 150 MB."""
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """Triplets to leave out by what their corpus says of them."""
+
+    drop_flag: tuple[str, ...] = ()
+    """Leave out triplets with one of these artifact flags."""
+    min_score: dict[str, float] = field(default_factory=dict)
+    """Leave out triplets of which a score is missing or lower, e.g. --min-score aesthetic 5."""
+
+    def refusal(self, triplet: RawTriplet) -> str | None:
+        """Why `triplet` is unwanted, or None."""
+        for flag in self.drop_flag:
+            if triplet.flags.get(flag):
+                return f"flag {flag}"
+        for name, bound in self.min_score.items():
+            score = triplet.scores.get(name)
+            if score is None or score < bound:
+                return f"score {name} is {score}, below {bound}"
+        return None
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What decides the bytes of a prepared set, besides its source."""
+
+    dataset: str
+    picture: PictureConfig
+    split: SplitConfig
+    filters: FilterConfig
+
+
+class PictureCache:
+    """Prepares pictures, and keeps those that lie in a file or archive, since other triplets may have them too."""
+
+    def __init__(self, config: PictureConfig) -> None:
+        self.config = config
+        self._kept: OrderedDict[Piece, Prepared | UnusableImage] = OrderedDict()
+
+    def get(self, picture: Picture, keep: bool) -> Prepared:
+        """Raises UnusableImage."""
+        piece = picture.data if keep and isinstance(picture.data, Piece) else None
+        if piece is None or piece not in self._kept:
+            found = self._prepare(picture)
+            if piece is not None:
+                self._kept[piece] = found
+                if len(self._kept) > KEPT_PICTURES:
+                    self._kept.popitem(last=False)
+        else:
+            found = self._kept[piece]
+            self._kept.move_to_end(piece)
+        if isinstance(found, UnusableImage):
+            raise found
+        return found
+
+    def _prepare(self, picture: Picture) -> Prepared | UnusableImage:
+        try:
+            return prepare_picture(picture.read(), self.config)
+        except UnusableImage as error:
+            return error
+        except (OSError, EOFError) as error:
+            return UnusableImage("unreadable file", str(error))
+
+
+def convert_block(
+    block: Block, config: ConvertConfig, pictures: PictureCache, parts: Path, tick: Callable[[], object]
+) -> tuple[int, int]:
+    """Write `parts`/NAME.SPLIT.tar, NAME.rejects.parquet and, last, NAME.parquet, which says that the block is done.
+
+    Returns how many triplets it gave and how many it rejected, not counting those that were filtered.
+    """
+    rows: list[dict[str, Any]] = []
+    rejects: list[dict[str, str]] = []
+    with ExitStack() as stack:
+        writers: dict[str, ShardWriter] = {}
+        for item in _prepared(block, config, pictures):
+            if isinstance(item, Reject):
+                rejects.append({"name": item.name, "kind": item.kind, "reason": item.reason, "block": block.name})
+            else:
+                triplet, row = item
+                split = row["split"]
+                if split not in writers:
+                    writers[split] = stack.enter_context(ShardWriter(parts / f"{block.name}.{split}.tar"))
+                for part, (offset, size) in writers[split].add(triplet).items():
+                    row |= {f"{part}_offset": offset, f"{part}_size": size}
+                rows.append(row | {"shard": f"{block.name}.{split}.tar"})
+            tick()
+    pq.write_table(rows_to_table(rejects, REJECT_SCHEMA), parts / f"{block.name}.rejects.parquet")
+    aside = parts / f".{block.name}.partial"
+    pq.write_table(rows_to_table(rows, SCHEMA).replace_schema_metadata({"block": block.fingerprint}), aside)
+    aside.replace(parts / f"{block.name}.parquet")
+    return len(rows), sum(reject["kind"] != FILTERED for reject in rejects)
+
+
+def _prepared(
+    block: Block, config: ConvertConfig, pictures: PictureCache
+) -> Iterator[Reject | tuple[EncodedTriplet, dict[str, Any]]]:
+    for number, item in enumerate(block.read()):
+        if isinstance(item, Reject):
+            yield item
+        elif (unwanted := config.filters.refusal(item)) is not None:
+            yield Reject(item.name, FILTERED, unwanted)
+        else:
+            yield _triplet(f"{block.name}-{number:05d}", item, config, pictures)
+
+
+def _triplet(
+    key: str, raw: RawTriplet, config: ConvertConfig, pictures: PictureCache
+) -> Reject | tuple[EncodedTriplet, dict[str, Any]]:
+    found: dict[str, Prepared] = {}
+    names: dict[str, str] = {}
+    for role, picture in (("content", raw.content), ("style", raw.style), ("target", raw.target)):
+        if picture is None:
+            continue
+        try:
+            found[role] = pictures.get(picture, keep=role != "target")
+        except UnusableImage as error:
+            return Reject(raw.name, error.kind, f"{role} {picture.name}: {error}")
+        names[f"{role}_name"] = picture.name
+    ids = {f"{role}_id": prepared.id for role, prepared in found.items()}
+    known = {
+        "dataset": config.dataset,
+        "split": config.split.split(ids["content_id"], ids["style_id"]),
+        **ids,
+        **names,
+        "flags": dict(raw.flags),
+        "scores": dict(raw.scores),
+    }
+    jpegs = {role: prepared.jpeg for role, prepared in found.items()}
+    triplet = EncodedTriplet(key, jpegs["content"], jpegs["style"], jpegs.get("target"), known)
+    return triplet, {"key": key, **known, "flags": list(raw.flags.items()), "scores": list(raw.scores.items())}
+
+
+def check_dataset(name: str) -> None:
+    """A dataset's name becomes part of keys and file names."""
+    if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
+        raise UserError(f"--dataset {name!r}: only letters, digits, - and _ can stand in keys")

@@ -1,0 +1,156 @@
+"""Reading a prepared set in full: does every shard hold what the manifest says, and is nothing there twice or leaked?"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data.manifest import MANIFEST, REJECT_SCHEMA, read_manifest
+from data.shard_writer import PARTS, ROLES
+from data.shards import index_shard
+from data.triplets import UnusableImage, decode_u8
+from stylevar.errors import UserError
+
+LISTED = "check.parquet"
+
+Problem = tuple[str, str, str]
+"""(key or file, kind, reason)"""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What was found; `problems` are listed in the file `listed`."""
+
+    triplets: int
+    shards: int
+    problems: list[Problem]
+    listed: Path
+
+    def summary(self) -> str:
+        kinds = Counter(kind for _, kind, _ in self.problems)
+        found = [f"  {count} {kind}" for kind, count in sorted(kinds.items())]
+        return "\n".join(
+            [f"{self.triplets} triplets in {self.shards} shards: {'as the manifest says' if not found else ''}", *found]
+        )
+
+
+def check(folder: Path, workers: int = 1) -> CheckResult:
+    """Compare shards and manifest, decode all pictures, and look for duplicates and split leaks.
+
+    Writes the problems to FOLDER/check.parquet. Raises UserError if there is no readable manifest.
+    """
+    rows = read_manifest(folder).to_pylist()
+    by_shard: dict[str, list[Row]] = {}
+    for row in rows:
+        by_shard.setdefault(row["shard"], []).append(row)
+    problems = list(_strangers(folder, set(by_shard)))
+    sizes: Counter[tuple[int, int]] = Counter()
+    jobs = [(folder / shard, some) for shard, some in sorted(by_shard.items())]
+    with tqdm(total=len(rows), desc="checking", unit="triplet") as bar:
+        for found, count, seen in _results(jobs, workers):
+            problems += found
+            sizes += seen
+            bar.update(count)
+    if len(sizes) > 1:
+        named = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes.most_common())
+        problems.append((MANIFEST, "several sizes", f"pictures of different sizes: {named}"))
+    problems += [*_duplicates(rows), *_leaks(rows)]
+    table = pa.Table.from_pylist(
+        [{"name": name, "kind": kind, "reason": reason, "block": ""} for name, kind, reason in problems], REJECT_SCHEMA
+    )
+    pq.write_table(table.drop_columns(["block"]), folder / LISTED)
+    return CheckResult(len(rows), len(by_shard), problems, folder / LISTED)
+
+
+def _results(jobs: list[tuple[Path, list[Row]]], workers: int) -> Iterator[tuple[list[Problem], int, Counter]]:
+    if workers == 1:
+        yield from (check_shard(*job) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), context) as pool:
+        yield from pool.map(check_shard, *zip(*jobs, strict=True))
+
+
+def check_shard(path: Path, rows: list[Row]) -> tuple[list[Problem], int, Counter]:
+    """Problems of one shard, how many rows it should have, and how often each picture size occurs."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    try:
+        found = index_shard(path)
+    except UserError as error:
+        return [(path.name, "damaged shard", str(error))], len(rows), sizes
+    problems: list[Problem] = []
+    with open(path, "rb") as file:
+        for row in rows:
+            wanted = {
+                part: (row[f"{part}_offset"], row[f"{part}_size"]) for part in PARTS if row[f"{part}_offset"] is not None
+            }
+            places = found.pop(row["key"], None)
+            if places is None:
+                problems.append((row["key"], "not in shard", f"{path.name} has no such triplet"))
+            elif places != wanted:
+                problems.append((row["key"], "other place", f"{path.name} holds it elsewhere than the manifest says"))
+            else:
+                problems += _check_triplet(file, row, wanted, sizes)
+    problems += [(key, "not in manifest", f"{path.name} holds it, the manifest does not") for key in found]
+    return problems, len(rows), sizes
+
+
+def _check_triplet(file: Any, row: Row, places: dict[str, tuple[int, int]], sizes: Counter) -> Iterator[Problem]:
+    for part, (offset, size) in places.items():
+        file.seek(offset)
+        data = file.read(size)
+        if part == "json":
+            try:
+                meta = json.loads(data)
+                if any(meta[f"{role}_id"] != row[f"{role}_id"] for role in ROLES if row[f"{role}_id"] is not None):
+                    yield row["key"], "other ids", "its JSON has other ids than the manifest"
+            except (ValueError, KeyError, TypeError) as error:
+                yield row["key"], "bad json", f"{type(error).__name__}: {error}"
+        else:
+            try:
+                height, width = decode_u8(data).shape[1:]
+                sizes[(width, height)] += 1
+            except UnusableImage as error:
+                yield row["key"], error.kind, f"{part}: {error}"
+
+
+def _strangers(folder: Path, known: set[str]) -> Iterator[Problem]:
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in known:
+            yield path.name, "unknown shard", "the manifest has no row of it"
+
+
+def _duplicates(rows: list[Row]) -> Iterator[Problem]:
+    keys = Counter(row["key"] for row in rows)
+    yield from ((key, "key twice", f"{count} rows have it") for key, count in keys.items() if count > 1)
+    first: dict[tuple[str, str, str | None], str] = {}
+    for row in rows:
+        same = first.setdefault((row["content_id"], row["style_id"], row["target_id"]), row["key"])
+        if same != row["key"]:
+            yield row["key"], "duplicate", f"the same three pictures as {same}"
+
+
+def _leaks(rows: list[Row]) -> Iterator[Problem]:
+    """Held-out contents, styles and pairs that are trained on too."""
+    train = [row for row in rows if row["split"] == "train"]
+    trained = {
+        "val_content": {row["content_id"] for row in train},
+        "val_style": {row["style_id"] for row in train},
+        "val_pair": {(row["content_id"], row["style_id"]) for row in train},
+    }
+    for row in rows:
+        pair = row["content_id"], row["style_id"]
+        held = {"val_content": pair[0], "val_style": pair[1], "val_pair": pair}.get(row["split"])
+        if held is not None and held in trained[row["split"]]:
+            yield row["key"], "split leak", f"{row['split']}, but its {row['split'].removeprefix('val_')} is trained on too"

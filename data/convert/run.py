@@ -1,0 +1,244 @@
+"""Converting a corpus: its blocks in parallel, each kept when it is done, then shards and the manifest."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data.convert.assemble import assemble
+from data.convert.block import FILTERED, ConvertConfig, PictureCache, convert_block
+from data.convert.source import Block
+from data.manifest import MANIFEST, REJECT_SCHEMA, REJECTS
+from stylevar.errors import UserError
+
+SETTINGS, PARTS = "prepare.json", ".parts"
+EARLY = 1000
+"""Items after which too many rejects end the work before all of it is done."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a prepared set holds: triplets by split, rejects by kind (with the filtered ones), and its shards."""
+
+    splits: dict[str, int]
+    rejects: dict[str, int]
+    shards: int
+
+
+def convert(
+    blocks: Sequence[Block],
+    out: Path,
+    config: ConvertConfig,
+    source: str,
+    workers: int = 1,
+    shard_bytes: int = 500_000_000,
+    max_reject_share: float = 0.01,
+) -> Summary:
+    """Write a prepared set to `out`; interrupted, the same call goes on with the first block that is not done.
+
+    The same source and settings make the same bytes, whatever `workers` is. Raises UserError if `out` holds a set
+    of another source or other settings, if more than `max_reject_share` of the items are rejected (what is done is
+    kept, and all rejects are listed), or if a worker process is killed.
+    """
+    settings = {"source": source, "shard_bytes": shard_bytes, **asdict(config)}
+    _claim(out, settings)
+    parts = out / PARTS
+    parts.mkdir(exist_ok=True)
+    names = {block.name for block in blocks}
+    if len(names) < len(blocks):
+        raise UserError(f"two archives of {source} would get the same keys: their names must differ before the first dot")
+    tally = _Tally(max_reject_share, out / REJECTS)
+    todo = []
+    for block in blocks:
+        done = _done(parts, block)
+        if done is None:
+            todo.append(block)
+        else:
+            tally.add(*done)
+    known = sum(len(block) for block in blocks) if all(len(block) for block in blocks) else None
+    try:
+        _convert_all(todo, config, parts, workers, tally, known)
+        tally.check(final=True)
+    finally:
+        kinds = _list_rejects([block.name for block in blocks], parts, out)
+    splits, shards = assemble([block.name for block in blocks], parts, out, config.dataset, shard_bytes)
+    shutil.rmtree(parts)
+    return Summary(splits, kinds, shards)
+
+
+def _list_rejects(blocks: Sequence[str], parts: Path, out: Path) -> dict[str, int]:
+    """Write the rejects of the blocks that are done to OUT/rejects.parquet, and count them by kind."""
+    files = [parts / f"{name}.rejects.parquet" for name in blocks]
+    tables = [pq.read_table(file) for file in files if file.is_file()]
+    table = pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
+    pq.write_table(table, out / REJECTS)
+    return dict(Counter(table["kind"].to_pylist()))
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make `out` ours, or go on with it if it was begun with the same settings."""
+    file = out / SETTINGS
+    wanted = json.loads(json.dumps(settings))
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}): remove {out} and start again") from error
+        different = [name for name in wanted if found.get(name) != wanted[name]]
+        if different:
+            name = different[0]
+            raise UserError(
+                f"{out} was prepared with {name} = {found.get(name)}, not {wanted[name]}: use the same settings to go on, "
+                "or another --out"
+            )
+        if (out / MANIFEST).is_file():
+            raise UserError(f"{out} is prepared already: read it with launch/prepare.py check, or use another --out")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and was not begun by launch/prepare.py: use another --out")
+    else:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(wanted, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written ({error.strerror}): use another folder") from error
+
+
+def _done(parts: Path, block: Block) -> tuple[int, int] | None:
+    """(triplets, rejects) of a block that an earlier run finished, or None."""
+    file = parts / f"{block.name}.parquet"
+    if not file.is_file():
+        return None
+    metadata = pq.read_schema(file).metadata or {}
+    if metadata.get(b"block") != block.fingerprint.encode():
+        return None
+    kinds = pq.read_table(parts / f"{block.name}.rejects.parquet", columns=["kind"])["kind"].to_pylist()
+    return pq.read_metadata(file).num_rows, sum(kind != FILTERED for kind in kinds)
+
+
+class _Tally:
+    """Triplets and rejects so far, against the share of rejects that is allowed."""
+
+    def __init__(self, allowed: float, listed: Path) -> None:
+        self.allowed, self.listed = allowed, listed
+        self.triplets = self.rejects = 0
+
+    def add(self, triplets: int, rejects: int) -> None:
+        self.triplets += triplets
+        self.rejects += rejects
+
+    def check(self, final: bool = False) -> None:
+        total = self.triplets + self.rejects
+        if (final or total >= EARLY) and self.rejects > self.allowed * total:
+            raise UserError(
+                f"{self.rejects} of {total} items were rejected, more than --max-reject-share {self.allowed}: see "
+                f"{self.listed}; mend the source, or give a larger share (what is done is kept)"
+            )
+        if final and not self.triplets:
+            raise UserError(f"not one triplet is left of {self.rejects} rejected and the filtered items: see {self.listed}")
+
+
+def _convert_all(
+    todo: Sequence[Block], config: ConvertConfig, parts: Path, workers: int, tally: _Tally, known: int | None
+) -> None:
+    """Convert `todo`, showing progress; `known` is the number of items if all blocks know theirs."""
+    bar = tqdm(total=known, initial=tally.triplets + tally.rejects, desc="preparing", unit="triplet", smoothing=0.02)
+    with bar:
+        if workers == 1:
+            pictures = PictureCache(config.picture)
+            for block in todo:
+                tally.add(*convert_block(block, config, pictures, parts, bar.update))
+                tally.check()
+            return
+        context = multiprocessing.get_context("spawn")
+        counter = context.Value("q", 0)
+        pool = ProcessPoolExecutor(min(workers, max(1, len(todo))), context, _start_worker, (config, parts, counter))
+        with _stopping(pool):
+            running = {pool.submit(_work, block) for block in todo}
+            for finished in _as_they_finish(running, lambda: _show(bar, counter)):
+                tally.add(*finished)
+                tally.check()
+
+
+class _stopping:
+    """Ends the pool's processes at once where an error or Ctrl-C leaves the block."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None:
+            self.pool.shutdown()
+            return
+        children = list((getattr(self.pool, "_processes", None) or {}).values())
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join()
+        if kind is BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory: run the same command again, it goes on where it "
+                "stopped; --workers takes a smaller number"
+            ) from error
+
+
+def _as_they_finish(running: set[Future[tuple[int, int]]], show: Callable[[], None]) -> Iterator[tuple[int, int]]:
+    while running:
+        done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+        show()
+        for future in done:
+            yield future.result()
+
+
+def _show(bar: tqdm, counter: Any) -> None:
+    with counter.get_lock():
+        bar.update(counter.value)
+        counter.value = 0
+
+
+_worker: tuple[ConvertConfig, PictureCache, Path, Any]
+
+
+def _start_worker(config: ConvertConfig, parts: Path, counter: Any) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _worker = config, PictureCache(config.picture), parts, counter
+
+
+def _work(block: Block) -> tuple[int, int]:
+    config, pictures, parts, counter = _worker
+    pending = 0
+    shown = time.monotonic()
+
+    def tick() -> None:
+        nonlocal pending, shown
+        pending += 1
+        if time.monotonic() - shown > 0.2:
+            flush()
+
+    def flush() -> None:
+        nonlocal pending, shown
+        with counter.get_lock():
+            counter.value += pending
+        pending, shown = 0, time.monotonic()
+
+    result = convert_block(block, config, pictures, parts, tick)
+    flush()
+    return result

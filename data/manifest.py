@@ -1,0 +1,53 @@
+"""The manifest of a prepared set: one row per triplet, so that a million of them are found without opening a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.shard_writer import PARTS
+from stylevar.errors import UserError
+
+MANIFEST, REJECTS = "manifest.parquet", "rejects.parquet"
+
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("dataset", pa.string()), ("split", pa.string()), ("shard", pa.string())]
+    # Where the bytes lie in the shard; an unpaired condition has no target.
+    + [(f"{part}_{what}", pa.int64()) for part in PARTS for what in ("offset", "size")]
+    + [(f"{role}_id", pa.string()) for role in ("content", "style", "target")]
+    + [(f"{role}_name", pa.string()) for role in ("content", "style", "target")]
+    + [("flags", pa.map_(pa.string(), pa.bool_())), ("scores", pa.map_(pa.string(), pa.float64()))]
+)
+REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("name", "kind", "reason", "block")])
+
+
+def rows_to_table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as dictionaries -> a table; what a row lacks is null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some or all columns of a folder's manifest. UserError if there is none, or it is damaged or of another kind."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: name the folder that launch/prepare.py wrote")
+    try:
+        # Names that occur in every row are kept once.
+        table = pq.read_table(path, columns=columns, read_dictionary=["dataset", "split", "shard"])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it again, or prepare the set again") from error
+    missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{path} has no column {missing[0]!r}: it was not written by launch/prepare.py, prepare the set again"
+        )
+    return table
+
+
+def written_by_prepare(shard: Path) -> bool:
+    """Whether a manifest lies beside `shard`."""
+    return (shard.parent / MANIFEST).is_file()

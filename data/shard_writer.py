@@ -1,0 +1,92 @@
+"""Writing WebDataset tar shards: `KEY.content.jpg`, `KEY.json`, `KEY.style.jpg`, `KEY.target.jpg` (or png)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import webdataset as wds
+
+ROLES = ("content", "style", "target")
+PARTS = (*ROLES, "json")
+ID_FIELDS = ("dataset", "content_id", "style_id", "content_name", "style_name")
+TAR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class EncodedTriplet:
+    """One triplet ready to be written: JPEG or PNG bytes, and in `meta` the identities of what they show.
+
+    An unpaired condition has no target.
+    """
+
+    key: str
+    content: bytes
+    style: bytes
+    target: bytes | None
+    meta: dict[str, Any]
+    suffix: str = "jpg"
+
+
+Places = dict[str, tuple[int, int]]
+"""{part: (offset, size)} of a triplet's bytes within its shard."""
+
+
+class ShardWriter:
+    """One uncompressed tar shard, which appears under its name only when it is whole.
+
+    The same triplets always make the same bytes: owner, mode and time in the tar headers are fixed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._end = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._tar = wds.TarWriter(str(self._partial), user="stylevar", group="stylevar", mode=0o644, mtime=0)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._tar.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
+        else:
+            self._partial.unlink()
+
+    def add(self, triplet: EncodedTriplet) -> Places:
+        """Append a triplet and say where its parts lie.
+
+        A key with a dot or slash, or meta without an identity field, raises ValueError: it could not be read back.
+        """
+        missing = [name for name in ID_FIELDS if name not in triplet.meta]
+        if missing or "." in triplet.key or "/" in triplet.key:
+            raise ValueError(f"key {triplet.key!r} has a dot or slash, or its meta lacks one of {ID_FIELDS}")
+        members = {role: (f"{role}.{triplet.suffix}", getattr(triplet, role)) for role in ROLES}
+        meta = json.dumps(triplet.meta, sort_keys=True, separators=(",", ":")).encode()
+        members = {part: member for part, member in members.items() if member[1] is not None} | {"json": ("json", meta)}
+        self._tar.write({"__key__": triplet.key, **dict(members.values())})
+        places: Places = {}
+        for part, (_, data) in sorted(members.items()):  # the order that the writer takes them in
+            places[part] = (self._end + TAR_BLOCK, len(data))
+            self._end += TAR_BLOCK + padded(len(data))
+        self.count += 1
+        return places
+
+
+def padded(size: int) -> int:
+    """The bytes that a member of `size` bytes takes in a tar, without its header."""
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+
+def write_shard(path: Path, triplets: Iterable[EncodedTriplet]) -> int:
+    """Write one whole shard and return how many triplets it holds."""
+    with ShardWriter(path) as writer:
+        for triplet in triplets:
+            writer.add(triplet)
+    return writer.count
