@@ -35,19 +35,15 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path} does not exist: name the folder that launch/prepare.py wrote")
+    repeated = ["dataset", "split", "shard"]  # kept once, not in every row
+    wanted = SCHEMA.names if columns is None else list(columns)
     try:
-        # Names that occur in every row are kept once.
-        table = pq.read_table(path, columns=columns, read_dictionary=["dataset", "split", "shard"])
-    except (pa.ArrowException, OSError, KeyError) as error:
+        missing = set(wanted) - set(pq.read_schema(path).names)
+        table = None if missing else pq.read_table(path, columns=wanted, read_dictionary=repeated)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again, or prepare the set again") from error
-    missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
-    if missing:
+    if table is None:
         raise UserError(
-            f"{path} has no column {missing[0]!r}: it was not written by launch/prepare.py, prepare the set again"
+            f"{path} has no column {min(missing)!r}: prepare the set again, with launch/prepare.py"
         )
     return table
-
-
-def written_by_prepare(shard: Path) -> bool:
-    """Whether a manifest lies beside `shard`."""
-    return (shard.parent / MANIFEST).is_file()

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data.index import index_shard
 from data.manifest import MANIFEST, REJECT_SCHEMA, read_manifest
 from data.shard_writer import PARTS, ROLES
-from data.shards import index_shard
 from data.triplets import UnusableImage, decode_u8
 from stylevar.errors import UserError
 

@@ -1,0 +1,191 @@
+"""Where the triplets of some shards lie: from the manifests beside the shards, else from the tars' own headers."""
+
+from __future__ import annotations
+
+import glob
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.manifest import MANIFEST, read_manifest
+from data.shard_writer import PARTS, ROLES, TAR_BLOCK, padded
+from stylevar.errors import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+COLUMNS = ("key", "shard", "dataset", "split", *(f"{part}_{what}" for part in PARTS for what in ("offset", "size")))
+
+
+@dataclass(frozen=True)
+class TripletIndex:
+    """N triplets in sorted key order, as plain arrays, which stay small for millions and travel fast to processes.
+
+    keys             bytes [N]
+    shard            int32 [N], a number into `paths`
+    places           int64 [N, 4, 2], (offset, size) of content, style, target and json; -1 where there is none
+    dataset, split   int32 [N], numbers into `datasets` and `splits`
+    """
+
+    paths: tuple[Path, ...]
+    keys: NDArray[np.bytes_]
+    shard: NDArray[np.int32]
+    places: NDArray[np.int64]
+    datasets: tuple[str, ...]
+    dataset: NDArray[np.int32]
+    splits: tuple[str, ...]
+    split: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> TripletIndex:
+        """Some of the triplets, in the same order."""
+        chosen = {name: getattr(self, name)[rows] for name in ("keys", "shard", "places", "dataset", "split")}
+        return replace(self, **chosen)
+
+    def of_split(self, name: str) -> TripletIndex:
+        """The triplets of one split."""
+        return self.select(self.split == (self.splits.index(name) if name in self.splits else -1))
+
+    def of_dataset(self, name: str) -> NDArray[np.int64]:
+        """Numbers of the triplets of one corpus."""
+        return np.flatnonzero(self.dataset == (self.datasets.index(name) if name in self.datasets else -1))
+
+
+def expand_shards(patterns: Sequence[str | Path]) -> list[Path]:
+    """Glob patterns, and folders for all shards in them, as a sorted list of distinct shards.
+
+    A pattern without a match is a UserError.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]
+        shards = [shard for path in matches for shard in (path.glob("*.tar") if path.is_dir() else [path])]
+        if not shards:
+            raise UserError(f"no shard matches {str(pattern)!r}: check the path, or make shards with launch/prepare.py")
+        found.update(shards)
+    return sorted(found)
+
+
+def index_triplets(paths: Sequence[Path]) -> TripletIndex:
+    """The triplets of `paths`. Without a manifest the split is "train" and the corpus that of a shard's first triplet.
+
+    Raises UserError for a missing or damaged shard, one that does not match its manifest, and a key in two shards.
+    """
+    numbers = {path: number for number, path in enumerate(paths)}
+    tables = []
+    for folder in sorted({path.parent for path in paths}):
+        some = [path for path in paths if path.parent == folder]
+        tables.append(_from_manifest(folder, some) if (folder / MANIFEST).is_file() else _from_headers(some))
+    table = pa.concat_tables([_plain(table) for table in tables]) if tables else _plain(_from_headers([]))
+    table = table.take(pc.sort_indices(table, [("key", "ascending"), ("path", "ascending")]))
+    keys = np.array(table["key"].to_numpy(zero_copy_only=False), dtype=np.bytes_)
+    twice = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    if len(twice):
+        key, path = table["key"][twice[0]].as_py(), table["path"][twice[0]].as_py()
+        raise UserError(f"key {key!r} of {path} is also in another shard: give each triplet its own key")
+    places = np.stack([_integers(table[column]) for column in COLUMNS[4:]], axis=-1).reshape(-1, len(PARTS), 2)
+    shard_names, shard = _codes(table["path"])
+    datasets, dataset = _codes(table["dataset"])
+    splits, split = _codes(table["split"])
+    to_number = np.array([numbers[Path(name)] for name in shard_names], dtype=np.int32)
+    return TripletIndex(tuple(paths), keys, to_number[shard], places, datasets, dataset, splits, split)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    columns = [table[name] for name in (*COLUMNS, "path")]
+    return pa.table([pc.cast(c, pa.string()) if pa.types.is_dictionary(c.type) else c for c in columns], (*COLUMNS, "path"))
+
+
+def _integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return pc.fill_null(column, -1).to_numpy().astype(np.int64, copy=False)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The different values in sorted order, and which of them each row has."""
+    values = sorted(pc.unique(column).to_pylist())
+    found = pc.index_in(column, pa.array(values, pa.string()))
+    return tuple(values), found.to_numpy().astype(np.int32)
+
+
+def _from_manifest(folder: Path, paths: Sequence[Path]) -> pa.Table:
+    table = read_manifest(folder, COLUMNS)
+    names = pa.array([path.name for path in paths])
+    unknown = set(names.to_pylist()) - set(pc.unique(table["shard"]).to_pylist())
+    if unknown:
+        raise UserError(
+            f"{folder / MANIFEST} knows no shard {min(unknown)}: move shards of another origin to another folder, and see "
+            f"launch/prepare.py check {folder}"
+        )
+    table = table.filter(pc.is_in(table["shard"], value_set=names))
+    ends = pc.max_element_wise(*(pc.add(table[f"{p}_offset"], table[f"{p}_size"]) for p in PARTS))
+    needed = pa.table({"shard": table["shard"], "end": ends}).group_by("shard").aggregate([("end", "max")])
+    for name, end in zip(needed["shard"].to_pylist(), needed["end_max"].to_pylist(), strict=True):
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
+        if path.stat().st_size < end:
+            raise UserError(
+                f"shard {path} has {path.stat().st_size} bytes, {MANIFEST} says at least {end}: copy it again, and see "
+                f"launch/prepare.py check {folder}"
+            )
+    return table.append_column("path", pc.binary_join_element_wise(str(folder), pc.cast(table["shard"], pa.string()), "/"))
+
+
+def _from_headers(paths: Sequence[Path]) -> pa.Table:
+    columns: dict[str, list] = {name: [] for name in (*COLUMNS, "path")}
+    for path in paths:
+        found = index_shard(path)
+        dataset = _dataset(path, found)
+        for key, places in found.items():
+            for part in PARTS:
+                offset, size = places.get(part, (None, None))
+                columns[f"{part}_offset"].append(offset)
+                columns[f"{part}_size"].append(size)
+            known = {"key": key, "shard": path.name, "dataset": dataset, "split": "train", "path": str(path)}
+            for name, value in known.items():
+                columns[name].append(value)
+    text = ("key", "shard", "dataset", "split", "path")
+    return pa.table({name: pa.array(v, pa.string() if name in text else pa.int64()) for name, v in columns.items()})
+
+
+def _dataset(path: Path, found: dict[str, dict[str, tuple[int, int]]]) -> str:
+    """The corpus that the first JSON of a shard names; "unknown" if it names none."""
+    place = next((places["json"] for places in found.values() if "json" in places), None)
+    if place is None:
+        return "unknown"
+    with open(path, "rb") as file:
+        file.seek(place[0])
+        try:
+            return str(json.loads(file.read(place[1]))["dataset"])
+        except (ValueError, KeyError, TypeError):
+            return "unknown"  # reading the triplet itself will complain
+
+
+def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """{key: {part: (offset, size)}} of one shard, known parts only. UserError if it is missing, cut off or damaged."""
+    if not path.is_file():
+        raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
+            for member in tar:
+                end = member.offset_data + padded(member.size)
+                key, _, extension = member.name.partition(".")
+                part, _, suffix = extension.lower().partition(".")
+                if member.isfile() and (suffix in IMAGE_SUFFIXES if part in ROLES else part == "json" and not suffix):
+                    samples.setdefault(key, {})[part] = (member.offset_data, member.size)
+            # tarfile takes a damaged header, and a cut between two members, for the end: only zeros are the end.
+            file.seek(end)
+            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+                raise tarfile.ReadError("damaged or cut off")
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"shard {path} is not a whole, uncompressed tar ({error}): copy or make it again") from error
+    return samples
