@@ -43,7 +43,5 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again, or prepare the set again") from error
     if table is None:
-        raise UserError(
-            f"{path} has no column {min(missing)!r}: prepare the set again, with launch/prepare.py"
-        )
+        raise UserError(f"{path} has no column {min(missing)!r}: prepare the set again, with launch/prepare.py")
     return table

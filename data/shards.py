@@ -15,6 +15,7 @@ import torch
 
 from data.index import TripletIndex, expand_shards, index_triplets
 from data.shard_writer import ID_FIELDS, PARTS, ROLES
+from data.tokens import open_tokens
 from data.triplets import UnusableImage, decode_u8
 from stylevar.contracts import Condition
 from stylevar.errors import UserError
@@ -79,7 +80,9 @@ class TripletShards:
         image_size: int | None = None,
         max_bad_share: float = 0.01,
         cache: bool = False,
+        vae: str | None = None,
     ) -> None:
+        """`vae` is the fingerprint of the VQ-VAE in use; then tokens that lie beside the shards come with the triplets."""
         index = source if isinstance(source, TripletIndex) else index_triplets([Path(path) for path in source])
         self.image_size = image_size
         self.max_bad_share = max_bad_share
@@ -87,10 +90,16 @@ class TripletShards:
         self._bad: dict[str, str] = {}  # key -> kind
         self._total = len(index)
         self._files = ShardFiles(index.paths)
+        self._tokens = None if vae is None else open_tokens(index.paths, vae)
         self.index = self._complete(index)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the triplets bring their VQ tokens along."""
+        return self._tokens is not None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -113,7 +122,7 @@ class TripletShards:
                 raise BadSample(key, "wrong size", f"{role} is {width}x{height}, not {self.image_size}x{self.image_size}")
         if len({image.shape for image in images.values()}) != 1:
             raise BadSample(key, "wrong size", "content, style and target differ in size")
-        condition = Condition(key=key, meta=_meta(key, parts["json"]), **images)
+        condition = Condition(key=key, meta=_meta(key, parts["json"]), tokens=self._tokens_of(index), **images)
         if self._cache is not None:
             self._cache[index] = condition
         return condition
@@ -168,6 +177,12 @@ class TripletShards:
             return {p: self._files.read(self.index.shard[index], *at) for p, at in zip(PARTS, places, strict=True)}
         data = self._files.read(self.index.shard[index], start, end - start)
         return {p: data[at - start : at - start + size] for p, (at, size) in zip(PARTS, places, strict=True)}
+
+    def _tokens_of(self, index: int) -> torch.Tensor | None:
+        """int16 [3, L], if there are token files."""
+        if self._tokens is None:
+            return None
+        return self._tokens.get(int(self.index.shard[index]), int(self.index.places[index, PARTS.index("content"), 0]))
 
     def _record(self, bad: BadSample, index: TripletIndex | None = None) -> None:
         """Log a bad sample once, and raise UserError if it is one too many."""

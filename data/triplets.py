@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from stylevar.errors import UserError
@@ -17,6 +17,18 @@ MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a small file can unpack to gigabytes."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+# Between them, these are what Pillow's decoders and its EXIF reader raise on damaged data.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 OPAQUE_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
 ALPHA_MODES = ("RGBA", "LA", "PA")
 
@@ -67,7 +79,13 @@ def decode_rgb(encoded: bytes) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    # Not ImageOps.exif_transpose: that also writes the other EXIF fields anew, which fails on odd ones.
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except DAMAGE:  # the pixels are whole, and nobody knows of a turn
+        turn = None
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode not in OPAQUE_MODES + ALPHA_MODES:
         raise UnusableImage("not RGB", f"the mode is {image.mode}")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
@@ -93,7 +111,6 @@ def _open(source: io.BytesIO | Path) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise UnusableImage("too large", str(error)) from error
-    # Between them, these are what Pillow's decoders raise on damaged data.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise UnusableImage("unreadable image", str(error)) from error
     return image

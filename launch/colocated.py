@@ -20,6 +20,7 @@ from data.order import EpochOrder, batch_at
 from data.shards import TripletShards, expand_shards
 from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
+from launch.device import choose_device
 from launch.grids import GridRow, draw_grid, reward_captions
 from launch.telemetry import PhaseTimer, TrajectoryRows
 from learner.merge import MergeAction
@@ -69,7 +70,7 @@ class ColocatedWorker:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config = config
-        self.device = _device(config.device)
+        self.device = choose_device(config.device)
         self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
         vae, model = load_pair(config.init, config.vae, config.alphas, config.revision)
         size = model.arch.image_size
@@ -262,11 +263,3 @@ class ColocatedWorker:
 def spread(total: int, count: int) -> list[int]:
     """`count` indices of `total`, evenly spread."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this worker sees no GPU; give --device cpu, or run where one is free")
-    return torch.device(name)

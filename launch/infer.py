@@ -25,6 +25,7 @@ from launch import cli
 from launch.allocator import keep_freed_memory
 from launch.atomic import file_aside
 from launch.defaults import DEMO_MODEL, DEMO_VAE
+from launch.device import choose_device
 from launch.grids import draw_table
 from stylevar.checkpoint import load_pair
 from stylevar.conditions import encode_conditions, guide_queries
@@ -185,7 +186,7 @@ def main(config: InferConfig) -> None:
     contents, styles = named_pictures(config.content), named_pictures(config.style)
     files, grid_file = output_files(config, [f"{c}__{s}" for c in contents for s in styles])
     vae, model = load_pair(config.init, config.vae)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = choose_device(config.device)
     vae.to(device)
     model.to(device)
     bad: list[str] = []

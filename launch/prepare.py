@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,10 +28,33 @@ from data.convert.split import SplitConfig
 from data.manifest import REJECTS
 from data.shards import expand_shards
 from launch.cli import exit_code
+from launch.device import choose_device
+from launch.tokenise import tokenise
+from stylevar.checkpoint import load_tokenizer
+from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.errors import UserError
+from stylevar.vqvae import VQVAE
 
 BLOCK = 100
 """Triplets that one process converts at a time: what a restart repeats at most."""
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """VQ tokens beside the shards: GRPO, and SFT without augmentation, then need no VQ-VAE encoder."""
+
+    tokenize: str | None = None
+    """Write the tokens of this VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
+    patch_nums: tuple[int, ...] = PAPER_PATCH_NUMS
+    """Side of the token map of each scale of the model that is to be trained."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the VQ-VAE runs; auto takes a GPU if there is one."""
+
+    def load(self) -> VQVAE | None:
+        """The VQ-VAE, if tokens are wanted."""
+        if self.tokenize is None:
+            return None
+        return load_tokenizer(self.tokenize, self.patch_nums).to(choose_device(self.device))
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,7 @@ class Source:
     picture: PictureConfig = field(default_factory=PictureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
 
     def run(self) -> None:
         for name in ("workers", "shard_mb"):
@@ -64,6 +88,11 @@ class Source:
             raise UserError(f"{self.source} is no folder: give the one that holds the corpus")
         dataset = self.dataset or type(self).__name__.lower()
         check_dataset(dataset)
+        vae = self.tokens.load()  # before the long work: it may be missing
+        if vae is not None and vae.config.image_size != self.picture.size:
+            raise UserError(
+                f"--size {self.picture.size}: the VQ-VAE with these --patch-nums takes {vae.config.image_size} pixels"
+            )
         config = ConvertConfig(dataset, self.picture, self.split, self.filters)
         print(f"reading the list of files in {self.source}")
         summary = convert(
@@ -76,6 +105,8 @@ class Source:
             self.max_reject_share,
         )
         report(summary, self.out)
+        if vae is not None:
+            print(f"{tokenise(self.out, vae)} triplets tokenised")
 
     def blocks(self, dataset: str) -> Sequence[Block]:
         raise NotImplementedError
@@ -154,6 +185,21 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Tokenize:
+    """Write VQ tokens beside the shards of a prepared set, or go on with it; tokens of another VQ-VAE are replaced."""
+
+    folder: tyro.conf.Positional[Path]
+    """The prepared set."""
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+
+    def run(self) -> None:
+        vae = self.tokens.load()
+        if vae is None:
+            raise UserError("--tokenize is missing: name the VQ-VAE")
+        print(f"{tokenise(self.folder, vae)} triplets tokenised")
+
+
+@dataclass(frozen=True)
 class Demo:
     """Make the embedded demo set again: photographs x pretrained style networks."""
 
@@ -181,6 +227,7 @@ COMMANDS: dict[str, Any] = {
     "imagepulse": ImagePulse,
     "folder": Folder,
     "pairs": Pairs,
+    "tokenize": Tokenize,
     "check": Check,
     "demo": Demo,
 }

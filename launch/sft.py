@@ -23,6 +23,7 @@ from data.shards import TripletShards
 from launch import cli
 from launch.allocator import keep_freed_memory
 from launch.atomic import file_aside, folder_aside
+from launch.device import choose_device
 from launch.grids import GridRow, draw_grid
 from launch.run_folder import ResumePoint, RunFolder
 from launch.sft_config import SftConfig, parse
@@ -57,7 +58,7 @@ class SftRun:
         size = model.arch.image_size
         self.train, in_memory = open_triplets(config.shards, size, config.memory_gb)
         self.val = open_triplets(config.val_shards, size, config.memory_gb)[0] if config.val_shards else None
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        device = choose_device(config.device)
         model.vae.to(device)
         tokens = TokenCache(model.vae) if in_memory else None
         self.learner = SftLearner(model.to(device), config.step, tokens)

@@ -144,24 +144,43 @@ def infer_config(state: State, vae_state: State, alphas: Sequence[float] | None 
     """The architecture that a pair of states was made for, read from names and shapes; alphas are not in them."""
     per_level = Counter(state["lvl_1L"].flatten().tolist())
     patch_nums = tuple(round(per_level[s] ** 0.5) for s in sorted(per_level))
-    ch = vae_state["encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(int(k.split(".")[2]) for k in vae_state if k.startswith("encoder.down."))
-    ch_mult = tuple(vae_state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels))
-    shared = sum(k.startswith("quantize.quant_resi.qresi_ls") and k.endswith(".weight") for k in vae_state)
-    single = "quantize.quant_resi.qresi.weight" in vae_state
     return ModelConfig(
+        **_vae_shape(vae_state),
         patch_nums=patch_nums,
         V=state["head.weight"].shape[0],
         Cvae=state["word_embed.weight"].shape[1],
-        ch=ch,
-        ch_mult=ch_mult,
-        share_quant_resi=1 if single else shared,
         depth=1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks.")),
         shared_aln="shared_ada_lin.1.weight" in state,
         attn_l2_norm="blocks.0.attn.scale_mul_1H11" in state,
         style_enc_dim=state["feat_emb.weight"].shape[1],
         alphas=default_alphas(len(patch_nums)) if alphas is None else tuple(alphas),
     )
+
+
+def _vae_shape(vae_state: State) -> dict[str, Any]:
+    """What the VQ-VAE's own weights say of its architecture."""
+    ch = vae_state["encoder.conv_in.weight"].shape[0]
+    levels = 1 + max(int(k.split(".")[2]) for k in vae_state if k.startswith("encoder.down."))
+    shared = sum(k.startswith("quantize.quant_resi.qresi_ls") and k.endswith(".weight") for k in vae_state)
+    return {
+        "ch": ch,
+        "ch_mult": tuple(vae_state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels)),
+        "share_quant_resi": 1 if "quantize.quant_resi.qresi.weight" in vae_state else shared,
+    }
+
+
+def load_tokenizer(source: str, patch_nums: tuple[int, ...]) -> VQVAE:
+    """A frozen VQ-VAE without its transformer; the sides of its token maps are not in the weights."""
+    state = read_vae_state(fetch(source, VAE_FILE))
+    vocab, channels = state["quantize.embedding.weight"].shape
+    try:
+        shape = _vae_shape(state)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{source} is no complete VQ-VAE (missing: {error}): copy it again") from error
+    config = ModelConfig(patch_nums=patch_nums, V=vocab, Cvae=channels, alphas=default_alphas(len(patch_nums)), **shape)
+    vae = VQVAE(config).requires_grad_(False).eval()
+    load_into(vae, state, source)
+    return vae
 
 
 def read_model_state(path: Path) -> State:

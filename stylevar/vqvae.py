@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -170,6 +172,14 @@ class VQVAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
         # Channels-last kernels are the faster ones on CPUs and on tensor cores; shapes and names stay the same.
         self.to(memory_format=torch.channels_last)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and scales, to the last bit: equal ones give equal tokens."""
+        digest = hashlib.sha256(repr(self.config.patch_nums).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().numpy().data)
+        return digest.hexdigest()[:16]
 
     def encode(self, img_pm1: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> continuous latent [B, D, h, w]."""

@@ -1,0 +1,91 @@
+"""VQ tokens beside the shards: SHARD.tokens.safetensors, so that training need not run the VQ-VAE's encoder.
+
+A token file knows the hash of the VQ-VAE that wrote it, and the size of its shard. It holds, in the shard's order,
+
+    offsets  int64 [n]        where the content of a triplet lies in the shard
+    tokens   int16 [n, 3, L]  tokens of content, style and target; -1 for a target that there is not
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stylevar.errors import UserError
+
+
+def token_file(shard: Path) -> Path:
+    """Where the tokens of `shard` are, or will be."""
+    return shard.with_suffix(".tokens.safetensors")
+
+
+def write_tokens(shard: Path, offsets: Tensor, tokens: Tensor, vae: str) -> None:
+    """Write the token file of `shard`, whole or not at all. `vae` is the VQ-VAE's fingerprint."""
+    path = token_file(shard)
+    partial = path.with_name(f".{path.name}.partial")
+    metadata = {"vae": vae, "shard_bytes": str(shard.stat().st_size)}
+    save_file({"offsets": offsets.to(torch.int64), "tokens": tokens.to(torch.int16)}, str(partial), metadata)
+    os.replace(partial, path)
+
+
+def has_tokens(shard: Path, vae: str) -> bool:
+    """Whether the tokens of `shard`, as it is now, were written by the VQ-VAE of the fingerprint `vae`."""
+    return token_file(shard).is_file() and _wrong(shard, vae) is None
+
+
+class TokenFiles:
+    """The tokens of triplets in some shards. Each process opens the files for itself."""
+
+    def __init__(self, paths: Sequence[Path], vae: str) -> None:
+        """Raises UserError for a token file that is missing, damaged, or of another VQ-VAE or shard."""
+        self.paths, self.vae = paths, vae
+        self._open: dict[int, tuple[NDArray[np.int64], Any]] = {}
+        for path in paths:
+            reason = _wrong(path, vae) if token_file(path).is_file() else "it does not exist, but others do"
+            if reason is not None:
+                raise UserError(
+                    f"{token_file(path)} cannot be used: {reason}; write it with launch/prepare.py tokenize {path.parent}, "
+                    "or remove the token files"
+                )
+
+    def get(self, shard: int, offset: int) -> Tensor:
+        """Tokens int16 [3, L] of the triplet whose content lies at `offset` of shard number `shard`."""
+        if shard not in self._open:
+            file = safe_open(str(token_file(self.paths[shard])), "pt")
+            self._open[shard] = file.get_tensor("offsets").numpy(), file.get_slice("tokens")
+        offsets, tokens = self._open[shard]
+        row = int(np.searchsorted(offsets, offset))
+        if row == len(offsets) or offsets[row] != offset:
+            raise UserError(f"{token_file(self.paths[shard])} knows nothing at byte {offset}: write it again")
+        return tokens[row : row + 1][0]
+
+    def __reduce__(self) -> tuple[type[TokenFiles], tuple[Sequence[Path], str]]:
+        return TokenFiles, (self.paths, self.vae)
+
+
+def open_tokens(paths: Sequence[Path], vae: str) -> TokenFiles | None:
+    """The token files of `paths`, or None if there are none at all. Errors as `TokenFiles`."""
+    return TokenFiles(paths, vae) if any(token_file(path).is_file() for path in paths) else None
+
+
+def _wrong(shard: Path, vae: str) -> str | None:
+    """Why the token file of `shard` cannot be used, or None."""
+    try:
+        with safe_open(str(token_file(shard)), "pt") as file:
+            known = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        return f"it is damaged ({error})"
+    if known.get("vae") != vae:
+        return f"it was written by the VQ-VAE {known.get('vae')}, this one is {vae}"
+    if known.get("shard_bytes") != str(shard.stat().st_size):
+        return "its shard was written anew since"
+    return None

@@ -1,0 +1,16 @@
+"""Which device a program runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from stylevar.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `--device`: auto takes a GPU if there is one. UserError if cuda is asked for and not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this process sees no GPU; give --device cpu, or run where one is free")
+    return torch.device(name)
