@@ -25,8 +25,8 @@ class PictureConfig:
     """JPEG quality, without chroma subsampling."""
 
     def __post_init__(self) -> None:
-        if not 16 <= self.size <= 4096:
-            raise UserError(f"--size {self.size}: must be between 16 and 4096 pixels")
+        if not 8 <= self.size <= 4096:
+            raise UserError(f"--size {self.size}: must be between 8 and 4096 pixels")
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality {self.quality}: must be between 1 and 100")
 

@@ -8,35 +8,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from prepared import prepare
 
-from data.convert import folder
-from data.convert.block import ConvertConfig, FilterConfig
-from data.convert.picture import PictureConfig
-from data.convert.run import convert
-from data.convert.split import SplitConfig
 from data.index import expand_shards, index_triplets
 from data.manifest import MANIFEST
 from data.shards import TripletShards
 from stylevar.errors import UserError
 
-SPLIT = SplitConfig(holdout_content=0.3, holdout_style=0.3, holdout_pair=0.3)
-
-
-def prepared(path: Path, count: int = 24, dataset: str = "noise") -> Path:
-    """A prepared set of noise in small shards: six contents, four styles."""
-    for number in range(count):
-        pictures = {"content": number % 6, "style": 50 + number // 6, "target": 100 + number}
-        for role, seed in pictures.items():
-            (path / "source" / role).mkdir(parents=True, exist_ok=True)
-            (path / "source" / role / f"{number:03d}.png").write_bytes(tiny.png(seed, 20))
-    config = ConvertConfig(dataset, PictureConfig(size=16), SPLIT, FilterConfig())
-    convert(folder.blocks(path / "source", 5, dataset), path / "out", config, "noise", shard_bytes=20_000)
-    return path / "out"
-
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("set"))
+    return prepare(tmp_path_factory.mktemp("set"))
 
 
 def test_a_manifest_says_what_the_headers_say(out: Path, tmp_path: Path) -> None:
@@ -67,7 +49,7 @@ def test_only_the_shards_that_are_named_are_read(out: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["cut", "gone", "stranger", "damaged manifest", "foreign manifest"])
 def test_a_manifest_that_does_not_match_is_refused(tmp_path: Path, fault: str) -> None:
-    out = prepared(tmp_path, 6)
+    out = prepare(tmp_path, 6)
     paths = expand_shards([out])
     first = paths[0]
     message = {
@@ -92,9 +74,9 @@ def test_a_manifest_that_does_not_match_is_refused(tmp_path: Path, fault: str) -
 
 
 def test_two_sets_with_the_same_keys_are_refused(out: Path, tmp_path: Path) -> None:
-    other = prepared(tmp_path)
+    other = prepare(tmp_path)
     with pytest.raises(UserError, match="is also in another shard"):
         index_triplets(expand_shards([out, other]))
-    third = index_triplets(expand_shards([out, prepared(tmp_path / "x", dataset="more")]))
+    third = index_triplets(expand_shards([out, prepare(tmp_path / "x", dataset="more")]))
     assert third.datasets == ("more", "noise")
     assert [len(third.of_dataset(name)) for name in third.datasets] == [24, 24]
