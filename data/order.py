@@ -31,8 +31,11 @@ class EpochOrder:
         """The `batch` sample indices of global step `step`, counted from 0, of a run with this batch size throughout."""
         if step < 0 or batch < 1:
             raise ValueError(f"step must be at least 0 and batch at least 1, got {step} and {batch}")
-        stream = range(step * batch, (step + 1) * batch)
-        return [int(self.permutation(i // self.n)[i % self.n]) for i in stream]
+        return [self.at(i) for i in range(step * batch, (step + 1) * batch)]
+
+    def at(self, i: int) -> int:
+        """Sample `i` of the stream."""
+        return int(self.permutation(i // self.n)[i % self.n])
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         """The order of one epoch: int64 [n]."""
