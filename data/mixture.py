@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,19 +18,21 @@ from stylevar.errors import UserError
 class MixtureConfig:
     """How corpora are mixed. Without weights every sample comes once an epoch: the corpora by their natural sizes."""
 
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: tuple[tuple[str, float], ...] = ()
     """Share of each corpus in the batches, e.g. --weights omnistyle 0.7 imagepulse 0.3."""
-    weights_end: dict[str, float] = field(default_factory=dict)
+    weights_end: tuple[tuple[str, float], ...] = ()
     """Shares at the end of the run, reached linearly from --weights: a curriculum."""
 
     def __post_init__(self) -> None:
-        if self.weights_end and set(self.weights_end) != set(self.weights):
-            raise UserError(
-                f"--weights-end names {_named(self.weights_end)}, --weights {_named(self.weights)}: name the same"
-            )
-        for flag, weights in (("--weights", self.weights), ("--weights-end", self.weights_end)):
-            if weights and (min(weights.values()) < 0 or sum(weights.values()) <= 0):
-                raise UserError(f"{flag} {weights}: must not be negative, and one must be positive")
+        for flag, pairs in (("--weights", self.weights), ("--weights-end", self.weights_end)):
+            weights = [weight for _, weight in pairs]
+            if weights and (min(weights) < 0 or sum(weights) <= 0):
+                raise UserError(f"{flag} {_shown(pairs)}: must not be negative, and one must be positive")
+            if len(dict(pairs)) < len(pairs):
+                raise UserError(f"{flag} {_shown(pairs)}: names a corpus twice")
+        if self.weights_end and set(dict(self.weights_end)) != set(dict(self.weights)):
+            end, start = _named(dict(self.weights_end)), _named(dict(self.weights))
+            raise UserError(f"--weights-end names {end}, --weights {start}: name the same")
 
 
 class Pick(NamedTuple):
@@ -51,10 +53,11 @@ class MixtureOrder:
         self, corpora: Mapping[str, NDArray[np.int64]], config: MixtureConfig, seed: int, steps: int, batch: int
     ) -> None:
         """`corpora` are the sample numbers of each; UserError if `config` does not name just these."""
-        if config.weights and set(config.weights) != set(corpora):
-            raise UserError(f"--weights names {_named(config.weights)}, the shards hold {_named(corpora)}: name just these")
+        weights, weights_end = dict(config.weights), dict(config.weights_end)
+        if weights and set(weights) != set(corpora):
+            raise UserError(f"--weights names {_named(weights)}, the shards hold {_named(corpora)}: name just these")
         self.seed, self.batch = seed, batch
-        if not config.weights:
+        if not weights:
             self._members = [np.sort(np.concatenate(list(corpora.values())))]
             self._orders = [EpochOrder(len(self._members[0]), seed)]
             self._taken = None
@@ -62,8 +65,8 @@ class MixtureOrder:
         names = sorted(corpora)
         self._members = [corpora[name] for name in names]
         self._orders = [EpochOrder(len(corpora[name]), _hash(seed, name)) for name in names]
-        start = _shares([config.weights[name] for name in names])
-        end = _shares([config.weights_end[name] for name in names]) if config.weights_end else start
+        start = _shares([weights[name] for name in names])
+        end = _shares([weights_end[name] for name in names]) if weights_end else start
         self._taken = _quotas(start, end, steps, batch)
 
     def picks(self, step: int) -> list[Pick]:
@@ -117,6 +120,10 @@ def _shares(weights: list[float]) -> NDArray[np.float64]:
 
 def _hash(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:8], "big")
+
+
+def _shown(pairs: tuple[tuple[str, float], ...]) -> str:
+    return " ".join(f"{name} {weight:g}" for name, weight in pairs)
 
 
 def _named(names: Mapping[str, object]) -> str:

@@ -27,6 +27,9 @@ class EpochOrder:
         # A batch needs one epoch, or two where it straddles; what is dropped is simply computed again.
         self.permutation = lru_cache(maxsize=2)(self._permutation)
 
+    def __reduce__(self) -> tuple[type[EpochOrder], tuple[int, int]]:
+        return EpochOrder, (self.n, self.seed)
+
     def position(self, step: int, batch: int) -> list[int]:
         """The `batch` sample indices of global step `step`, counted from 0, of a run with this batch size throughout."""
         if step < 0 or batch < 1:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +20,7 @@ from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
 from launch.device import choose_device
 from launch.grids import GridRow, draw_grid, reward_captions
-from launch.telemetry import PhaseTimer, TrajectoryRows
+from launch.telemetry import PhaseTimer, TrajectoryRows, memory
 from learner.merge import MergeAction
 from learner.update import GrpoLearner
 from reward.scorer import build_scorer
@@ -74,10 +72,14 @@ class ColocatedWorker:
         self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
         vae, model = load_pair(config.init, config.vae, config.alphas, config.revision)
         size = model.arch.image_size
-        self.train_set = TripletShards(expand_shards([config.shards]), image_size=size)
-        self.heldout_sets = {"heldout": TripletShards(expand_shards([config.heldout]), image_size=size)}
+        fingerprint = vae.fingerprint()
+
+        def read(pattern: str) -> TripletShards:
+            return TripletShards(expand_shards([pattern]), image_size=size, vae=fingerprint)
+
+        self.train_set, self.heldout_sets = read(config.shards), {"heldout": read(config.heldout)}
         if config.novel is not None:
-            self.heldout_sets["novel"] = TripletShards(expand_shards([config.novel]), image_size=size)
+            self.heldout_sets["novel"] = read(config.novel)
         if len(self.train_set) < config.conditions:
             raise UserError(f"--conditions {config.conditions}: {config.shards} holds only {len(self.train_set)} triplets")
         for data in (self.train_set, *self.heldout_sets.values()):
@@ -132,7 +134,7 @@ class ColocatedWorker:
             **result.metrics,
             **seconds,
             "throughput/trajectories_per_s": scores.rewards.numel() / seconds["time/step"],
-            **self._memory(),
+            **memory(self.device),
         }
         rows = TrajectoryRows(
             keys=batch.keys,
@@ -249,15 +251,6 @@ class ColocatedWorker:
     def _to_device(self, batch: ConditionBatch) -> ConditionBatch:
         moved = {name: getattr(batch, name).to(self.device) for name in ("content", "style", "target")}
         return dataclasses.replace(batch, **moved)
-
-    def _memory(self) -> StepMetrics:
-        memory = {
-            "memory/rss_gib": psutil.Process().memory_info().rss / 2**30,
-            "memory/rss_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
-        if self.device.type == "cuda":
-            memory["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        return memory
 
 
 def spread(total: int, count: int) -> list[int]:

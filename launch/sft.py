@@ -9,6 +9,8 @@ import json
 import math
 import sys
 from dataclasses import asdict, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
-from data.order import EpochOrder, batch_at
+from data.mixture import MixtureOrder
 from data.shards import TripletShards
 from launch import cli
 from launch.allocator import keep_freed_memory
@@ -27,11 +30,13 @@ from launch.device import choose_device
 from launch.grids import GridRow, draw_grid
 from launch.run_folder import ResumePoint, RunFolder
 from launch.sft_config import SftConfig, parse
-from launch.sft_data import fill, in_order, mirror_some, open_triplets, spread
+from launch.sft_data import MicroBatches, corpora, fill, in_order, load_steps, loader_workers, open_data, pick, spread
 from launch.sft_start import starting_model
 from launch.stop import STOPPED, StopRequest
-from launch.telemetry import PhaseTimer, Telemetry
-from learner.sft import SftLearner, SftMetrics, SftValidation, TokenCache, cosine_lr
+from launch.telemetry import PhaseTimer, Telemetry, memory
+from learner.parallel import rank_and_world
+from learner.sft import SftLearner, SftMetrics
+from learner.token_cache import TokenCache
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model
 from stylevar.contracts import PolicyVersion
@@ -39,7 +44,6 @@ from stylevar.errors import UserError
 from stylevar.sampling import trajectory_seed
 
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
-VAL_BATCH = 32
 SAMPLES = 3
 
 
@@ -55,14 +59,14 @@ class SftRun:
         checkpoint = None if point is None else point.checkpoint
         # A resumed run needs its first checkpoint no more.
         model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
-        size = model.arch.image_size
-        self.train, in_memory = open_triplets(config.shards, size, config.memory_gb)
-        self.val = open_triplets(config.val_shards, size, config.memory_gb)[0] if config.val_shards else None
         device = choose_device(config.device)
+        self.data = open_data(config, model)
         model.vae.to(device)
-        tokens = TokenCache(model.vae) if in_memory else None
+        tokens = TokenCache(model.vae) if self.data.in_memory and not config.augment.varies else None
         self.learner = SftLearner(model.to(device), config.step, tokens)
-        self.steps = config.steps or math.ceil(config.epochs * len(self.train) / config.batch)
+        self.steps = config.steps or math.ceil(config.epochs * len(self.data.train) / config.batch)
+        order = MixtureOrder(corpora(self.data.train), config.mixture, config.seed, self.steps, config.batch)
+        self.batches = MicroBatches(self.data.train, order, config.augment, config.micro_batch, *rank_and_world())
         self.start, self.best = 0, math.inf
         self.timer = PhaseTimer()
         if point is None:
@@ -72,25 +76,23 @@ class SftRun:
             self._restore(point)
         self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0)
         if tokens is not None:
-            fill(tokens, self.train, config.flip, "training triplets")
-            if self.val is not None:
-                fill(tokens, self.val, False, "held-out triplets")
+            fill(tokens, self.data.train, config.augment.flip, "training triplets")
+            for name, held_out in self.data.validation.items():
+                fill(tokens, held_out, False, f"{name} triplets")
 
     def loop(self) -> None:
         """Train to the end, or until stopped: then SystemExit(130), after a checkpoint."""
         config, timer = self.config, self.timer
-        order = EpochOrder(len(self.train), config.seed)
+        steps = load_steps(self.batches, self.start, self.steps, loader_workers(config, self.data))
         bar = tqdm(total=self.steps, initial=self.start, desc="sft", unit="step", smoothing=0.05)
         logged = self.start
         with bar, StopRequest() as stop:
             for step in range(self.start, self.steps):
                 with timer("data"):
-                    torch.manual_seed(trajectory_seed(config.seed, step, "sft", 0))
-                    batch = batch_at(self.train, order, step, config.batch)
-                    batch = mirror_some(batch) if config.flip else batch
-                lr = cosine_lr(step, self.steps, config.warmup, config.step.lr, config.step.lr * config.lr_end)
+                    micro_batches = next(steps)
+                lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
                 with timer("step"):
-                    metrics = self.learner.step(batch, lr)
+                    metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
                 done = step + 1
                 if not math.isfinite(metrics.loss):
                     raise UserError(
@@ -114,9 +116,9 @@ class SftRun:
         """Validation and checkpoint, where they are due after `done` steps."""
         scheduled = done == self.steps or done % self.config.checkpoint_every == 0
         loss = math.inf
-        if self.val is not None and (scheduled or done % self.config.eval_every == 0):
+        if self.data.validation and (scheduled or done % self.config.eval_every == 0):
             with self.timer("eval"):
-                loss = self._validate(self.val, done).loss
+                loss = self._validate(done)
         if scheduled or stopping:
             better = scheduled and loss < self.best
             self.best = loss if better else self.best
@@ -147,33 +149,31 @@ class SftRun:
         training = times["time/data"] + times["time/step"]
         values = {"loss/train": metrics.loss, "accuracy/train": metrics.accuracy, "grad/norm": metrics.grad_norm, "lr": lr}
         values["throughput/images_per_s"] = self.config.batch * steps / training
+        values["data/wait_share"] = times["time/data"] / training
+        values |= memory(self.learner.model.device)
         self.telemetry.scalars(done, {**values, **times})
 
-    def _validate(self, val: TripletShards, done: int) -> SftValidation:
-        """Held-out loss and accuracy, and a picture of samples with fixed seeds."""
-        parts = [(len(batch), self.learner.validate(batch)) for batch in in_order(val, VAL_BATCH)]
-        total = len(val)
-        result = SftValidation(
-            sum(n * part.loss for n, part in parts) / total,
-            sum(n * part.accuracy for n, part in parts) / total,
-            tuple(
-                sum(n * part.accuracy_per_scale[s] for n, part in parts) / total
-                for s in range(self.learner.model.arch.scales)
-            ),
-        )
-        scalars = {"loss/val": result.loss, "accuracy/val": result.accuracy}
-        scalars["accuracy/val_last_scale"] = result.accuracy_per_scale[-1]
-        self.telemetry.scalars(done, scalars)
-        shown = spread(val, self.config.image_conditions)
+    def _validate(self, done: int) -> float:
+        """Loss over all held-out tokens; reports every split, with a picture of samples from fixed seeds."""
+        config, learner = self.config, self.learner
+        totals = []
+        for split, triplets in self.data.validation.items():
+            parts = [learner.validate(batch) for batch in in_order(triplets, config.micro_batch, config.val_samples)]
+            sums = reduce(add, parts)
+            totals.append(sums)
+            self.telemetry.scalars(done, sums.scalars(split, config.step.topk))
+            self.telemetry.image_grid(done, f"samples/{split}", self._samples(triplets))
+            tqdm.write(
+                f"step {done}: {split} loss {sums.loss:.4f}, top-1 {sums.top1:.4f}, top-{config.step.topk} {sums.topk:.4f}"
+            )
+        return reduce(add, totals).loss
+
+    def _samples(self, triplets: TripletShards) -> Tensor:
+        """Some triplets of a split beside what the model makes of them, uint8 [3, H, W]."""
+        shown = pick(triplets, spread(len(triplets), self.config.image_conditions))
         sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
         drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
-        rows = [GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)]
-        self.telemetry.image_grid(done, "samples/heldout", draw_grid(rows))
-        tqdm.write(
-            f"step {done}: held-out loss {result.loss:.4f}, accuracy {result.accuracy:.4f}, "
-            f"at the last scale {result.accuracy_per_scale[-1]:.4f}"
-        )
-        return result
+        return draw_grid([GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)])
 
     def _save(self, done: int) -> None:
         learner, arch = self.learner, self.learner.model.arch

@@ -10,8 +10,11 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from data.augment import AugmentConfig
+from data.mixture import MixtureConfig
 from launch.defaults import DEMO_VAE
 from launch.run_folder import ResumePoint, find_resume
+from learner.schedule import ScheduleConfig
 from learner.sft import SftStepConfig
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
@@ -55,9 +58,9 @@ class SftConfig:
     """An SFT run. With --resume, the defaults of all flags are those of the run itself."""
 
     shards: tuple[str, ...] = ()
-    """Training triplets: WebDataset shards, files or globs."""
+    """Training triplets: WebDataset shards, files, globs or folders. Of prepared sets the split "train" is taken."""
     val_shards: tuple[str, ...] = ()
-    """Held-out triplets; without them nothing is validated and no samples are drawn."""
+    """Held-out triplets; by default the validation splits of `shards`. Without any, nothing is validated or drawn."""
     name: str = "sft"
     """The run's folder under `runs`."""
     runs: str = "runs"
@@ -76,20 +79,21 @@ class SftConfig:
     """Style weight of each scale, in place of the checkpoint's or the published ones."""
     shape: ModelShape = field(default_factory=ModelShape)
     step: SftStepConfig = field(default_factory=SftStepConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     steps: int | None = None
     """Optimizer steps; by default as many as `epochs` take."""
-    epochs: float = 20.0
+    epochs: float = 10.0
     """Passes over the training triplets, if `steps` is not given."""
-    batch: int = 16
-    """Triplets per step."""
-    warmup: int = 100
-    """Steps over which the learning rate rises; after them it follows a cosine."""
-    lr_end: float = 0.01
-    """Learning rate at the end, as a share of the peak."""
-    flip: bool = False
-    """Mirror every second triplet (all three images of it), drawn anew each time."""
+    batch: int = 128
+    """Triplets per step, in all processes together."""
+    micro_batch: int = 16
+    """Triplets per forward pass; the gradients of a step add up."""
+    loader_workers: int | None = None
+    """Processes that read and vary triplets; by default one per core but one, and none if all fit into memory."""
     seed: int = 0
-    """Seed of initial weights, data order, flips, jitter and drop path."""
+    """Seed of initial weights, data order, augmentation, jitter and drop path."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
     threads: int = 0
@@ -100,8 +104,10 @@ class SftConfig:
     """Steps between entries in TensorBoard."""
     eval_every: int = 250
     """Steps between validations."""
+    val_samples: int = 1024
+    """Held-out triplets of each validation split that are scored, evenly spread over it."""
     image_conditions: int = 6
-    """Held-out triplets whose samples are drawn at every validation."""
+    """Held-out triplets of each split whose samples are drawn at every validation."""
     checkpoint_every: int = 500
     """Steps between checkpoints; each is validated too."""
     keep_checkpoints: int = 2
@@ -112,15 +118,13 @@ class SftConfig:
     """Store the matrices of the run's model in fp16."""
 
     def __post_init__(self) -> None:
-        positive = ("batch", "epochs", "log_every", "eval_every", "image_conditions", "checkpoint_every", "steps")
-        for name in positive:
+        positive = ("batch", "micro_batch", "epochs", "steps", "log_every", "eval_every", "checkpoint_every")
+        for name in (*positive, "image_conditions", "val_samples"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
-        if self.threads < 0 or self.warmup < 0:
-            raise UserError(f"--threads {self.threads} --warmup {self.warmup}: must be at least 0")
-        if not 0 <= self.lr_end <= 1:
-            raise UserError(f"--lr-end {self.lr_end}: must lie in [0, 1], it is a share of --lr")
+        if self.threads < 0 or (self.loader_workers or 0) < 0:
+            raise UserError(f"--threads {self.threads} --loader-workers {self.loader_workers}: must be at least 0")
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
         if self.init is not None and self.var is not None:
@@ -156,6 +160,11 @@ def _typed(kind: Any, values: dict[str, Any]) -> Any:
     def typed(name: str, value: Any) -> Any:
         if name in nested:
             return _typed(nested[name], value)
-        return tuple(value) if isinstance(value, list) else value
+        return _tuples(value)
 
     return kind(**{name: typed(name, value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """YAML knows lists only; the config's fields are tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,35 +1,132 @@
-"""The triplets of an SFT run: opening shards, mirroring, and filling the token cache."""
+"""The triplets of an SFT run: opening shards, loading the batches of every step, and filling the token cache."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.shards import TripletShards, expand_shards
-from learner.sft import TokenCache
+from data.augment import AugmentConfig, augment
+from data.convert.split import SPLITS
+from data.index import TripletIndex, expand_shards, index_triplets
+from data.mixture import MixtureOrder
+from data.shard_writer import ROLES
+from data.shards import TripletShards
+from launch.sft_config import SftConfig
+from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
+from stylevar.errors import UserError
+from stylevar.transformer import StyleVAR
 
-ROLES = ("content", "style", "target")
+PREFETCHED = 4
+"""Micro-batches that each loading process keeps ready."""
 
 
-def open_triplets(patterns: Sequence[str], image_size: int, memory_gb: float) -> tuple[TripletShards, bool]:
-    """The triplets, and whether they fit into `memory_gb`: then all are decoded and checked at once, and kept."""
-    paths = expand_shards(patterns)
-    triplets = TripletShards(paths, image_size)
-    fits = len(triplets) * len(ROLES) * 3 * image_size**2 <= memory_gb * 1e9
-    if fits:
-        triplets = TripletShards(paths, image_size, cache=True)
+@dataclass(frozen=True)
+class SftData:
+    """Training triplets and the validation splits; `in_memory` if all of them are decoded and kept."""
+
+    train: TripletShards
+    validation: dict[str, TripletShards]
+    in_memory: bool
+
+
+def open_data(config: SftConfig, model: StyleVAR) -> SftData:
+    """Find the triplets of a run. UserError as `TripletShards`, and if there is nothing to train on."""
+    size = model.arch.image_size
+    index = index_triplets(expand_shards(config.shards))
+    found = {"train": index.of_split("train"), **_validation(index, config)}
+    if not len(found["train"]):
+        only = ", ".join(index.splits)
+        raise UserError(f"{config.shards[0]} holds no triplet of the split train, only {only}: add the train shards")
+    bytes_decoded = sum(len(some) for some in found.values()) * len(ROLES) * 3 * size**2
+    in_memory = bytes_decoded <= config.memory_gb * 1e9
+    # Tokens of pictures that change anew each time are of no use, and an in-memory run makes its own.
+    vae = None if in_memory or config.augment.varies else model.vae.fingerprint()
+    sets = {name: TripletShards(some, size, cache=in_memory, vae=vae) for name, some in found.items()}
+    for triplets in sets.values() if in_memory else ():
         triplets.validate()
-    return triplets, fits
+    return SftData(sets.pop("train"), sets, in_memory)
 
 
-def in_order(triplets: TripletShards, size: int) -> Iterator[ConditionBatch]:
-    """All triplets in batches of `size`; the last one may be smaller."""
-    for start in range(0, len(triplets), size):
-        yield pick(triplets, range(start, min(start + size, len(triplets))))
+def _validation(index: TripletIndex, config: SftConfig) -> dict[str, TripletIndex]:
+    if config.val_shards:
+        index = index_triplets(expand_shards(config.val_shards))
+        if not any(split in SPLITS[1:] for split in index.splits):
+            return {"val": index}
+    return {split: index.of_split(split) for split in SPLITS[1:] if split in index.splits}
+
+
+class MicroBatches(Dataset):
+    """Item i is micro-batch number i of the whole run, of one process: any of them can be made at any time, anywhere."""
+
+    def __init__(
+        self, train: TripletShards, order: MixtureOrder, config: AugmentConfig, micro_batch: int, rank: int, world: int
+    ) -> None:
+        self.train, self.order, self.config = train, order, config
+        self.rank, self.world = rank, world
+        self.per_step = -(-len(order.share(0, rank, world)) // micro_batch)
+        """Micro-batches in a step; none is more than one triplet larger than another."""
+
+    def __getitem__(self, number: int) -> ConditionBatch | UserError:
+        """UserErrors are handed over, since what a loading process raises arrives with its traceback in the text."""
+        step, micro = divmod(number, self.per_step)
+        picks = self.order.share(step, self.rank, self.world)
+        start, end = (len(picks) * m // self.per_step for m in (micro, micro + 1))
+        try:
+            found = [augment(self.train.usable(p.sample), self.config, self.order.seed, p.epoch) for p in picks[start:end]]
+        except UserError as error:
+            return error
+        return ConditionBatch.stack(found)
+
+
+def load_steps(batches: MicroBatches, start: int, steps: int, workers: int) -> Iterator[list[ConditionBatch]]:
+    """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked)."""
+    # Started afresh: forking a process that runs threads can hang.
+    ahead: dict[str, Any] = {"prefetch_factor": PREFETCHED, "multiprocessing_context": "forkserver"} if workers else {}
+    numbers = range(start * batches.per_step, steps * batches.per_step)
+    loader = DataLoader(
+        batches, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_leave_signals, **ahead
+    )
+    items = iter(loader)
+    for _ in range(start, steps):
+        some = []
+        for _ in range(batches.per_step):
+            item = next(items)
+            if isinstance(item, UserError):
+                raise item
+            some.append(item)
+        yield some
+
+
+def loader_workers(config: SftConfig, data: SftData) -> int:
+    """How many processes read."""
+    if config.loader_workers is not None:
+        return config.loader_workers
+    return 0 if data.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def in_order(triplets: TripletShards, size: int, samples: int | None = None) -> Iterator[ConditionBatch]:
+    """All triplets, or `samples` of them at equal distances, in batches of `size`; the last one may be smaller."""
+    rows = spread(len(triplets), samples or len(triplets))
+    for start in range(0, len(rows), size):
+        yield pick(triplets, rows[start : start + size])
 
 
 def pick(triplets: TripletShards, indices: Sequence[int]) -> ConditionBatch:
@@ -37,30 +134,23 @@ def pick(triplets: TripletShards, indices: Sequence[int]) -> ConditionBatch:
     return ConditionBatch.stack([triplets.usable(i) for i in indices])
 
 
-def spread(triplets: TripletShards, count: int) -> ConditionBatch:
-    """Up to `count` triplets at equal distances, the same each time."""
-    count = min(count, len(triplets))
-    return pick(triplets, [i * len(triplets) // count for i in range(count)])
-
-
-def mirrored(batch: ConditionBatch) -> ConditionBatch:
-    """All images flipped from left to right."""
-    return replace(batch, **{role: getattr(batch, role).flip(-1) for role in ROLES})
-
-
-def mirror_some(batch: ConditionBatch) -> ConditionBatch:
-    """Each triplet as it is or mirrored, with equal chance, drawn from torch's global stream."""
-    flip = (torch.rand(len(batch)) < 0.5).view(-1, 1, 1, 1)
-    other = mirrored(batch)
-    return replace(batch, **{role: getattr(other, role).where(flip, getattr(batch, role)) for role in ROLES})
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` of `length` numbers at equal distances, the same each time."""
+    count = min(count, length)
+    return [i * length // count for i in range(count)]
 
 
 def fill(tokens: TokenCache, triplets: TripletShards, flip: bool, label: str) -> None:
     """Tokenise all images of `triplets` (and their mirror images), in a fixed order."""
-    size = 32
-    bar = tqdm(total=len(triplets), desc=f"tokenising {label}", unit="triplet", leave=False)
-    with bar:
-        for batch in in_order(triplets, size):
-            for view in (batch, mirrored(batch)) if flip else (batch,):
+    with tqdm(total=len(triplets), desc=f"tokenising {label}", unit="triplet", leave=False) as bar:
+        for batch in in_order(triplets, 32):
+            mirrored = replace(batch, **{role: getattr(batch, role).flip(-1) for role in ROLES})
+            for view in (batch, mirrored) if flip else (batch,):
                 tokens.add(torch.cat([view.content, view.target, view.style]))
             bar.update(len(batch))
+
+
+def corpora(train: TripletShards) -> dict[str, np.ndarray]:
+    """{name: its sample numbers} of what is trained on."""
+    found = {name: train.index.of_dataset(name) for name in train.index.datasets}
+    return {name: rows for name, rows in found.items() if len(rows)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -88,6 +91,17 @@ class Telemetry:
         """Flush, and close the event file."""
         self.flush()
         self._writer.close()
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """This process's memory, and the most it had, in GiB; on a GPU also the most that was allocated there."""
+    found = {
+        "memory/rss_gib": psutil.Process().memory_info().rss / 2**30,
+        "memory/rss_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    if device.type == "cuda":
+        found["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return found
 
 
 class PhaseTimer:

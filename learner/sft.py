@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from learner.parallel import rank_and_world, sum_over_ranks
+from learner.token_cache import TokenCache, tokenize
+from learner.validation import ValidationSums
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
+from stylevar.sampling import trajectory_seed
 from stylevar.transformer import StyleVAR
-from stylevar.vqvae import VQVAE
 
 ALPHA_RANGE = (0.01, 0.99)
 _UNDECAYED = ("pos_start", "pos_1LC", "lvl_embed", "scale_mul_1H11", "ada_gss")
@@ -44,6 +48,12 @@ class SftStepConfig:
     """BatchNorm statistics frozen by default; train them when starting from scratch."""
     ema: float = 0.0
     """Decay per step of a moving average of the weights, which is then what is validated and saved; 0 for none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights, logits and loss are fp32 in either case."""
+    recompute: bool = False
+    """Keep only the input of each transformer block and compute it again in the backward pass: less memory, more time."""
+    topk: int = 5
+    """Validation counts how often the right token is among this many best guesses."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.grad_clip <= 0 or self.weight_decay < 0:
@@ -54,6 +64,8 @@ class SftStepConfig:
         for name, bound in (("alpha_jitter", 0.5), ("label_smoothing", 0.5), ("ema", 1.0)):
             if not 0 <= getattr(self, name) < bound:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, {bound})")
+        if self.topk < 1:
+            raise UserError(f"--topk {self.topk}: must be at least 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"--betas {self.betas[0]} {self.betas[1]}: both must lie in [0, 1)")
 
@@ -67,58 +79,6 @@ class SftMetrics:
     grad_norm: float
 
 
-@dataclass(frozen=True)
-class SftValidation:
-    """The same of a held-out batch; `accuracy_per_scale` has one entry per scale, coarse to fine."""
-
-    loss: float
-    accuracy: float
-    accuracy_per_scale: tuple[float, ...]
-
-
-class TokenCache:
-    """VQ tokens of images seen before, in memory, under a hash of the pixels: any augmented image has its own entry.
-
-    An image that is not known yet is tokenised with the others of its call. Rounding may depend on that company, so fill
-    the cache in a fixed order (`add`) where runs are to repeat bit for bit.
-    """
-
-    def __init__(self, vae: VQVAE) -> None:
-        self.vae = vae
-        self._tokens: dict[bytes, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def add(self, images_u8: Tensor) -> list[bytes]:
-        """Tokenise what is new among the images, uint8 [N, 3, H, W]; the N keys under which tokens are kept."""
-        keys = [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in images_u8.cpu().contiguous()]
-        new = {key: row for row, key in enumerate(keys) if key not in self._tokens}
-        if new:
-            found = torch.cat(tokenize(self.vae, images_u8[list(new.values())]), dim=1).to("cpu", torch.int16)
-            self._tokens.update(zip(new, found, strict=True))
-        return keys
-
-    def __call__(self, images_u8: Tensor) -> list[Tensor]:
-        """Images uint8 [N, 3, H, W] -> one int64 [N, p*p] per scale."""
-        rows = torch.stack([self._tokens[key] for key in self.add(images_u8)])
-        device = self.vae.quantize.embedding.weight.device
-        return list(rows.to(device, torch.int64).split([p * p for p in self.vae.config.patch_nums], dim=1))
-
-
-def tokenize(vae: VQVAE, images_u8: Tensor) -> list[Tensor]:
-    """Images uint8 [N, 3, H, W] -> one int64 [N, p*p] per scale."""
-    return vae.img_to_idxBl(u8_to_pm1(images_u8.to(vae.quantize.embedding.weight.device)))
-
-
-def cosine_lr(step: int, steps: int, warmup: int, peak: float, end: float = 0.0) -> float:
-    """Learning rate of `step` (0 ... steps - 1): linear warm-up over `warmup` steps, then a cosine from `peak` to `end`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return end + 0.5 * (peak - end) * (1 + math.cos(math.pi * min(1.0, done)))
-
-
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's two parameter groups: matrices and convolutions with `weight_decay`, all others with none."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -129,8 +89,25 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
+class TeacherForced(nn.Module):
+    """The model as a function of a batch: what data parallelism has to wrap."""
+
+    def __init__(self, model: StyleVAR, recompute: bool = False) -> None:
+        super().__init__()
+        self.model, self.recompute = model, recompute
+
+    def forward(
+        self, style_pm1: Tensor, content_pm1: Tensor, guides: list[Tensor], target: Tensor, alphas: Tensor | None
+    ) -> Tensor:
+        """Logits fp32 [B, L, V] of the tokens `target` [B, L]; `guides` as in `encode_conditions`."""
+        model = self.model
+        state = encode_conditions(model, style_pm1, content_pm1, guides)
+        queries = guide_queries(model, state)
+        return teacher_forced(model, state, queries, target.unsqueeze(1), alphas, self.recompute).squeeze(1)
+
+
 class SftLearner:
-    """Trains all of `model` except its tokenizer. Random numbers (drop path, jitter) come from torch's global stream."""
+    """Trains all of `model` except its tokenizer; within an initialised process group, together with the other ranks."""
 
     def __init__(self, model: StyleVAR, config: SftStepConfig, tokens: TokenCache | None = None) -> None:
         """`tokens` spares the tokenizer on images that come again."""
@@ -143,19 +120,40 @@ class SftLearner:
             self.average = copy.deepcopy(model, {id(model.vae): model.vae}).requires_grad_(False).eval()
         groups = decay_groups(model, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        self.rank, self.world = rank_and_world()
+        forward = TeacherForced(model, config.recompute)
+        # Frozen statistics are the same everywhere; trained ones follow rank 0.
+        self._parallel: Any = (
+            forward if self.world == 1 else DistributedDataParallel(forward, broadcast_buffers=config.train_bn)
+        )
 
     @property
     def best_model(self) -> StyleVAR:
         """What is validated, sampled from and saved: the average if there is one. In eval mode."""
         return self.model.eval() if self.average is None else self.average
 
-    def step(self, batch: ConditionBatch, lr: float) -> SftMetrics:
-        """One optimizer step on B triplets. A gradient that is not finite changes nothing; its norm is reported."""
+    def step(self, micro_batches: Sequence[ConditionBatch], lr: float, seed: int) -> SftMetrics:
+        """One optimizer step on all triplets of all micro-batches of all processes, which hold equally many each.
+
+        A pure function of weights, triplets and `seed`. A gradient that is not finite changes nothing; its norm is
+        reported.
+        """
         self._train_mode()
-        logits, target = self._forward(self.model, batch, self._jittered_alphas())
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.config.label_smoothing)
+        alphas = self._jittered_alphas(seed)
+        total = sum(len(batch) for batch in micro_batches)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for number, batch in enumerate(micro_batches):
+            torch.manual_seed(trajectory_seed(seed, self.rank, "drop path", number))
+            share = len(batch) / total
+            # Gradients travel once, with the last micro-batch.
+            last = number == len(micro_batches) - 1
+            with nullcontext() if last or self.world == 1 else self._parallel.no_sync():
+                logits, target = self._forward(self._parallel, batch, alphas)
+                loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.config.label_smoothing)
+                (loss * share).backward()
+            right = (logits.detach().argmax(-1) == target).double().mean()
+            sums += torch.stack([loss.detach().double(), right]) * share
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
@@ -163,17 +161,14 @@ class SftLearner:
             self.optimizer.step()
             self.updates += 1
             self._update_average()
-        accuracy = (logits.detach().argmax(-1) == target).float().mean()
-        return SftMetrics(float(loss.detach()), float(accuracy), norm)
+        loss_mean, accuracy = (sum_over_ranks(sums) / self.world).tolist()
+        return SftMetrics(loss_mean, accuracy, norm)
 
     @torch.no_grad()
-    def validate(self, batch: ConditionBatch) -> SftValidation:
-        """Loss and accuracy of `best_model` on B held-out triplets, without jitter and smoothing."""
-        logits, target = self._forward(self.best_model, batch, None)
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        right = (logits.argmax(-1) == target).float().mean(0)
-        per_scale = [float(right[at].mean()) for at in self.model.arch.scale_slices()]
-        return SftValidation(float(loss), float(right.mean()), tuple(per_scale))
+    def validate(self, batch: ConditionBatch) -> ValidationSums:
+        """`best_model` on B held-out triplets, without jitter and smoothing."""
+        logits, target = self._forward(TeacherForced(self.best_model), batch, None)
+        return ValidationSums.of(logits, target, self.model.arch.scale_slices(), self.config.topk)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights: optimizer moments and the number of updates."""
@@ -184,15 +179,27 @@ class SftLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
 
-    def _forward(self, model: StyleVAR, batch: ConditionBatch, alphas: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward(self, forward: nn.Module, batch: ConditionBatch, alphas: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits fp32 [B, L, V] and the target's tokens int64 [B, L]."""
+        device = self.model.device
+        style_idx, content_idx, target_idx = self._tokens_of(batch)
+        guides = [torch.cat(pair) for pair in zip(style_idx, content_idx, strict=True)]
+        target = torch.cat(target_idx, dim=1)
+        style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return forward(style, content, guides, target, alphas), target
+
+    def _tokens_of(self, batch: ConditionBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Tokens of style, content and target, int64 [B, p*p] per scale: known ones, those in the cache, or fresh ones."""
+        if batch.tokens is not None:
+            known = batch.tokens.to(self.model.device, torch.int64)
+            content, style, target = ([known[:, role, s] for s in self.model.arch.scale_slices()] for role in range(3))
+            return style, content, target
         images = torch.cat([batch.style, batch.content, batch.target])
-        idx_Bl = tokenize(model.vae, images) if self.tokens is None else self.tokens(images)
-        guides, target = 2 * len(batch), torch.cat([idx[2 * len(batch) :] for idx in idx_Bl], dim=1)
-        style, content = (u8_to_pm1(image.to(model.device)) for image in (batch.style, batch.content))
-        state = encode_conditions(model, style, content, [idx[:guides] for idx in idx_Bl])
-        logits = teacher_forced(model, state, guide_queries(model, state), target.unsqueeze(1), alphas)
-        return logits.squeeze(1), target
+        idx_Bl = tokenize(self.model.vae, images) if self.tokens is None else self.tokens(images)
+        thirds = [idx.chunk(3) for idx in idx_Bl]
+        style, content, target = ([third[role] for third in thirds] for role in range(3))
+        return style, content, target
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -201,11 +208,13 @@ class SftLearner:
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
-    def _jittered_alphas(self) -> Tensor | None:
+    def _jittered_alphas(self, seed: int) -> Tensor | None:
+        """The same in all processes."""
         jitter = self.config.alpha_jitter
         if not jitter:
             return None
-        shift = (2 * torch.rand(()).item() - 1) * jitter
+        generator = torch.Generator().manual_seed(trajectory_seed(seed, 0, "alphas", 0))
+        shift = (2 * torch.rand((), generator=generator).item() - 1) * jitter
         low, high = ALPHA_RANGE
         return self.model.alphas(values=[min(max(a + shift, low), high) for a in self.model.arch.alphas])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from stylevar.transformer import StyleVAR
 
@@ -45,8 +46,10 @@ def encode_conditions(
         if tuple(image.shape[1:]) != (3, size, size):
             raise ValueError(f"{name} images are {tuple(image.shape)}, this model takes [B, 3, {size}, {size}]")
     batch = style_pm1.shape[0]
-    cond = model.feat_emb(model.style_encoder(style_pm1).flatten(1))
-    start = model.feat_emb(model.content_encoder(content_pm1).flatten(1))
+    # Some CPU kernels return garbage gradients for small bfloat16 convolutions, and the encoders cost next to nothing.
+    with torch.autocast(style_pm1.device.type, enabled=False):
+        cond = model.feat_emb(model.style_encoder(style_pm1).flatten(1))
+        start = model.feat_emb(model.content_encoder(content_pm1).flatten(1))
     if idx_Bl is None:
         idx_Bl = model.vae.img_to_idxBl(torch.cat([style_pm1, content_pm1]))
     with torch.no_grad():
@@ -68,11 +71,17 @@ def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:
 
 
 def teacher_forced(
-    model: StyleVAR, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, alphas: Tensor | None = None
+    model: StyleVAR,
+    state: ConditionState,
+    queries: Sequence[Tensor],
+    tokens: Tensor,
+    alphas: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Logits fp32 [B, G, L, V] of `tokens` (integers [B, G, L]), each given the true tokens of the earlier scales.
 
-    `alphas` [L, 1] replaces the model's own style weights.
+    `alphas` [L, 1] replaces the model's own style weights. `recompute` keeps only each block's input for the backward
+    pass.
     """
     b, g, length = tokens.shape
     idx_Bl = [tokens[..., s].flatten(0, 1).long() for s in model.arch.scale_slices()]
@@ -83,5 +92,6 @@ def teacher_forced(
     alphas = model.alphas() if alphas is None else alphas
     mask = model.causal_bias.repeat(2, 1)  # style queries, then content queries
     for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
-        x = block(x, adaln, q, alphas, mask)
+        inputs = (x, adaln, q, alphas, mask)
+        x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
     return model.head_logits(x, state.head_adaln)

@@ -68,8 +68,9 @@ class BlendedAttention(nn.Module):
         if l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), 4.0).log())
         for side in ("guide", "target"):
-            self.register_parameter(f"q_bias_{side}", nn.Parameter(torch.zeros(width)))
-            self.register_parameter(f"v_bias_{side}", nn.Parameter(torch.zeros(width)))
+            # The guide gives no values and the target no queries: those biases are only there for the checkpoints.
+            self.register_parameter(f"q_bias_{side}", nn.Parameter(torch.zeros(width), requires_grad=side == "guide"))
+            self.register_parameter(f"v_bias_{side}", nn.Parameter(torch.zeros(width), requires_grad=side == "target"))
             self.register_buffer(f"zero_k_bias_{side}", torch.zeros(width))
         self.mat_qkv_guide = nn.Linear(width, 3 * width, bias=False)
         self.mat_qkv_target = nn.Linear(width, 3 * width, bias=False)
@@ -115,7 +116,7 @@ class BlendedAttention(nn.Module):
         q = q.flatten(2, 3).unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
         mixed = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias, scale=1.0)
         style, content = mixed.view(b, g, self.heads, 2, t, HEAD_DIM).unbind(3)
-        blended = torch.lerp(content, style, alpha.expand(t, HEAD_DIM))
+        blended = torch.lerp(content, style, alpha.expand(t, HEAD_DIM).to(content.dtype))
         return project(self.proj, blended.transpose(2, 3).flatten(3))
 
 
@@ -261,7 +262,9 @@ class StyleVAR(nn.Module):
 
     def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
         """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""
-        return self.head(modulate(x, head_adaln[0], head_adaln[1])).float()
+        # Logits differ by less than bfloat16 resolves.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(modulate(x.float(), head_adaln[0].float(), head_adaln[1].float())).float()
 
     def teacher_forced_logits(self, idx_list: list[Tensor], style_img: Tensor, content_img: Tensor) -> Tensor:
         """Logits of every token given the true tokens of the earlier scales.

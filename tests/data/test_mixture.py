@@ -15,6 +15,10 @@ CORPORA = {"a": np.arange(10), "b": np.arange(10, 17), "c": np.arange(17, 40)}
 STEPS, BATCH = 60, 8
 
 
+def config(weights: dict[str, float], end: dict[str, float] | None = None) -> MixtureConfig:
+    return MixtureConfig(tuple(weights.items()), tuple((end or {}).items()))
+
+
 def order(config: MixtureConfig, seed: int = 0) -> MixtureOrder:
     return MixtureOrder(CORPORA, config, seed, STEPS, BATCH)
 
@@ -45,7 +49,7 @@ def test_without_weights_it_is_one_epoch_after_the_other() -> None:
     ],
 )
 def test_shares_are_kept_all_the_time(weights, end) -> None:
-    found = counts(order(MixtureConfig(weights, end)))
+    found = counts(order(config(weights, end)))
     assert all(sum(step.values()) == BATCH for step in found)
     last = end or weights
     for name in CORPORA:
@@ -58,7 +62,7 @@ def test_shares_are_kept_all_the_time(weights, end) -> None:
 
 
 def test_each_corpus_runs_through_its_own_epochs() -> None:
-    mixed = order(MixtureConfig({"a": 3, "b": 1, "c": 1}))
+    mixed = order(config({"a": 3, "b": 1, "c": 1}))
     by_epoch: dict[tuple[str, int], Counter] = {}
     for step in range(STEPS):
         for pick in mixed.picks(step):
@@ -70,22 +74,22 @@ def test_each_corpus_runs_through_its_own_epochs() -> None:
     assert len([key for key in by_epoch if key[0] == "a"]) > 20
 
 
-@pytest.mark.parametrize("config", [MixtureConfig(), MixtureConfig({"a": 3, "b": 1, "c": 1})])
-def test_any_number_of_processes_takes_the_same_batch(config) -> None:
-    mixed = order(config)
+@pytest.mark.parametrize("mixture", [MixtureConfig(), config({"a": 3, "b": 1, "c": 1})])
+def test_any_number_of_processes_takes_the_same_batch(mixture) -> None:
+    mixed = order(mixture)
     for step in (0, 7, 59):
         for world in (1, 2, 4, 8):
-            parts = [pick for rank in range(world) for pick in order(config).share(step, rank, world)]
+            parts = [pick for rank in range(world) for pick in order(mixture).share(step, rank, world)]
             assert parts == mixed.picks(step)
     with pytest.raises(UserError, match="--batch 8: must be a multiple of --workers 3"):
         mixed.share(0, 0, 3)
 
 
 def test_corpora_are_spread_over_the_slots() -> None:
-    mixed = order(MixtureConfig({"a": 1, "b": 1, "c": 2}))
+    mixed = order(config({"a": 1, "b": 1, "c": 2}))
     first = Counter(name_of(mixed.share(step, 0, 2)[0].sample) for step in range(STEPS))
     assert min(first[name] for name in CORPORA) > 5
-    assert mixed.picks(3) != order(MixtureConfig({"a": 1, "b": 1, "c": 2}), seed=1).picks(3)
+    assert mixed.picks(3) != order(config({"a": 1, "b": 1, "c": 2}), seed=1).picks(3)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +105,9 @@ def test_corpora_are_spread_over_the_slots() -> None:
 )
 def test_bad_weights(weights, end, message) -> None:
     with pytest.raises(UserError, match=message):
-        order(MixtureConfig(weights, end))
+        order(config(weights, end))
+
+
+def test_a_corpus_is_named_once() -> None:
+    with pytest.raises(UserError, match="--weights a 1 a 2: names a corpus twice"):
+        MixtureConfig((("a", 1.0), ("a", 2.0)))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-import small_model
 import tiny
 import torch
 import yaml
+from prepared import prepare
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch import sft, sft_data
+from launch import sft
 from launch.sft_config import SftConfig, load_config, parse
 from launch.sft_start import starting_model
+from launch.tokenise import tokenise
 from learner.sft import SftLearner
-from stylevar.checkpoint import load_pair
+from stylevar.checkpoint import load_pair, load_tokenizer
 from stylevar.errors import UserError
+from stylevar.vqvae import VQVAE
 
-TRAINING = ["--train-bn", "--flip", "--alpha-jitter", "0.2", "--ema", "0.9", "--warmup", "2", "--batch", "4"]
+TRAINING = ["--train-bn", "--flip", "--no-augment", "--alpha-jitter", "0.2", "--ema", "0.9", "--warmup", "2"]
+TRAINING += ["--batch", "4", "--micro-batch", "3"]
 CADENCE = ["--log-every", "1", "--eval-every", "2", "--checkpoint-every", "3", "--image-conditions", "2"]
 
 
@@ -62,8 +67,8 @@ def stop_after(monkeypatch, steps: int) -> None:
     """Press Ctrl-C in the midst of step number `steps`."""
     step = SftLearner.step
 
-    def pressed(self: SftLearner, batch, lr):
-        metrics = step(self, batch, lr)
+    def pressed(self: SftLearner, micro_batches, lr, seed):
+        metrics = step(self, micro_batches, lr, seed)
         if self.updates == steps:
             os.kill(os.getpid(), signal.SIGINT)
         return metrics
@@ -116,12 +121,12 @@ def test_what_a_run_leaves(files, finished):
     assert notes["vae"] == str(files / "vqvae.safetensors")
     for tag in ("loss/train", "lr", "throughput/images_per_s", "time/step"):
         assert [step for step, _ in scalars(finished, tag)] == list(range(1, 9))
-    for tag in ("loss/val", "accuracy/val", "accuracy/val_last_scale"):
+    for tag in ("val/loss", "val/top1", "val/top5", "val/last_scale/top1", "val_scales/loss/02"):
         assert [step for step, _ in scalars(finished, tag)] == [2, 3, 4, 6, 8]
 
 
 def test_the_best_checkpoint_is_exported(finished):
-    best = min((loss, step) for step, loss in scalars(finished, "loss/val") if step in (3, 6, 8))
+    best = min((loss, step) for step, loss in scalars(finished, "val/loss") if step in (3, 6, 8))
     linked = (finished / "checkpoints" / "best").resolve()
     assert linked.name == f"step_{best[1]:08d}"
     assert same(load_file(linked / "model.safetensors"), load_file(finished / "model" / "model.safetensors"))
@@ -140,7 +145,7 @@ def test_stopped_and_resumed_equals_uninterrupted(files, finished, tmp_path, mon
         assert same(ours, theirs), name
     ours, theirs = (torch.load(f / "checkpoints" / "latest" / "optimizer.pt") for f in (tmp_path / "cut", finished))
     assert same(ours, theirs)
-    for tag in ("loss/train", "loss/val", "grad/norm", "lr"):
+    for tag in ("loss/train", "val/loss", "grad/norm", "lr"):
         assert scalars(tmp_path / "cut", tag) == scalars(finished, tag)
 
 
@@ -204,18 +209,6 @@ def resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     children = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     own = {k.removeprefix("style_encoder."): v for k, v in state.items() if k.startswith("style_encoder.")}
     return {f"{children[k.split('.')[0]]}.{k.partition('.')[2]}": v for k, v in own.items()}
-
-
-def test_mirroring_flips_whole_triplets():
-    batch = small_model.batch(tiny.build(), 32)
-    torch.manual_seed(0)
-    mixed = sft_data.mirror_some(batch)
-    flipped = [
-        [torch.equal(getattr(mixed, role)[i], getattr(batch, role)[i].flip(-1)) for role in sft_data.ROLES]
-        for i in range(32)
-    ]
-    assert all(len(set(row)) == 1 for row in flipped)
-    assert 8 < sum(row[0] for row in flipped) < 24
 
 
 def test_triplets_beyond_the_memory_are_read_as_they_come(files, finished, tmp_path):
@@ -283,3 +276,65 @@ def test_a_diverged_loss_ends_the_run(files, tmp_path, monkeypatch, capsys):
     argv = flags(files, tmp_path, "--steps", "4", "--lr", "1e30", "--warmup", "0", "--name", "nan")
     assert main(monkeypatch, *argv) == 2
     assert "lower --lr" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory, files) -> Path:
+    """Two prepared sets with all splits, one of them with tokens."""
+    folder = tmp_path_factory.mktemp("corpora")
+    for name in ("one", "two"):
+        prepare(folder / name, 60, dataset=name, size=tiny.SIZE)
+    tokenise(folder / "one" / "out", load_tokenizer(str(files / "vqvae.safetensors"), (1, 2, 3)))
+    return folder
+
+
+def on(corpora: Path, files: Path, runs: Path, *more: str) -> list[str]:
+    """Flags for training on the prepared sets, as large ones are: read as they come."""
+    given = ["--vae", str(files / "vqvae.safetensors"), "--runs", str(runs), "--threads", "1", "--memory-gb", "0"]
+    return [*given, *tiny.SHAPE, *CADENCE, "--warmup", "2", "--batch", "4", "--micro-batch", "2", *more]
+
+
+def test_a_prepared_set_brings_its_splits_and_tokens(corpora, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(VQVAE, "encode", None)
+    argv = on(corpora, files, tmp_path, "--shards", str(corpora / "one" / "out"), "--no-augment", "--loader-workers", "0")
+    run(*argv, "--steps", "2", "--image-conditions", "1")
+    for split in ("val_pair", "val_style", "val_content"):
+        assert [step for step, _ in scalars(tmp_path / "sft", f"{split}/loss")] == [2]
+    assert 0 <= scalars(tmp_path / "sft", "data/wait_share")[0][1] <= 1
+
+
+def test_tokens_of_another_vqvae_are_refused(corpora, files, tmp_path, monkeypatch, capsys):
+    _, other = tiny.save(tmp_path / "other", seed=1)
+    argv = on(corpora, files, tmp_path, "--shards", str(corpora / "one" / "out"), "--no-augment", "--vae", str(other))
+    assert main(monkeypatch, *argv, "--steps", "2") == 2
+    assert "was written by the VQ-VAE" in capsys.readouterr().err
+
+
+def test_resuming_with_other_loading_processes_repeats_and_loses_nothing(corpora, files, tmp_path, monkeypatch, capsys):
+    both = ["--shards", str(corpora / "one" / "out" / "train-*.tar"), str(corpora / "two" / "out" / "train-*.tar")]
+    mixed = ["--weights", "one", "1", "two", "0", "--weights-end", "one", "0.2", "two", "0.8", "--steps", "6"]
+    argv = on(corpora, files, tmp_path, *both, *mixed)
+    run(*argv, "--name", "whole", "--loader-workers", "0")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main(patch, *argv, "--name", "cut", "--loader-workers", "2") == 130
+    assert main(monkeypatch, "--resume", str(tmp_path / "cut"), "--loader-workers", "1") == 0
+    assert scalars(tmp_path / "cut", "loss/train") == scalars(tmp_path / "whole", "loss/train")
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("cut", "whole"))
+    assert same(ours, theirs)
+
+
+def test_an_error_in_a_loading_process_is_one_line(corpora, files, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(corpora / "two" / "out", broken)
+    for shard in broken.glob("train-*.tar"):
+        data = bytearray(shard.read_bytes())
+        for row in pq.read_table(broken / "manifest.parquet").to_pylist():
+            if row["shard"] == shard.name:
+                data[row["style_offset"] : row["style_offset"] + 50] = bytes(50)
+        shard.write_bytes(data)
+    argv = on(corpora, files, tmp_path, "--shards", str(broken), "--steps", "2", "--loader-workers", "1")
+    assert main(monkeypatch, *argv) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "2 unreadable image; make the shards again" in error.strip().splitlines()[-1]

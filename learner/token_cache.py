@@ -1,0 +1,46 @@
+"""VQ tokens of images that come again and again."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from stylevar.images import u8_to_pm1
+from stylevar.vqvae import VQVAE
+
+
+class TokenCache:
+    """VQ tokens of images seen before, in memory, under a hash of the pixels: any augmented image has its own entry.
+
+    An image that is not known yet is tokenised with the others of its call. Rounding may depend on that company, so fill
+    the cache in a fixed order (`add`) where runs are to repeat bit for bit.
+    """
+
+    def __init__(self, vae: VQVAE) -> None:
+        self.vae = vae
+        self._tokens: dict[bytes, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def add(self, images_u8: Tensor) -> list[bytes]:
+        """Tokenise what is new among the images, uint8 [N, 3, H, W]; the N keys under which tokens are kept."""
+        keys = [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in images_u8.cpu().contiguous()]
+        new = {key: row for row, key in enumerate(keys) if key not in self._tokens}
+        if new:
+            found = torch.cat(tokenize(self.vae, images_u8[list(new.values())]), dim=1).to("cpu", torch.int16)
+            self._tokens.update(zip(new, found, strict=True))
+        return keys
+
+    def __call__(self, images_u8: Tensor) -> list[Tensor]:
+        """Images uint8 [N, 3, H, W] -> one int64 [N, p*p] per scale."""
+        rows = torch.stack([self._tokens[key] for key in self.add(images_u8)])
+        device = self.vae.quantize.embedding.weight.device
+        return list(rows.to(device, torch.int64).split([p * p for p in self.vae.config.patch_nums], dim=1))
+
+
+def tokenize(vae: VQVAE, images_u8: Tensor) -> list[Tensor]:
+    """Images uint8 [N, 3, H, W] -> one int64 [N, p*p] per scale."""
+    return vae.img_to_idxBl(u8_to_pm1(images_u8.to(vae.quantize.embedding.weight.device)))
