@@ -7,7 +7,6 @@ ray job submit --working-dir . -- python launch/grpo.py --preset demo
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 
 from data.shards import TripletShards, expand_shards
 from launch.cli import exit_code
+from launch.cluster import join_cluster
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig, default_for, load_config, to_plain
 from launch.heldout import before_after, compare
@@ -62,16 +62,7 @@ def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
 
 def start_worker(config: GrpoConfig) -> Any:
     """Connect to Ray (the cluster of a job, or one of our own) and create the colocated actor."""
-    if not ray.is_initialized():
-        # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
-            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-            logging_level=logging.WARNING,
-            log_to_driver=True,
-        )
-    there = ray.cluster_resources()
+    there = join_cluster()
     wants_gpu = config.device == "cuda" or (config.device == "auto" and there.get("GPU", 0) >= 1)
     cpus = min(config.threads or 1, int(there.get("CPU", 1)))
     asked = {"CPU": cpus, "GPU": 1 if wants_gpu else 0}

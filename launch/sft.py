@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,7 +36,7 @@ from launch.sft_data import MicroBatches, corpora, fill, in_order, load_steps, l
 from launch.sft_start import starting_model
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import PhaseTimer, Telemetry, memory
-from learner.parallel import rank_and_world
+from learner.parallel import rank_and_world, sum_over_ranks
 from learner.sft import SftLearner, SftMetrics
 from learner.token_cache import TokenCache
 from rollout.sampler import GroupSampler, RolloutConfig
@@ -43,74 +45,93 @@ from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError
 from stylevar.sampling import trajectory_seed
 
+
+class ProgressBar(Protocol):
+    """What tqdm and Ray's own bars have in common."""
+
+    def update(self, n: int, /) -> object: ...
+
+    def set_description(self, desc: str, /) -> object: ...
+
+
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
 SAMPLES = 3
 
 
 class SftRun:
-    """One run: data, learner, folder and reports, from `start` (steps done) to `steps`.
+    """One process of a run: data, learner, folder and reports, from `start` (steps done) to `steps`.
 
     All random numbers of a step follow from (seed, step), so a checkpoint needs none of them and neither validation nor
-    a restart changes what comes after.
+    a restart changes what comes after. Of several processes, the first alone writes.
     """
 
-    def __init__(self, config: SftConfig, point: ResumePoint | None) -> None:
+    def __init__(self, config: SftConfig, point: ResumePoint | None, device: torch.device) -> None:
         self.config = config
+        self.rank, self.world = rank_and_world()
         checkpoint = None if point is None else point.checkpoint
         # A resumed run needs its first checkpoint no more.
         model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
-        device = choose_device(config.device)
         self.data = open_data(config, model)
         model.vae.to(device)
         tokens = TokenCache(model.vae) if self.data.in_memory and not config.augment.varies else None
         self.learner = SftLearner(model.to(device), config.step, tokens)
         self.steps = config.steps or math.ceil(config.epochs * len(self.data.train) / config.batch)
         order = MixtureOrder(corpora(self.data.train), config.mixture, config.seed, self.steps, config.batch)
-        self.batches = MicroBatches(self.data.train, order, config.augment, config.micro_batch, *rank_and_world())
+        self.batches = MicroBatches(self.data.train, order, config.augment, config.micro_batch, self.rank, self.world)
         self.start, self.best = 0, math.inf
-        self.timer = PhaseTimer()
-        if point is None:
-            self.run = RunFolder.create(Path(config.runs) / config.name, asdict(config), config.keep_checkpoints)
-        else:
-            self.run = RunFolder.open(point.run, config.keep_checkpoints)
-            self._restore(point)
-        self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0)
+        self.timer = PhaseTimer(torch.cuda.synchronize if device.type == "cuda" else None)
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self.run = self._open(point)
+        self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0) if self.rank == 0 else None
         if tokens is not None:
             fill(tokens, self.data.train, config.augment.flip, "training triplets")
             for name, held_out in self.data.validation.items():
                 fill(tokens, held_out, False, f"{name} triplets")
 
-    def loop(self) -> None:
-        """Train to the end, or until stopped: then SystemExit(130), after a checkpoint."""
+    def loop(self, bar: ProgressBar, stop: Callable[[], bool]) -> bool:
+        """Train to the end (True), or until `stop` says so and a checkpoint is written (False)."""
         config, timer = self.config, self.timer
         steps = load_steps(self.batches, self.start, self.steps, loader_workers(config, self.data))
-        bar = tqdm(total=self.steps, initial=self.start, desc="sft", unit="step", smoothing=0.05)
-        logged = self.start
-        with bar, StopRequest() as stop:
-            for step in range(self.start, self.steps):
-                with timer("data"):
-                    micro_batches = next(steps)
-                lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
-                with timer("step"):
-                    metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
-                done = step + 1
-                if not math.isfinite(metrics.loss):
-                    raise UserError(
-                        f"the loss of step {done} is {metrics.loss}: resume from the last checkpoint in "
-                        f"{self.run.checkpoints} with a lower --lr or --grad-clip"
-                    )
-                bar.set_postfix(loss=f"{metrics.loss:.3f}", refresh=False)
-                bar.update()
-                if done % config.log_every == 0 or done == self.steps:
-                    self._log(done, done - logged, lr, metrics)
-                    logged = done
-                self._milestones(done, stop.requested)
-                if stop.requested and done < self.steps:
-                    self.telemetry.close()
-                    bar.close()
-                    print(f"stopped after step {done}; continue with: python launch/sft.py --resume {self.run.path}")
-                    sys.exit(STOPPED)
-        self.telemetry.close()
+        logged = done = self.start
+        for step in range(self.start, self.steps):
+            with timer("data"):
+                micro_batches = next(steps)
+            lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
+            with timer("step"):
+                metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
+            done = step + 1
+            if not math.isfinite(metrics.loss):
+                raise UserError(
+                    f"the loss of step {done} is {metrics.loss}: resume from the last checkpoint in "
+                    f"{self.run.checkpoints} with a lower --lr or --grad-clip"
+                )
+            bar.update(1)
+            if self.telemetry and (done % config.log_every == 0 or done == self.steps):
+                bar.set_description(f"sft, loss {metrics.loss:.3f}")
+                self._log(self.telemetry, done, done - logged, lr, metrics)
+                logged = done
+            # Processes that disagree would wait for each other for ever.
+            stopping = float(sum_over_ranks(torch.tensor(float(stop()), device=self.learner.model.device))) > 0
+            self._milestones(done, stopping)
+            if stopping and done < self.steps:
+                break
+        if self.telemetry:
+            self.telemetry.close()
+        return done == self.steps
+
+    def _open(self, point: ResumePoint | None) -> RunFolder:
+        """The run's folder; the first process makes it ready."""
+        config = self.config
+        if self.rank:
+            return RunFolder(Path(config.runs) / config.name if point is None else point.run, config.keep_checkpoints)
+        if point is None:
+            return RunFolder.create(Path(config.runs) / config.name, asdict(config), config.keep_checkpoints)
+        run = RunFolder.open(point.run, config.keep_checkpoints)
+        run.rewind(point.step, merges=0)
+        with file_aside(run.config) as aside:
+            aside.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return run
 
     def _milestones(self, done: int, stopping: bool) -> None:
         """Validation and checkpoint, where they are due after `done` steps."""
@@ -122,11 +143,12 @@ class SftRun:
         if scheduled or stopping:
             better = scheduled and loss < self.best
             self.best = loss if better else self.best
-            self.telemetry.flush()
-            with self.timer("checkpoint"):
-                self._save(done)
-            if better:
-                self.run.mark_best(done)
+            if self.telemetry:
+                self.telemetry.flush()
+                with self.timer("checkpoint"):
+                    self._save(done)
+                if better:
+                    self.run.mark_best(done)
 
     def export(self) -> Path:
         """Write the run's model folder and return it."""
@@ -143,7 +165,7 @@ class SftRun:
             (aside / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
         return self.run.path / "model"
 
-    def _log(self, done: int, steps: int, lr: float, metrics: SftMetrics) -> None:
+    def _log(self, telemetry: Telemetry, done: int, steps: int, lr: float, metrics: SftMetrics) -> None:
         """Report the last step, and times since the last report, `steps` steps ago."""
         times = self.timer.take()
         training = times["time/data"] + times["time/step"]
@@ -151,16 +173,18 @@ class SftRun:
         values["throughput/images_per_s"] = self.config.batch * steps / training
         values["data/wait_share"] = times["time/data"] / training
         values |= memory(self.learner.model.device)
-        self.telemetry.scalars(done, {**values, **times})
+        telemetry.scalars(done, {**values, **times})
 
     def _validate(self, done: int) -> float:
         """Loss over all held-out tokens; reports every split, with a picture of samples from fixed seeds."""
         config, learner = self.config, self.learner
         totals = []
         for split, triplets in self.data.validation.items():
-            parts = [learner.validate(batch) for batch in in_order(triplets, config.micro_batch, config.val_samples)]
-            sums = reduce(add, parts)
+            batches = in_order(triplets, config.micro_batch, config.val_samples, self.rank, self.world)
+            sums = reduce(add, map(learner.validate, batches), self.learner.no_validation()).over_ranks()
             totals.append(sums)
+            if not self.telemetry:
+                continue
             self.telemetry.scalars(done, sums.scalars(split, config.step.topk))
             self.telemetry.image_grid(done, f"samples/{split}", self._samples(triplets))
             tqdm.write(
@@ -187,14 +211,6 @@ class SftRun:
             state = {"step": done, "best_heldout_loss": best, "seed": self.config.seed}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
-    def _restore(self, point: ResumePoint) -> None:
-        """Weights, optimizer and position of a checkpoint; the config now in force is written down."""
-        if point.checkpoint is not None:
-            self._load(point.checkpoint)
-        self.run.rewind(point.step, merges=0)
-        with file_aside(self.run.config) as aside:
-            aside.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
     def _load(self, folder: Path) -> None:
         """Inverse of `_save`, the model itself being loaded already."""
         learner, raw = self.learner, folder / RAW_FILE
@@ -209,19 +225,35 @@ class SftRun:
             raise UserError(f"--resume {folder} is at step {self.start}, beyond --steps {self.steps}: nothing to do")
 
 
-def train(config: SftConfig, point: ResumePoint | None = None) -> Path:
-    """Run SFT from the start or from `point`; the folder of the trained model."""
+def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
+    """Run SFT from the start or from `point`; the folder of the trained model, or None if it was stopped."""
+    if config.workers > 1:
+        from launch.sft_parallel import train_parallel
+
+        return train_parallel(config, point)
+    return train_here(config, point)
+
+
+def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
+    """`train` in this process."""
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
-    run = SftRun(config, point)
-    run.loop()
-    return run.export()
+    run = SftRun(config, point, choose_device(config.device))
+    bar = tqdm(total=run.steps, initial=run.start, desc="sft", unit="step", smoothing=0.05)
+    with bar, StopRequest() as stop:
+        finished = run.loop(bar, lambda: stop.requested)
+    return run.export() if finished else None
 
 
 def main() -> None:
     def body() -> None:
-        folder = train(*parse(sys.argv[1:], __doc__))
+        config, point = parse(sys.argv[1:], __doc__)
+        folder = train(config, point)
+        if folder is None:
+            run = point.run if point else Path(config.runs) / config.name
+            print(f"stopped; continue with: python launch/sft.py --resume {run}")
+            sys.exit(STOPPED)
         print(f"the model is {folder}, the curves: tensorboard --logdir {folder.parent / 'tensorboard'}")
 
     cli.exit_code(body)

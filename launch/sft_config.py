@@ -94,6 +94,10 @@ class SftConfig:
     """Processes that read and vary triplets; by default one per core but one, and none if all fit into memory."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation, jitter and drop path."""
+    workers: int = 1
+    """Data-parallel processes, on one machine or a Ray cluster; one needs no Ray. Each takes a GPU if there are enough."""
+    max_restarts: int = 3
+    """How often the run goes on by itself from its last checkpoint after a process of several was lost."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
     threads: int = 0
@@ -123,6 +127,10 @@ class SftConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+        if self.workers < 1 or self.batch % self.workers:
+            raise UserError(f"--workers {self.workers}: must divide --batch {self.batch}")
+        if self.max_restarts < 0:
+            raise UserError(f"--max-restarts {self.max_restarts}: must be at least 0")
         if self.threads < 0 or (self.loader_workers or 0) < 0:
             raise UserError(f"--threads {self.threads} --loader-workers {self.loader_workers}: must be at least 0")
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):

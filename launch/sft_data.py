@@ -122,9 +122,14 @@ def _leave_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def in_order(triplets: TripletShards, size: int, samples: int | None = None) -> Iterator[ConditionBatch]:
-    """All triplets, or `samples` of them at equal distances, in batches of `size`; the last one may be smaller."""
-    rows = spread(len(triplets), samples or len(triplets))
+def in_order(
+    triplets: TripletShards, size: int, samples: int | None = None, rank: int = 0, world: int = 1
+) -> Iterator[ConditionBatch]:
+    """All triplets, or `samples` of them at equal distances, in batches of `size`; the last one may be smaller.
+
+    Each of `world` processes gets other ones.
+    """
+    rows = spread(len(triplets), samples or len(triplets))[rank::world]
     for start in range(0, len(rows), size):
         yield pick(triplets, rows[start : start + size])
 

@@ -170,6 +170,10 @@ class SftLearner:
         logits, target = self._forward(TeacherForced(self.best_model), batch, None)
         return ValidationSums.of(logits, target, self.model.arch.scale_slices(), self.config.topk)
 
+    def no_validation(self) -> ValidationSums:
+        """The sums of no triplet at all, to begin with."""
+        return ValidationSums(torch.zeros(4, self.model.arch.scales, dtype=torch.float64, device=self.model.device))
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights: optimizer moments and the number of updates."""
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}

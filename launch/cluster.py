@@ -1,0 +1,22 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+
+def join_cluster() -> dict[str, float]:
+    """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources."""
+    if not ray.is_initialized():
+        # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS"),
+            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+        )
+    return ray.cluster_resources()

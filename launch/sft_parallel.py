@@ -1,0 +1,136 @@
+"""An SFT run in several processes: Ray Train starts them, restarts them when one is lost, and each is a `SftRun`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.experimental import tqdm_ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from data.index import expand_shards
+from launch.allocator import keep_freed_memory
+from launch.cluster import join_cluster
+from launch.run_folder import ResumePoint, RunFolder, find_resume
+from launch.sft import SftRun
+from launch.sft_config import SftConfig
+from launch.stop import StopRequest
+from learner.parallel import rank_and_world
+from stylevar.errors import UserError
+
+STOP_FILE, ERROR_FILE = ".stop", ".error"
+"""Within the run's folder: the driver's wish, and a worker's user error, which no restart would mend."""
+
+
+def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
+    """`launch.sft.train` in `config.workers` processes, which share the file system of the run's folder."""
+    expand_shards([*config.shards, *config.val_shards])
+    config = replace(config, resume=None, runs=str(Path(config.runs).resolve()))
+    path = Path(config.runs) / config.name if point is None else point.run.resolve()
+    if point is None:
+        RunFolder.create(path, asdict(config), config.keep_checkpoints)
+    else:
+        RunFolder.open(path, config.keep_checkpoints).rewind(point.step, merges=0)
+    for name in (STOP_FILE, ERROR_FILE):
+        (path / name).unlink(missing_ok=True)
+    try:
+        _fit(config, path)
+    finally:
+        ray.shutdown()
+        stopped = (path / STOP_FILE).exists()
+        (path / STOP_FILE).unlink(missing_ok=True)
+    if (path / ERROR_FILE).exists():
+        message = (path / ERROR_FILE).read_text()
+        (path / ERROR_FILE).unlink()
+        raise UserError(message)
+    return None if stopped and not (path / "model").exists() else path / "model"
+
+
+def _fit(config: SftConfig, path: Path) -> None:
+    there = join_cluster()
+    gpu = config.device == "cuda" or (config.device == "auto" and there.get("GPU", 0) >= config.workers)
+    if gpu and there.get("GPU", 0) < config.workers:
+        raise UserError(f"--workers {config.workers}: the Ray cluster has {there.get('GPU', 0):g} GPUs; give --device cpu")
+    cpus = int(there.get("CPU", 0)) // config.workers
+    if cpus < 1:
+        raise UserError(f"--workers {config.workers}: the Ray cluster has only {there.get('CPU', 0):g} CPUs")
+    # Paths on the command line are relative to where it was typed.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"config": config, "run": str(path), "folder": os.getcwd(), "cpus": cpus},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, "GPU": int(gpu)}
+        ),
+        run_config=RunConfig(
+            name="ray_train", storage_path=str(path), failure_config=FailureConfig(max_failures=config.max_restarts)
+        ),
+    )
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except (RayError, RuntimeError) as error:  # TrainingFailedError is a RuntimeError
+            failures.append(error)
+
+    # In another thread, since Ray would take Ctrl-C for itself and abort without a checkpoint.
+    thread = threading.Thread(target=fit, name="ray-train")
+    with StopRequest() as stop:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            if stop.requested and not (path / STOP_FILE).exists():
+                (path / STOP_FILE).touch()
+    if failures and not (path / ERROR_FILE).exists():
+        raise UserError(
+            f"the run was lost more than --max-restarts {config.max_restarts} times, at last by: {_last_line(failures[0])}; "
+            f"continue it with --resume {path}"
+        ) from failures[0]
+
+
+def run_worker(settings: dict[str, Any]) -> None:
+    """What each process does, also after a restart: go on from the run's last checkpoint."""
+    config: SftConfig = settings["config"]
+    path, folder = Path(settings["run"]), Path(settings["folder"])
+    if (path / ERROR_FILE).exists():
+        return
+    if folder.is_dir():
+        os.chdir(folder)
+    keep_freed_memory()
+    torch.set_num_threads(config.threads or settings["cpus"])
+    point = find_resume("auto", path.parent, path.name)
+    try:
+        run = SftRun(config, point, get_device())
+        bar: Any = tqdm_ray.tqdm(desc="sft", total=run.steps) if rank_and_world()[0] == 0 else _NoBar()
+        bar.update(run.start)
+        finished = run.loop(bar, (path / STOP_FILE).exists)
+        bar.close()
+        if finished and rank_and_world()[0] == 0:
+            run.export()
+    except UserError as error:
+        (path / ERROR_FILE).write_text(str(error))
+        raise
+
+
+class _NoBar:
+    def update(self, n: int) -> None:
+        pass
+
+    def set_description(self, desc: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
