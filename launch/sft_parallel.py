@@ -40,10 +40,12 @@ def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
         RunFolder.open(path, config.keep_checkpoints).rewind(point.step, merges=0)
     for name in (STOP_FILE, ERROR_FILE):
         (path / name).unlink(missing_ok=True)
+    own_cluster = not ray.is_initialized()
     try:
         _fit(config, path)
     finally:
-        ray.shutdown()
+        if own_cluster:
+            ray.shutdown()
         stopped = (path / STOP_FILE).exists()
         (path / STOP_FILE).unlink(missing_ok=True)
     if (path / ERROR_FILE).exists():

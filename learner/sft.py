@@ -122,10 +122,7 @@ class SftLearner:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.rank, self.world = rank_and_world()
         forward = TeacherForced(model, config.recompute)
-        # Frozen statistics are the same everywhere; trained ones follow rank 0.
-        self._parallel: Any = (
-            forward if self.world == 1 else DistributedDataParallel(forward, broadcast_buffers=config.train_bn)
-        )
+        self._parallel: Any = forward if self.world == 1 else DistributedDataParallel(forward)
 
     @property
     def best_model(self) -> StyleVAR:
