@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from program import exit_code
 
 from data.convert import block, run
 from data.convert.generated import Written, write_imagepulse, write_omnistyle
@@ -29,12 +30,7 @@ SMALL = ["--size", "32", "--workers", "1", *HOLDOUTS]
 
 def main(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     """The program's exit code."""
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, argv)])
-    try:
-        prepare.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return exit_code(monkeypatch, prepare.main, *argv)
 
 
 def kinds(out: Path) -> Counter[str]:

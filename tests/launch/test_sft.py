@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ import tiny
 import torch
 import yaml
 from prepared import prepare
+from program import exit_code
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -53,14 +53,9 @@ def run(*argv: str) -> Path:
     return sft.train(*parse(argv, None))
 
 
-def main(monkeypatch, *argv: str) -> int:
+def main(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     """The program's exit code."""
-    monkeypatch.setattr(sys, "argv", ["sft.py", *argv])
-    try:
-        sft.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return exit_code(monkeypatch, sft.main, *argv)
 
 
 def stop_after(monkeypatch, steps: int) -> None:

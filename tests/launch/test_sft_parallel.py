@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 import ray
 import tiny
 from prepared import prepare
+from program import exit_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch import sft
@@ -34,14 +34,9 @@ def files(tmp_path_factory) -> Path:
     ray.shutdown()
 
 
-def main(monkeypatch, *argv: str) -> int:
+def main(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     """The program's exit code."""
-    monkeypatch.setattr(sys, "argv", ["sft.py", *argv])
-    try:
-        sft.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return exit_code(monkeypatch, sft.main, *argv)
 
 
 def flags(files: Path, runs: Path, *more: str) -> list[str]:
