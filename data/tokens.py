@@ -1,9 +1,10 @@
 """VQ tokens beside the shards: SHARD.tokens.safetensors, so that training need not run the VQ-VAE's encoder.
 
-A token file knows the hash of the VQ-VAE that wrote it, and the size of its shard. It holds, in the shard's order,
+A token file knows the hash of the VQ-VAE that wrote it, as its metadata "vae". It holds, in the shard's order,
 
-    offsets  int64 [n]        where the content of a triplet lies in the shard
-    tokens   int16 [n, 3, L]  tokens of content, style and target; -1 for a target that there is not
+    offsets      int64 [n]        where the content of a triplet lies in the shard
+    tokens       int16 [n, 3, L]  tokens of content, style and target; -1 for a target that there is not
+    shard_bytes  int64 []         the shard's size
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ def write_tokens(shard: Path, offsets: Tensor, tokens: Tensor, vae: str) -> None
     """Write the token file of `shard`, whole or not at all. `vae` is the VQ-VAE's fingerprint."""
     path = token_file(shard)
     partial = path.with_name(f".{path.name}.partial")
-    metadata = {"vae": vae, "shard_bytes": str(shard.stat().st_size)}
-    save_file({"offsets": offsets.to(torch.int64), "tokens": tokens.to(torch.int16)}, str(partial), metadata)
+    tensors = {"offsets": offsets.to(torch.int64), "tokens": tokens.to(torch.int16)}
+    tensors["shard_bytes"] = torch.tensor(shard.stat().st_size)
+    # One entry only: safetensors writes several in an order that changes from file to file.
+    save_file(tensors, str(partial), {"vae": vae})
     os.replace(partial, path)
 
 
@@ -81,11 +84,12 @@ def _wrong(shard: Path, vae: str) -> str | None:
     """Why the token file of `shard` cannot be used, or None."""
     try:
         with safe_open(str(token_file(shard)), "pt") as file:
-            known = file.metadata() or {}
+            writer = (file.metadata() or {}).get("vae")
+            shard_bytes = int(file.get_tensor("shard_bytes"))
     except (SafetensorError, OSError) as error:
         return f"it is damaged ({error})"
-    if known.get("vae") != vae:
-        return f"it was written by the VQ-VAE {known.get('vae')}, this one is {vae}"
-    if known.get("shard_bytes") != str(shard.stat().st_size):
+    if writer != vae:
+        return f"it was written by the VQ-VAE {writer}, this one is {vae}"
+    if shard_bytes != shard.stat().st_size:
         return "its shard was written anew since"
     return None
