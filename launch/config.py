@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from launch.placement import ClusterConfig
 from learner.merge import MergeConfig
 from learner.update import LearnerConfig
 from reward.base import RewardConfig
@@ -81,13 +82,12 @@ class GrpoConfig:
     """Where the model runs; auto takes a GPU if there is one."""
     threads: int = 0
     """CPU threads of the worker; 0 for all cores."""
-    placement: Literal["colocated"] = "colocated"
-    """colocated: one actor process holds all roles and one copy of the weights."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="dreamsim"))
     merge: MergeConfig = field(default_factory=MergeConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "conditions"):
