@@ -8,14 +8,17 @@ import os
 import ray
 
 
-def join_cluster() -> dict[str, float]:
-    """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources."""
+def join_cluster(dashboard: bool = False) -> dict[str, float]:
+    """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources.
+
+    `dashboard`: a local one gets a dashboard, which Ray Train asks for the state of its actors.
+    """
     if not ray.is_initialized():
         # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address=os.environ.get("RAY_ADDRESS"),
-            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            include_dashboard=dashboard if "RAY_ADDRESS" not in os.environ else None,
             logging_level=logging.WARNING,
             log_to_driver=True,
         )

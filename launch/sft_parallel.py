@@ -56,7 +56,7 @@ def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
 
 
 def _fit(config: SftConfig, path: Path) -> None:
-    there = join_cluster()
+    there = join_cluster(dashboard=True)
     gpu = config.device == "cuda" or (config.device == "auto" and there.get("GPU", 0) >= config.workers)
     if gpu and there.get("GPU", 0) < config.workers:
         raise UserError(f"--workers {config.workers}: the Ray cluster has {there.get('GPU', 0):g} GPUs; give --device cpu")
