@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from stylevar.transformer import StyleVAR
+from stylevar.transformer import StyleVAR, without_autocast
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def encode_conditions(
             raise ValueError(f"{name} images are {tuple(image.shape)}, this model takes [B, 3, {size}, {size}]")
     batch = style_pm1.shape[0]
     # Some CPU kernels return garbage gradients for small bfloat16 convolutions, and the encoders cost next to nothing.
-    with torch.autocast(style_pm1.device.type, enabled=False):
+    with without_autocast(style_pm1):
         cond = model.feat_emb(model.style_encoder(style_pm1).flatten(1))
         start = model.feat_emb(model.content_encoder(content_pm1).flatten(1))
     if idx_Bl is None:

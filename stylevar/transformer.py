@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from stylevar.vqvae import VQVAE
 
 MAX_SCALE_MUL = math.log(100)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Inside, operations on the device of `x` keep the types of their inputs. Where only shapes flow there is no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -263,7 +269,7 @@ class StyleVAR(nn.Module):
     def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
         """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""
         # Logits differ by less than bfloat16 resolves.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.head(modulate(x.float(), head_adaln[0].float(), head_adaln[1].float())).float()
 
     def teacher_forced_logits(self, idx_list: list[Tensor], style_img: Tensor, content_img: Tensor) -> Tensor:

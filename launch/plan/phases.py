@@ -1,0 +1,179 @@
+"""A run's own phases on the meta device, where shapes flow and nothing is computed: for counting FLOPs and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launch.plan.trace import ShapesOnly
+from learner.update import GrpoLearner, LearnerConfig
+from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig, build_distance
+from reward.scorer import RewardScorer
+from rollout.sampler import RolloutConfig
+from stylevar.adapters import Adapters
+from stylevar.build import build_from_config
+from stylevar.conditions import ConditionState, encode_conditions, guide_queries
+from stylevar.config import ModelConfig
+from stylevar.contracts import PolicyVersion, Trajectories
+from stylevar.generate import Generation, generate
+from stylevar.sampling import Truncation
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run computes with: the model, and the settings that fix shapes and amounts."""
+
+    arch: ModelConfig
+    learner: LearnerConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    tokens_known: bool = False
+    """The shards bring VQ tokens along, so that conditions need no VQ encoder."""
+
+
+def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> dict[str, int]:
+    """`measure` of the whole model, from one and two of its blocks: all blocks are alike, so that it is exact."""
+    one = measure(Phases(work, blocks=1))
+    if work.arch.depth == 1:
+        return one
+    two = measure(Phases(work, blocks=2))
+    return {name: one[name] + (work.arch.depth - 1) * (two[name] - one[name]) for name in one}
+
+
+class Phases:
+    """Each method does what a phase of a step does, through the same functions and for the same shapes."""
+
+    def __init__(self, work: Workload, blocks: int | None = None) -> None:
+        """`blocks` keeps only the first few of the transformer, at the full width."""
+        self.work = work
+        _, self.model = build_from_config(work.arch, META)
+        if blocks is not None:
+            del self.model.blocks[blocks:]
+        self.adapters = Adapters(self.model, work.learner.lora_rank)
+        self.learner = GrpoLearner(self.adapters, work.learner, work.rollout.temperature)
+
+    @torch.no_grad()
+    def encode(self, conditions: int) -> ConditionState:
+        """Encoders, VQ tokens if the shards have none, guide tokens and adaLN vectors."""
+        arch = self.work.arch
+        image = torch.empty(conditions, 3, arch.image_size, arch.image_size, device=META)
+        tokens = None
+        if self.work.tokens_known:
+            tokens = [torch.empty(2 * conditions, p * p, dtype=torch.int64, device=META) for p in arch.patch_nums]
+        with ShapesOnly():
+            return encode_conditions(self.model, image, image, tokens)
+
+    @torch.no_grad()
+    def queries(self, state: ConditionState) -> list[Tensor]:
+        return guide_queries(self.model, state)
+
+    def sample(self, state: ConditionState, queries: Sequence[Tensor], group: int) -> Generation:
+        """Everything of a rollout but the decoder."""
+        c = self.work.rollout
+        return generate(
+            self.model,
+            state,
+            queries,
+            group,
+            _FirstToken(),
+            Truncation(c.top_k, c.top_p),
+            c.temperature,
+            kv_cache=c.kv_cache,
+            keep_support=c.logprob == "support",
+        )
+
+    @torch.no_grad()
+    def decode(self, images: int) -> Tensor:
+        return self.model.vae.fhat_to_img(self.model.vae.quantize.empty(images))
+
+    def score(self, conditions: int, group: int) -> None:
+        shape = (3, self.work.arch.image_size, self.work.arch.image_size)
+        generated = torch.empty(conditions, group, *shape, dtype=torch.uint8, device=META)
+        target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
+        meta_scorer(self.work.reward).score(generated, target)
+
+    def reference(self, state: ConditionState, group: int) -> Tensor:
+        """The reference pass over all conditions of `state`."""
+        return self.learner.reference_logprobs(state, self._trajectories(state.start.shape[0], group))
+
+    def forward(self, state: ConditionState, group: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The update's forward pass for one condition: queries, their leaves, and something to go back from."""
+        queries = guide_queries(self.model, state)
+        leaves = [q.detach().requires_grad_() for q in queries]
+        trajectories = self._trajectories(1, group)
+        logp, _ = self.learner.logprobs(state, leaves, trajectories.tokens, trajectories.support)
+        return queries, leaves, logp.sum()
+
+    def backward_queries(self, queries: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+        """The end of the backward pass, which a group's trajectories share."""
+        torch.autograd.backward(queries, [leaf.grad for leaf in leaves if leaf.grad is not None])
+
+    def _trajectories(self, conditions: int, group: int) -> Trajectories:
+        length, vocab = self.work.arch.tokens, self.work.arch.V
+        tokens = torch.empty(conditions, group, length, dtype=torch.int16, device=META)
+        per_token = torch.empty(conditions, group, length, device=META)
+        support = None
+        if self.work.rollout.logprob == "support":
+            support = torch.empty(conditions, group, length, -(-vocab // 8), dtype=torch.uint8, device=META)
+        keys = tuple(map(str, range(conditions)))
+        seeds = torch.empty(conditions, group, dtype=torch.int64, device=META)
+        return Trajectories(keys, tokens, per_token, per_token, tokens, seeds, PolicyVersion(0, 0), support)
+
+
+class _FirstToken:
+    """A stream that always draws token 0: without values there is nothing to draw from."""
+
+    def draw(self, probs: Tensor, at: slice) -> Tensor:
+        return torch.zeros(probs.shape[:-1], dtype=torch.int64, device=probs.device)
+
+
+# Patch sizes of the ViT-B backbones of each DreamSim model.
+_BACKBONES: dict[DreamSimType, tuple[int, ...]] = {
+    "dino_vitb16": (16,),
+    "dino_vitb16_patch": (16,),
+    "synclr_vitb16": (16,),
+    "clip_vitb32": (32,),
+    "open_clip_vitb32": (32,),
+    "ensemble": (16, 32, 32),
+}
+_DREAMSIM_SIZE = 224
+
+
+class _DreamSimShapes(PerceptualDistance):
+    """DreamSim without its weights, which need not be there to plan: timm's ViT-B has the shapes of its backbones."""
+
+    name = "dreamsim shapes"
+
+    def __init__(self, dreamsim_type: DreamSimType) -> None:
+        super().__init__()
+        patches = _BACKBONES[dreamsim_type]
+        self.nets = nn.ModuleList(timm.create_model(f"vit_base_patch{p}_224", num_classes=0) for p in patches)
+        self.requires_grad_(False).eval()
+
+    def embed(self, images_01: Tensor) -> Embedding:
+        images_01 = F.interpolate(images_01, size=(_DREAMSIM_SIZE, _DREAMSIM_SIZE), mode="bicubic", antialias=True)
+        return (torch.cat([net(images_01) for net in self.nets], dim=1),)
+
+    def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        return {"total": 1 - torch.cosine_similarity(first[0], second[0], dim=-1)}
+
+
+def meta_scorer(config: RewardConfig) -> RewardScorer:
+    """The configured scorer, as far as shapes go."""
+    return RewardScorer(_distance(config.reward, config.dreamsim_type), config.reward_scale, config.reward_batch)
+
+
+@lru_cache
+def _distance(reward: str, dreamsim_type: DreamSimType) -> PerceptualDistance:
+    if reward == "dreamsim":
+        with META:
+            return _DreamSimShapes(dreamsim_type)
+    return build_distance(RewardConfig(reward="lite")).to(META)

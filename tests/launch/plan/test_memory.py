@@ -1,0 +1,141 @@
+"""Memory by component: what autograd keeps and what is live against real runs, and closed forms for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import small_model
+import torch
+from torch import Tensor
+
+from launch.plan.memory import ALWAYS, Component, MemoryPlan, RoleMemory, _measure, parameter_counts, saved_activations
+from launch.plan.phases import Phases, Workload
+from launch.plan.trace import peak_bytes, saved_bytes
+from learner.update import GrpoLearner, LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import GroupSampler, RolloutConfig
+from stylevar.conditions import ConditionState, guide_queries
+from stylevar.config import ModelConfig
+from stylevar.contracts import PolicyVersion, Scores
+from stylevar.generate import KVCache
+
+RANK, GROUP = 4, 3
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    arch = small_model.build(patch_nums=(1, 2, 3, 5), V=96, depth=3).arch
+    settings = LearnerConfig(lora_rank=RANK), RolloutConfig(group=GROUP), RewardConfig()
+    return Workload(arch, *settings)
+
+
+@pytest.fixture(scope="module")
+def plan(work) -> MemoryPlan:
+    return MemoryPlan(work, unit=2, scored=2, encoded=2, process=10**6)
+
+
+def given(sampler: GroupSampler, state: ConditionState) -> list[Tensor]:
+    model = sampler.model
+    merged = [m for m in (vars(module).get("_merged_rows") for module in model.modules()) if m is not None]
+    rest = [state.start, state.guides, state.head_adaln, *state.adaln]
+    return [*model.parameters(), *model.buffers(), *model.vae.parameters(), *merged, *rest]
+
+
+def test_a_real_update_keeps_what_the_plan_says(work):
+    """One condition, one micro-batch, from the learner's own update on the CPU."""
+    model = small_model.build(patch_nums=(1, 2, 3, 5), V=96, depth=3)
+    adapters = small_model.adapt(model, RANK)
+    sampler, learner = GroupSampler(model, work.rollout), GrpoLearner(adapters, work.learner)
+    batch = small_model.batch(model, 1)
+    state = sampler.conditions.get(batch)
+    with adapters.merged():
+        trajectories = sampler.sample(batch, 0, 0, PolicyVersion(0, 0))
+        scores = Scores(torch.randn(1, GROUP), {})
+        _, saved = saved_bytes(lambda: learner.update(0, state, trajectories, scores), given(sampler, state))
+    assert saved_activations(work, GROUP) == pytest.approx(saved, rel=0.1)
+
+
+def test_real_phases_hold_what_the_plan_says(work, plan):
+    """The same tracker on real tensors, whose kernels are others."""
+    model = small_model.build(patch_nums=(1, 2, 3, 5), V=96, depth=3)
+    adapters = small_model.adapt(model, RANK)
+    sampler, learner = GroupSampler(model, work.rollout), GrpoLearner(adapters, work.learner)
+    batch = small_model.batch(model, 2)
+    measured = plan.measured
+    state, encode = peak_bytes(lambda: sampler.conditions.get(batch))
+    one = state.select(slice(0, 1))
+    assert measured["encode"] == pytest.approx(encode, rel=0.1)
+    with adapters.merged():
+        trajectories, sampled = peak_bytes(lambda: sampler.sample(batch, 0, 0, PolicyVersion(0, 0)))
+        expected = measured["queries"] + max(measured["sample"], measured["decode"])
+        assert expected == pytest.approx(sampled, rel=0.1)
+
+        def update() -> None:
+            queries = guide_queries(model, one)
+            leaves = [q.detach().requires_grad_() for q in queries]
+            learner.logprobs(one, leaves, trajectories.tokens[:1], None)[0].sum().backward()
+            torch.autograd.backward(queries, [leaf.grad for leaf in leaves if leaf.grad is not None])
+
+        assert measured["update"] == pytest.approx(peak_bytes(update)[1], rel=0.1)
+
+
+def test_two_blocks_stand_for_all(work, plan):
+    assert plan.measured == _measure(Phases(work), 2, 2)
+
+
+def test_weights_and_optimizer_follow_from_the_parameters(work, plan):
+    """fp32: adapters once, moments and snapshots twice each, gradients once; merged copies of the rows in use."""
+    sizes = {part.name: part.bytes for part in plan.colocated().components}
+    width, depth = work.arch.width, work.arch.depth
+    adapters = 4 * depth * RANK * ((3 + 1) * 2 + (1 + 1) + (4 + 1) * 2) * width
+    assert sizes["adapters"] == sizes["gradients"] == adapters
+    assert sizes["optimizer moments"] == sizes["adapter snapshots (peak, best)"] == 2 * adapters
+    assert sizes["merged weights"] == 4 * depth * (1 + 2 + 1 + 4 + 4) * width**2
+    model = small_model.build(patch_nums=(1, 2, 3, 5), V=96, depth=3)
+    assert sizes["transformer"] == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert sizes["VQ-VAE"] == sum(t.nbytes for t in (*model.vae.parameters(), *model.vae.buffers()))
+    cache = KVCache(depth, 2, GROUP, work.arch.depth, work.arch.tokens, torch.empty(0))
+    assert sizes["KV cache"] == cache.store.nbytes
+    counts = parameter_counts(work)
+    assert counts["adapters"] == adapters / 4
+    assert counts["transformer"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_role_needs_what_is_always_there_and_its_largest_phase():
+    parts = (Component("weights", 5), Component("a", 3, "one"), Component("b", 4, "one"), Component("c", 6, "two"))
+    memory = RoleMemory(parts)
+    assert memory.phases == {"one": 7, "two": 6}
+    assert memory.total == 12
+    assert RoleMemory(parts[:1]).total == 5
+
+
+def test_colocated_is_the_union_with_one_copy_of_the_weights(plan):
+    together = plan.colocated().components
+    roles = (plan.rollout(), plan.reward_worker(), plan.learner(2))
+    names = [(part.name, part.phase) for part in together]
+    assert len(set(names)) == len(names)
+    assert {(part.name, part.phase) for role in roles for part in role.components} == set(names)
+    assert plan.colocated().total < sum(role.total for role in roles)
+    assert [p.name for p in plan.reward_worker().components if p.phase == ALWAYS] == ["interpreter and libraries", "reward model"]
+
+
+def test_micro_batches_bound_the_saved_activations(work):
+    single, pair, whole = (saved_activations(work, g) for g in (1, 2, GROUP))
+    assert whole - pair == pair - single > 0
+    assert single > pair - single  # the group's queries
+    split = replace(work, learner=replace(work.learner, micro_batch=1))
+    measured = _measure(Phases(split), 1, 1)
+    assert measured["saved"] == single
+    assert measured["update"] < whole
+
+
+def test_the_published_size_fits_where_it_is_said_to():
+    """Micro-batches of one trajectory keep about 1.4 GB of activations, beside those of the group's queries."""
+    arch = ModelConfig()
+    work = Workload(arch, LearnerConfig(micro_batch=1), RolloutConfig(rollout_batch=16), RewardConfig())
+    plan = MemoryPlan(work, unit=1, scored=1, encoded=16)
+    sizes = {part.name: part.bytes / 1e9 for part in plan.colocated().components}
+    assert sizes["transformer"] == pytest.approx(721_000_720 * 4 / 1e9, rel=0.01)
+    assert 1.3 < sizes["saved activations"] < 1.9
+    assert plan.colocated().total < 48e9
