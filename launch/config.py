@@ -14,6 +14,7 @@ import yaml
 
 from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.placement import ClusterConfig
+from launch.plan.config import PlanConfig
 from learner.merge import MergeConfig
 from learner.update import LearnerConfig
 from reward.base import RewardConfig
@@ -88,6 +89,7 @@ class GrpoConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "conditions"):

@@ -24,6 +24,7 @@ from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig, default_for, load_config, to_plain
 from launch.heldout import before_after, compare
 from launch.loop import ActorProxy, Progress, score_heldout, train
+from launch.plan.report import plan
 from launch.run_folder import ResumePoint, RunFolder, find_resume
 from launch.stop import STOPPED
 from launch.telemetry import Telemetry
@@ -56,7 +57,7 @@ def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
             expand_shards([pattern])
     fetch(config.init, MODEL_FILE, config.revision)
     fetch(config.vae, VAE_FILE, config.revision)
-    if point is None:
+    if point is None and not config.plan.wanted:
         RunFolder(config.runs / config.name).check_free()
 
 
@@ -90,6 +91,9 @@ def main(config: GrpoConfig, point: ResumePoint | None) -> None:
     """Run on Ray, from the first check to the report."""
     preflight(config, point)
     config = dataclasses.replace(config, threads=config.threads or os.cpu_count() or 1, resume=None, config=None)
+    if config.plan.wanted:
+        print(plan(config))
+        return
     try:
         run = execute(config, point, ActorProxy(start_worker(config), wait))
     finally:

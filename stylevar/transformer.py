@@ -28,7 +28,7 @@ MAX_SCALE_MUL = math.log(100)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Inside, operations on the device of `x` keep the types of their inputs. Where only shapes flow there is no autocast."""
+    """Inside, operations on the device of `x` keep the types of their inputs (on meta nothing changes them)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

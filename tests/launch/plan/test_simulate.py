@@ -9,7 +9,16 @@ import pytest
 from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
 
 COSTS = Costs(
-    read=0.25, encode=0.5, sample=4.0, score=1.0, reference=2.0, update=3.0, optimizer=0.5, reduce=0.0, sync=1.0, driver=0.125
+    read=0.25,
+    encode=0.5,
+    sample=4.0,
+    score=1.0,
+    reference=2.0,
+    update=3.0,
+    optimizer=0.5,
+    reduce=0.0,
+    sync=1.0,
+    driver=0.125,
 )
 ROLLOUT = COSTS.read + COSTS.encode + COSTS.sample
 PREPARE = COSTS.encode + COSTS.reference

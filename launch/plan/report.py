@@ -1,0 +1,254 @@
+"""The text of a dry run: what a GRPO run will be, take and last, before anything is started or written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+import yaml
+
+from data.shards import TripletShards, expand_shards
+from launch.config import GrpoConfig, to_plain
+from launch.device import choose_device
+from launch.placement import ROLES, Role
+from launch.plan.config import PlanConfig
+from launch.plan.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
+from launch.plan.flops import count_flops
+from launch.plan.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
+from launch.plan.phases import Workload
+from launch.plan.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers
+from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
+from launch.plan.text import duration, operations, share, size, table
+from stylevar.checkpoint import load_pair
+from stylevar.errors import UserError
+
+HELPS = 1.05
+"""Speed-up below which more workers no longer help."""
+FULL = 0.95
+"""Share of its time from which on a resource counts as used up."""
+
+
+def plan(config: GrpoConfig) -> str:
+    """The report. Raises UserError for anything that would keep the run from starting, as far as one process can see."""
+    return "\n\n".join(_Plan(config).sections())
+
+
+@dataclass(frozen=True)
+class _WhatIf:
+    """The predicted step with some number of rollout workers."""
+
+    workers: int
+    schedule: Schedule
+    prediction: Prediction
+
+
+class _Plan:
+    def __init__(self, config: GrpoConfig) -> None:
+        process = psutil.Process().memory_info().rss  # before the model: what every process holds
+        device = choose_device(config.device)
+        gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+        own_devices = gpus > 0 or config.plan.device_tflops is not None
+        self.config, self.device = config, device
+        self.hardware = Hardware(os.cpu_count() or 1, gpus, own_devices)
+        self.process = 0 if own_devices else process
+        vae, self.model = load_pair(config.init, config.vae, config.alphas, config.revision)
+        arch = self.model.arch
+        self.shards = TripletShards(expand_shards([config.shards]), image_size=arch.image_size, vae=vae.fingerprint())
+        if len(self.shards) < config.conditions:
+            raise UserError(f"--conditions {config.conditions}: {config.shards} holds only {len(self.shards)} triplets")
+        self.work = Workload(arch, config.learner, config.rollout, config.reward, self.shards.has_tokens)
+        self.flops = count_flops(self.work)
+        self.parameters = parameter_counts(self.work)
+        self.measurement: Measurement | None = None
+        self.known: dict[tuple[int, ...], Costs] = {}
+
+    def sections(self) -> list[str]:
+        parts = [self._config(), self._placement(), self._memory(), self._flops(), self._time()]
+        return [*parts, self._what_if()] if self.config.plan.what_if else parts
+
+    @property
+    def colocated(self) -> bool:
+        return self.config.cluster.placement == "colocated"
+
+    @property
+    def unit(self) -> int:
+        """Conditions that are sampled at once."""
+        at_once = max(1, self.config.rollout.rollout_batch // self.config.rollout.group)
+        return min(self.config.conditions, at_once) if self.colocated else self._largest(self.config)
+
+    def _largest(self, config: GrpoConfig) -> int:
+        return max(max(minibatch) for minibatch in schedule_of(config, self.hardware).units)
+
+    def _config(self) -> str:
+        run = dataclasses.replace(self.config, plan=PlanConfig())  # what is asked of the plan is no part of the run
+        return "config\n" + yaml.safe_dump(to_plain(run), sort_keys=False, allow_unicode=True).rstrip()
+
+    def _placement(self) -> str:
+        rows = [
+            (a.name, str(a.count), f"{a.cpus:.3g}", f"{a.gpus:.3g}", "" if self.hardware.own_devices else str(a.threads))
+            for a in place(self.config, self.hardware)
+        ]
+        machine = f"{self.hardware.cpus} CPUs and {self.hardware.gpus} GPUs"
+        return f"placement on a machine with {machine}; each actor asks for\n" + table(
+            ("actor", "count", "CPUs", "GPUs", "threads"), rows
+        )
+
+    def _roles(self) -> dict[str, RoleMemory]:
+        config = self.config
+        if self.colocated:
+            memory = MemoryPlan(self.work, self.unit, config.conditions, config.conditions, self.process)
+            return {"colocated": memory.colocated()}
+        memory = MemoryPlan(self.work, self.unit, self.unit, self.unit, self.process)
+        held = -(-config.conditions // config.cluster.learners) * (1 + config.cluster.max_staleness)
+        return {"rollout": memory.rollout(), "reward": memory.reward_worker(), "learner": memory.learner(held)}
+
+    def _memory(self) -> str:
+        roles = self._roles()
+        names = list(dict.fromkeys((part.name, part.phase) for role in roles.values() for part in role.components))
+        sizes = [{(part.name, part.phase): size(part.bytes) for part in role.components} for role in roles.values()]
+        names.sort(key=lambda name: name[1] != ALWAYS)
+        rows = [(*name, *(column.get(name, "") for column in sizes)) for name in names]
+        rows.append(("total", "at most", *(size(role.total) for role in roles.values())))
+        counted = ", ".join(f"{n} {count:,}" for n, count in self.parameters.items())
+        head = f"memory of each actor: what is always there, and of the phases the largest\nparameters: {counted}"
+        return "\n".join([head, table(("component", "when", *roles), rows, text_columns=2), *self._against_device(roles)])
+
+    def _against_device(self, roles: dict[str, RoleMemory]) -> list[str]:
+        given = self.config.plan.device_memory_gb
+        actors = place(self.config, self.hardware)
+        if not self.hardware.own_devices:
+            there = psutil.virtual_memory().total if given is None else given * 1e9
+            used = sum(actor.count * roles[actor.name].total for actor in actors)
+            return [_fit("all actors", used, there, "memory")]
+        if given is not None:
+            there = given * 1e9
+        elif self.hardware.gpus:
+            there = torch.cuda.get_device_properties(0).total_memory
+        else:
+            return ["  give --device-memory-gb to compare this with a device"]
+        shares = {actor.name: min(1.0, actor.gpus) for actor in actors}
+        return [_fit(name, role.total, shares[name] * there, "its device") for name, role in roles.items()]
+
+    def _flops(self) -> str:
+        config, group = self.config, self.config.rollout.group
+        passes, steps = config.learner.updates_per_rollout, config.learner.updates_per_rollout * config.learner.minibatches
+        copies = 1 if self.colocated else 2
+        each = self.flops.per_trajectory(group)
+        step = self.flops.per_step(config.conditions, group, passes, steps, copies)
+        rows = [(phase, operations(each[phase]) if phase in each else "", operations(step[phase])) for phase in step]
+        rows.append(("total", operations(sum(each.values())), operations(sum(step.values()))))
+        head = f"FLOPs (2 x multiply-adds) at {group} trajectories per condition, {config.conditions} conditions per step"
+        return f"{head}\n" + table(("phase", "per trajectory", "per step"), rows)
+
+    def _costs(self, config: GrpoConfig, unit: int) -> Costs:
+        """Costs for tasks of `unit` conditions, and the threads that actors get; measured once for each."""
+        tflops = config.plan.device_tflops
+        if tflops is not None:
+            return costs_from_flops(self.flops, config, self.parameters["adapters"], tflops)
+        threads = threads_of(config, self.hardware)
+        key = (unit, *threads.values())
+        if key not in self.known:
+            if self.measurement is None:
+                self.measurement = Measurement(config, self.model, self.shards, self.flops, self.device)
+            self.known[key] = self.measurement.costs(unit, threads)
+        return self.known[key]
+
+    def _predict(self, config: GrpoConfig) -> tuple[Schedule, Costs, Prediction]:
+        schedule = schedule_of(config, self.hardware)
+        if config.cluster.placement == "colocated":
+            costs = self._costs(config, self.unit)
+            return schedule, costs, serial(schedule, costs)
+        costs = self._costs(config, self._largest(config))
+        return schedule, costs, simulate(schedule, costs)
+
+    def _source(self, unit: int) -> str:
+        tflops = self.config.plan.device_tflops
+        network = f"{NETWORK_BYTES_PER_S / 1e9:g} GB/s between processes"
+        if self.measurement is None:
+            return f"costs from FLOPs at {tflops:g} TFLOP/s on each device, and {network}"
+        conditions, group = self.measurement.amount(unit)
+        return f"costs measured here on {conditions} x {group} trajectories (conditions x group), and {network}"
+
+    def _time(self) -> str:
+        config = self.config
+        _, costs, prediction = self._predict(config)
+        trajectories, seconds = config.conditions * config.rollout.group, prediction.step_seconds
+        epoch = len(self.shards) / config.conditions
+        parts = [
+            ("read", costs.read, "condition"),
+            ("encode", costs.encode, "condition"),
+            ("sample and decode", costs.sample, "condition"),
+            ("score", costs.score, "condition"),
+            ("reference", costs.reference, "condition"),
+            ("forward and backward", costs.update, "condition"),
+            ("optimizer and merge", costs.optimizer, "optimizer step"),
+        ]
+        if not self.colocated:
+            parts += [("load adapters", costs.sync, "version"), ("average gradients", costs.reduce, "optimizer step")]
+        rows = [(name, duration(value), f"per {per}") for name, value, per in parts]
+        result = [
+            ("step", duration(seconds)),
+            ("trajectories/s", f"{trajectories / seconds:.3g}"),
+            *((f"{role} busy", share(prediction.utilisation[role])) for role in ROLES),
+            *([] if prediction.cores is None else [("cores busy", share(prediction.cores))]),
+            ("steps per epoch", f"{epoch:.4g} ({len(self.shards):,} conditions)"),
+            ("epoch", duration(epoch * seconds)),
+            (f"{config.steps} steps", f"{duration(config.steps * seconds)}, without scoring held-out conditions"),
+        ]
+        heading = f"expected time: {self._source(self.unit)}"
+        return "\n".join([heading, table(("cost", "", ""), rows, 3), table(("prediction", ""), result, 2)])
+
+    def _what_if(self) -> str:
+        cases = []
+        for workers in sorted(set(self.config.plan.what_if)):
+            schedule, _, prediction = self._predict(with_rollout_workers(self.config, workers))
+            cases.append(_WhatIf(workers, schedule, prediction))
+        trajectories = self.config.conditions * self.config.rollout.group
+        first = cases[0].prediction.step_seconds
+        on_cores = cases[0].prediction.cores is not None
+        rows = []
+        for case in cases:
+            p = case.prediction
+            busy = [share(p.utilisation[role]) for role in ROLES] + ([share(p.cores)] if p.cores is not None else [])
+            rate = f"{trajectories / p.step_seconds:.3g}"
+            units = str(case.schedule.count)
+            rows.append((str(case.workers), units, duration(p.step_seconds), rate, *busy, f"{first / p.step_seconds:.2f}"))
+        cluster = self.config.cluster
+        head = (
+            f"what if: other numbers of rollout workers, with {cluster.reward_workers} reward workers, "
+            f"{cluster.learners} learners and staleness {cluster.max_staleness}"
+        )
+        names = [*ROLES, *(["cores"] if on_cores else [])]
+        header = ("workers", "units", "step", "trajectories/s", *(f"{name} busy" for name in names), "speed-up")
+        return "\n".join([head, table(header, rows, 0), _verdict(cases)])
+
+
+def _fit(what: str, used: float, there: float, device: str) -> str:
+    line = f"  {what}: {size(used)} of {size(there)} of {device}, {share(used / there)}"
+    if used > there:
+        line += ": too much. Lower --rollout-batch, --micro-batch or --reward-batch, or place fewer actors there"
+    return line
+
+
+def _verdict(cases: list[_WhatIf]) -> str:
+    """From which number on more rollout workers stop helping, and what then limits a step."""
+    for number, case in enumerate(cases[:-1]):
+        seconds = case.prediction.step_seconds
+        if all(seconds < HELPS * later.prediction.step_seconds for later in cases[number + 1 :]):
+            return f"From {case.workers} rollout workers on, more gain less than {share(HELPS - 1)}: {_limit(case)}."
+    last = cases[-1]
+    return f"Up to {last.workers} rollout workers the step still gets faster: {_limit(last)}."
+
+
+def _limit(case: _WhatIf) -> str:
+    prediction = case.prediction
+    if prediction.cores is not None and prediction.cores >= FULL:
+        return f"the machine's {case.schedule.cores:g} cores are the bottleneck, {share(prediction.cores)} busy"
+    busiest: Role = prediction.busiest
+    found = f"the {busiest} role is the bottleneck, {share(prediction.utilisation[busiest])} busy"
+    if case.workers >= case.schedule.count:
+        found += f" (a step has only {case.schedule.count} units to hand out)"
+    return found

@@ -1,0 +1,75 @@
+"""Which actors a run consists of, what each asks for, and the schedule that they form."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from launch.config import GrpoConfig
+from launch.placement import ROLES, Role, split_units
+from launch.plan.simulate import Schedule
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the plan is for: CPUs and GPUs, and whether every actor computes on a device of its own."""
+
+    cpus: int
+    gpus: int
+    own_devices: bool
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """`count` actors of one kind, each with these resources; `threads` compute where there is no GPU."""
+
+    name: str
+    count: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def place(config: GrpoConfig, hardware: Hardware) -> list[ActorPlan]:
+    """The actors of a run."""
+    on_gpu = hardware.gpus > 0 or hardware.own_devices
+    if config.cluster.placement == "colocated":
+        threads = config.threads or hardware.cpus
+        return [ActorPlan("colocated", 1, float(min(threads, hardware.cpus)), float(on_gpu), threads)]
+    cluster = config.cluster
+    total = sum(map(cluster.workers, ROLES))
+    actors = []
+    for role in ROLES:
+        cpus = getattr(cluster, f"{role}_cpus") or hardware.cpus / total
+        gpus = getattr(cluster, f"{role}_gpus") if on_gpu else 0.0
+        actors.append(ActorPlan(role, cluster.workers(role), cpus, gpus, max(1, int(cpus))))
+    return actors
+
+
+def threads_of(config: GrpoConfig, hardware: Hardware) -> dict[Role, int]:
+    """Threads of an actor of each role."""
+    actors = place(config, hardware)
+    return {role: (actors[0] if len(actors) == 1 else actors[i]).threads for i, role in enumerate(ROLES)}
+
+
+def schedule_of(config: GrpoConfig, hardware: Hardware) -> Schedule:
+    """The schedule of a step."""
+    cluster, minibatches = config.cluster, config.learner.minibatches
+    at_once = max(1, config.rollout.rollout_batch // config.rollout.group)
+    units = split_units(config.conditions, minibatches, cluster, at_once)
+    return Schedule(
+        units=tuple(tuple(cut.stop - cut.start for cut in minibatch) for minibatch in units),
+        rollout_workers=cluster.rollout_workers,
+        reward_workers=cluster.reward_workers,
+        learners=cluster.learners,
+        max_staleness=cluster.max_staleness,
+        updates_per_rollout=config.learner.updates_per_rollout,
+        cores=None if hardware.own_devices else float(hardware.cpus),
+        threads=threads_of(config, hardware),
+    )
+
+
+def with_rollout_workers(config: GrpoConfig, workers: int) -> GrpoConfig:
+    """The run, distributed over this many rollout workers."""
+    cluster = dataclasses.replace(config.cluster, placement="distributed", rollout_workers=workers)
+    return dataclasses.replace(config, cluster=cluster)

@@ -1,0 +1,202 @@
+"""A dry run as a user meets it, and where its numbers come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+
+from data.shards import TripletShards
+from launch import grpo
+from launch.config import GrpoConfig, load_config, to_plain
+from launch.placement import ClusterConfig
+from launch.plan import report
+from launch.plan.config import PlanConfig
+from launch.plan.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops
+from launch.plan.flops import Flops
+from launch.plan.report import _verdict, _WhatIf
+from launch.plan.roles import Hardware, place, schedule_of, with_rollout_workers
+from launch.plan.simulate import Prediction, Schedule
+from launch.plan.text import duration, operations, size, table
+from learner.update import LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import RolloutConfig
+from stylevar.checkpoint import load_pair
+from stylevar.errors import UserError
+
+MACHINE = Hardware(cpus=8, gpus=0, own_devices=False)
+
+
+def config(**changes) -> GrpoConfig:
+    settings = {
+        "conditions": 4,
+        "device": "cpu",
+        "rollout": RolloutConfig(group=2),
+        "learner": LearnerConfig(lora_rank=2),
+        "reward": RewardConfig(reward="lite"),
+    }
+    return GrpoConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def argv(tmp_path_factory) -> list[str]:
+    """A command line that plans a tiny run, from the folder where it would be written."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model, vae = tiny.save(folder / "sft")
+    train, heldout = tiny.shard(folder / "train-0.tar", 10), tiny.shard(folder / "heldout-0.tar", 3, first=50)
+    plain = to_plain(config(init=str(model), vae=str(vae), shards=str(train), heldout=str(heldout), threads=1))
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    return ["--config", str(folder / "config.yaml"), "--runs", str(folder / "runs")]
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch):
+    def started(*args: object) -> None:
+        raise AssertionError("a dry run has reached for Ray")
+
+    monkeypatch.setattr(grpo, "join_cluster", started)
+
+
+def number(pattern: str, text: str) -> float:
+    match = re.search(pattern, text)
+    assert match is not None, (pattern, text)
+    return float(match[1])
+
+
+def test_a_distributed_plan_says_it_all_and_leaves_nothing(argv, capsys, tmp_path):
+    flags = ["--placement", "distributed", "--rollout-workers", "2", "--what-if", "1", "2", "4"]
+    grpo.cli([*argv, *flags])
+    text = capsys.readouterr().out
+    written = tmp_path / "config.yaml"
+    written.write_text(text.partition("config\n")[2].partition("\n\n")[0])
+    run = load_config(written)
+    assert (run.cluster.rollout_workers, run.conditions) == (2, 4)
+    assert run.plan == PlanConfig()
+    for words in ("rollout      2", "KV cache", "saved activations", "optimizer moments", "update backward", "all actors"):
+        assert words in text
+    assert "2.5 (10 conditions)" in text
+    seconds = number(r"step +([\d.e-]+) ms", text) / 1000
+    assert number(r"trajectories/s +([\d.]+)", text) == pytest.approx(8 / seconds, rel=0.02)
+    rows = re.findall(r"^ +([124]) +(\d) .*%.* ([\d.]+)$", text, re.MULTILINE)
+    assert [(int(workers), int(units)) for workers, units, _ in rows] == [(1, 2), (2, 4), (4, 4)]
+    assert rows[0][2] == "1.00"
+    assert re.search(r"(From|Up to) \d rollout workers", text)
+    assert not Path(argv[-1]).exists()
+
+
+def test_a_colocated_plan_from_flops_measures_nothing(argv, capsys, monkeypatch):
+    monkeypatch.setattr(report, "Measurement", None)
+    grpo.cli([*argv, "--dry-run", "--device-tflops", "1", "--device-memory-gb", "0.001"])
+    text = capsys.readouterr().out
+    assert "colocated      1" in text
+    assert "costs from FLOPs at 1 TFLOP/s" in text
+    assert "too much. Lower --rollout-batch" in text
+    assert "load adapters" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dry-run", "--init", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--what-if", "0"], "--what-if 0"),
+        (["--dry-run", "--device-tflops", "-1"], "--device-tflops -1"),
+        (["--dry-run", "--conditions", "64"], "--conditions 64"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(argv, capsys, flags, words):
+    with pytest.raises(SystemExit) as ended:
+        grpo.cli([*argv, *flags])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_actors_share_the_cpus_unless_told_otherwise():
+    cluster = ClusterConfig(placement="distributed", rollout_workers=2, learner_cpus=3.5)
+    actors = {actor.name: actor for actor in place(config(cluster=cluster), MACHINE)}
+    assert (actors["rollout"].count, actors["rollout"].cpus, actors["rollout"].threads) == (2, 2.0, 2)
+    assert (actors["learner"].cpus, actors["learner"].threads) == (3.5, 3)
+    assert actors["reward"].gpus == 0
+    (one,) = place(config(threads=3), MACHINE)
+    assert (one.name, one.cpus, one.threads) == ("colocated", 3.0, 3)
+    on_gpus = place(config(cluster=dataclasses.replace(cluster, rollout_gpus=0.5)), Hardware(8, 4, True))
+    assert [actor.gpus for actor in on_gpus] == [0.5, 1.0, 1.0]
+
+
+def test_the_schedule_is_that_of_the_run():
+    cluster = ClusterConfig(placement="distributed", reward_workers=3, learners=2, max_staleness=1)
+    settings = config(conditions=12, cluster=cluster, learner=LearnerConfig(minibatches=2, updates_per_rollout=3))
+    schedule = schedule_of(with_rollout_workers(settings, 2), MACHINE)
+    assert schedule.units == ((1,) * 6,) * 2
+    assert (schedule.rollout_workers, schedule.reward_workers, schedule.learners) == (2, 3, 2)
+    assert (schedule.max_staleness, schedule.updates_per_rollout, schedule.cores) == (1, 3, 8)
+    small = dataclasses.replace(settings, rollout=RolloutConfig(group=8, rollout_batch=16))
+    assert schedule_of(with_rollout_workers(small, 1), MACHINE).units == ((2, 2, 2),) * 2
+    assert schedule_of(settings, Hardware(8, 0, True)).cores is None
+
+
+def test_costs_follow_from_flops_and_bytes():
+    flops = Flops(
+        encode=80, queries=16, queries_backward=8, target=24, merge=5, rollout=7, decode=3, reward=2, forward=6, backward=9
+    )
+    cluster = ClusterConfig(placement="distributed", learners=4, wire="bf16")
+    costs = costs_from_flops(flops, config(rollout=RolloutConfig(group=8), cluster=cluster), adapters=10**9, tflops=1e-12)
+    assert (costs.encode, costs.sample, costs.score, costs.reference, costs.update) == (80, 96, 40, 64, 144)
+    assert costs.sync == 5 + 2e9 / NETWORK_BYTES_PER_S
+    assert costs.reduce == 2 * 0.75 * 4e9 / NETWORK_BYTES_PER_S
+
+
+def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
+    settings = load_config(Path(argv[1]))
+    _, model = load_pair(settings.init, settings.vae)
+    flops = Flops(
+        encode=0, queries=0, queries_backward=0, target=0, merge=0, rollout=1, decode=0, reward=0, forward=0, backward=0
+    )
+    settings = dataclasses.replace(settings, rollout=RolloutConfig(group=4))
+    shards = TripletShards([Path(settings.shards)])
+    measurement = Measurement(settings, model, shards, flops, torch.device("cpu"))
+    monkeypatch.setattr(measurement, "_product_rate", lambda: 8 / PASS_SECONDS)
+    assert measurement.amount(4) == (2, 4)
+    assert measurement.amount(1) == (1, 4)
+    whole = measurement.costs(2, {"rollout": 1, "reward": 1, "learner": 1})
+    measurement._rate = 2 / PASS_SECONDS
+    assert measurement.amount(4) == (1, 2)
+    part = measurement.costs(2, {"rollout": 1, "reward": 1, "learner": 1})
+    assert all(getattr(whole, field.name) > 0 for field in dataclasses.fields(whole) if field.name != "reduce")
+    # So small a model is mostly overhead, alike for 2 trajectories and for 8: scaled up, it is about 4 times as much.
+    assert 1.5 < part.sample / whole.sample < 8
+
+
+def case(workers: int, seconds: float, cores: float | None = None) -> _WhatIf:
+    prediction = Prediction(seconds, {"rollout": 0.4, "reward": 0.1, "learner": 0.9}, cores)
+    return _WhatIf(workers, Schedule(((1, 1, 1, 1),), cores=None if cores is None else 2.0), prediction)
+
+
+def test_the_verdict_names_where_workers_stop_helping_and_why():
+    assert (
+        _verdict([case(1, 10.0), case(2, 6.0), case(4, 5.9), case(8, 5.9)])
+        == "From 2 rollout workers on, more gain less than 5%: the learner role is the bottleneck, 90% busy."
+    )
+    assert _verdict([case(1, 10.0), case(2, 10.0), case(4, 5.0)]).startswith("Up to 4")
+    assert "only 4 units" in _verdict([case(2, 10.0), case(4, 5.0), case(8, 5.0)])
+    assert "the machine's 2 cores are the bottleneck" in _verdict([case(1, 10.0, 0.97), case(2, 9.9, 1.0)])
+
+
+def test_what_if_implies_a_dry_run():
+    assert PlanConfig(what_if=(1,)).wanted
+    assert not PlanConfig(device_tflops=3.0).wanted
+    with pytest.raises(UserError, match="--device-memory-gb 0"):
+        PlanConfig(device_memory_gb=0)
+
+
+def test_numbers_are_for_reading():
+    assert [size(n) for n in (0, 999, 1000, 999_600, 24_330_000_000)] == ["0 B", "999 B", "1 kB", "1 MB", "24.3 GB"]
+    assert [operations(n) for n in (7, 561.7e9, 3.1337e12)] == ["7", "562 G", "3.13 T"]
+    assert [duration(s) for s in (0.00152, 4.86, 150, 9000)] == ["1.52 ms", "4.86 s", "2.5 min", "2.5 h"]
+    assert table(("a", "bb"), [("ccc", "1")]) == "  a    bb\n  ccc   1"
