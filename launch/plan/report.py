@@ -218,8 +218,8 @@ class _Plan:
             rows.append((str(case.workers), units, duration(p.step_seconds), rate, *busy, f"{first / p.step_seconds:.2f}"))
         cluster = self.config.cluster
         head = (
-            f"what if: other numbers of rollout workers, with {cluster.reward_workers} reward workers, "
-            f"{cluster.learners} learners and staleness {cluster.max_staleness}"
+            f"what if: other numbers of rollout workers, with reward workers {cluster.reward_workers}, "
+            f"learners {cluster.learners}, staleness {cluster.max_staleness}"
         )
         names = [*ROLES, *(["cores"] if on_cores else [])]
         header = ("workers", "units", "step", "trajectories/s", *(f"{name} busy" for name in names), "speed-up")
@@ -238,9 +238,13 @@ def _verdict(cases: list[_WhatIf]) -> str:
     for number, case in enumerate(cases[:-1]):
         seconds = case.prediction.step_seconds
         if all(seconds < HELPS * later.prediction.step_seconds for later in cases[number + 1 :]):
-            return f"From {case.workers} rollout workers on, more gain less than {share(HELPS - 1)}: {_limit(case)}."
+            return f"With more than {_workers(case)} a step gains less than {share(HELPS - 1)}: {_limit(case)}."
     last = cases[-1]
-    return f"Up to {last.workers} rollout workers the step still gets faster: {_limit(last)}."
+    return f"Up to {_workers(last)} the step still gets faster: {_limit(last)}."
+
+
+def _workers(case: _WhatIf) -> str:
+    return f"{case.workers} rollout worker{'' if case.workers == 1 else 's'}"
 
 
 def _limit(case: _WhatIf) -> str:

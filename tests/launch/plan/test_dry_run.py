@@ -85,7 +85,7 @@ def test_a_distributed_plan_says_it_all_and_leaves_nothing(argv, capsys, tmp_pat
     rows = re.findall(r"^ +([124]) +(\d) .*%.* ([\d.]+)$", text, re.MULTILINE)
     assert [(int(workers), int(units)) for workers, units, _ in rows] == [(1, 2), (2, 4), (4, 4)]
     assert rows[0][2] == "1.00"
-    assert re.search(r"(From|Up to) \d rollout workers", text)
+    assert re.search(r"(With more than|Up to) \d rollout worker", text)
     assert not Path(argv[-1]).exists()
 
 
@@ -181,7 +181,7 @@ def case(workers: int, seconds: float, cores: float | None = None) -> _WhatIf:
 def test_the_verdict_names_where_workers_stop_helping_and_why():
     assert (
         _verdict([case(1, 10.0), case(2, 6.0), case(4, 5.9), case(8, 5.9)])
-        == "From 2 rollout workers on, more gain less than 5%: the learner role is the bottleneck, 90% busy."
+        == "With more than 2 rollout workers a step gains less than 5%: the learner role is the bottleneck, 90% busy."
     )
     assert _verdict([case(1, 10.0), case(2, 10.0), case(4, 5.0)]).startswith("Up to 4")
     assert "only 4 units" in _verdict([case(2, 10.0), case(4, 5.0), case(8, 5.0)])
