@@ -8,9 +8,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data.shards import TripletShards
-from stylevar.contracts import ConditionBatch
-
 
 class EpochOrder:
     """Sample `i` of the endless stream is `permutation(epoch = i // n)[i % n]`: each epoch visits every sample once.
@@ -45,11 +42,3 @@ class EpochOrder:
         # A hash, not arithmetic on the seed: neighbouring seeds and epochs then share nothing.
         digest = hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big"))).permutation(self.n)
-
-
-def batch_at(shards: TripletShards, order: EpochOrder, step: int, batch: int) -> ConditionBatch:
-    """The conditions of one step, stacked. A bad sample gives way to the next good one in key order.
-
-    Raises UserError when `shards` has met more bad samples than it allows.
-    """
-    return ConditionBatch.stack([shards.usable(index) for index in order.position(step, batch)])

@@ -20,6 +20,7 @@ from learner.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
+from stylevar.policy import PolicySource
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class MonitorConfig:
     """Held-out conditions scored every `eval_every` steps; all of them at the start and at the end."""
     eval_group: int = 4
     """Samples per held-out condition."""
+    eval_unit: int = 8
+    """Held-out conditions that are sampled at once."""
     image_conditions: int = 8
     """Held-out conditions whose samples are shown in TensorBoard at every scoring."""
     checkpoint_every: int = 50
@@ -40,7 +43,7 @@ class MonitorConfig:
     """Checkpoints kept, besides the best."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "eval_conditions", "eval_group", "image_conditions", "checkpoint_every"):
+        for name in ("eval_every", "eval_conditions", "eval_group", "eval_unit", "image_conditions", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
 
@@ -101,6 +104,14 @@ class GrpoConfig:
             raise UserError(f"--minibatches {self.learner.minibatches} does not divide --conditions {self.conditions}")
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
+
+    def policy_source(self) -> PolicySource:
+        """Where the weights come from at the run's start."""
+        return PolicySource(self.init, self.vae, self.learner.lora_rank, self.seed, self.revision, self.alphas)
+
+    def condition_patterns(self) -> dict[str, str]:
+        """Globs of the shards of every set of conditions, by its name."""
+        return {"train": self.shards, "heldout": self.heldout} | ({} if self.novel is None else {"novel": self.novel})
 
 
 def demo() -> GrpoConfig:

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from launch.atomic import file_aside
-from launch.colocated import HeldoutReport
 from launch.grids import draw_table
+from launch.reports import HeldoutReport
 
 
 def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:

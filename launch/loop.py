@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from launch.colocated import HeldoutReport, StepReport
 from launch.config import GrpoConfig
 from launch.heldout import save_scores
+from launch.reports import HeldoutReport, StepReport
 from launch.run_folder import RunFolder
 from launch.stop import StopRequest
 from launch.telemetry import Telemetry

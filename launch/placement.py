@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,3 +84,55 @@ def split_units(conditions: int, minibatches: int, config: ClusterConfig, at_onc
         end = start + share
         cuts.append([slice(at, min(at + size, end)) for at in range(start, end, size)])
     return cuts
+
+
+Bundle = dict[str, float]
+
+
+def bundles(config: ClusterConfig, there: Mapping[str, float], gpu: bool) -> dict[Role, Bundle]:
+    """What each actor of a role asks of the cluster, whose resources in all are `there`."""
+    actors = sum(config.workers(role) for role in ROLES)
+    # Floored, so that all of them fit.
+    share = math.floor(100 * there.get("CPU", 1) / actors) / 100
+    asked: dict[Role, Bundle] = {}
+    for role in ROLES:
+        asked[role] = {"CPU": getattr(config, f"{role}_cpus") or max(0.01, share)}
+        if gpu:
+            asked[role]["GPU"] = getattr(config, f"{role}_gpus")
+    return asked
+
+
+def threads_per_actor(wanted: int, bundle: Bundle) -> int:
+    """CPU threads of an actor: those asked for, or as many as it reserves CPUs."""
+    return wanted or max(1, int(bundle["CPU"]))
+
+
+def check_fits(config: ClusterConfig, asked: Mapping[Role, Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise UserError at once if the actors do not fit on `nodes` (what each has): what is asked, what is there, and
+    which flags to change. First-fit decreasing, as good as it gets for a few sizes."""
+    free = [dict(node) for node in nodes]
+    wanted = [(role, asked[role]) for role in ROLES for _ in range(config.workers(role))]
+    wanted.sort(key=lambda entry: (-entry[1].get("GPU", 0), -entry[1]["CPU"]))
+    for role, bundle in wanted:
+        node = next((n for n in free if all(n.get(kind, 0) + 1e-6 >= much for kind, much in bundle.items())), None)
+        if node is None:
+            plan = "; ".join(f"{config.workers(r)} {r} x {_shown(asked[r])}" for r in ROLES)
+            there = "; ".join(
+                _shown({k: n.get(k, 0) for k in ("CPU", "GPU") if k == "CPU" or "GPU" in bundle}) for n in nodes
+            )
+            what = "GPUs" if "GPU" in bundle else "CPUs"
+            raise UserError(
+                f"the plan does not fit: it asks for {plan}; the nodes have {there}. There is no room for all {role} "
+                f"workers: lower --{_count_flag(role)}, or --{role}-{what.lower()} (a share of one lets workers share it), "
+                "or start more nodes"
+            )
+        for kind, much in bundle.items():
+            node[kind] -= much
+
+
+def _count_flag(role: Role) -> str:
+    return "learners" if role == "learner" else f"{role}-workers"
+
+
+def _shown(bundle: Mapping[str, float]) -> str:
+    return " + ".join(f"{much:g} {kind}" for kind, much in bundle.items())

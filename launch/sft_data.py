@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -89,8 +90,12 @@ class MicroBatches(Dataset):
 
 def load_steps(batches: MicroBatches, start: int, steps: int, workers: int) -> Iterator[list[ConditionBatch]]:
     """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked)."""
-    # Started afresh: forking a process that runs threads can hang.
-    ahead: dict[str, Any] = {"prefetch_factor": PREFETCHED, "multiprocessing_context": "forkserver"} if workers else {}
+    ahead: dict[str, Any] = {}
+    if workers:
+        # Not forked from here, where threads run: that can hang. Imported once for all of them.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        ahead = {"prefetch_factor": PREFETCHED, "multiprocessing_context": context}
     numbers = range(start * batches.per_step, steps * batches.per_step)
     loader = DataLoader(
         batches, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_leave_signals, **ahead

@@ -7,7 +7,6 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launch.atomic import file_aside
 from launch.run_folder import RunFolder
-from stylevar.contracts import PolicyVersion
+from stylevar.contracts import TrajectoryRows
 
 _PART = re.compile(r"steps_(\d{8,})_(\d{8,})\.parquet")
-
-
-@dataclass(frozen=True)
-class TrajectoryRows:
-    """What is kept of one step's B groups of G trajectories.
-
-    rewards, advantages  float [B, G]
-    components           {name: float [B, G]}, what the rewards were made of
-    logp                 float [B, G], log-prob summed over the tokens
-    kl                   float [B, G], PANW-weighted estimate before beta
-    seeds                int64 [B, G]
-    """
-
-    keys: tuple[str, ...]
-    rewards: Tensor
-    components: Mapping[str, Tensor]
-    advantages: Tensor
-    logp: Tensor
-    kl: Tensor
-    seeds: Tensor
-    version: PolicyVersion
 
 
 class Telemetry:

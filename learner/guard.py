@@ -39,5 +39,10 @@ def guard_trajectories(loss: Tensor, raw_kl: Tensor, kl_limit: float = 5.0, max_
         keep=keep,
         dropped_nonfinite=total - finite_count,
         dropped_kl=finite_count - kept,
-        skip_step=kept == 0 or total - kept > max_dropped * total,
+        skip_step=too_few_left(kept, total, max_dropped),
     )
+
+
+def too_few_left(kept: int, total: int, max_dropped: float = 0.5) -> bool:
+    """Whether a step has to be skipped of whose `total` trajectories, in all processes, only `kept` may teach."""
+    return kept == 0 or total - kept > max_dropped * total

@@ -43,6 +43,7 @@ def grpo_loss(
     beta: float = 0.1,
     kl_kind: KlKind = "k3",
     on_policy: bool = False,
+    importance: Tensor | None = None,
 ) -> LossTerms:
     """Per token -min(r A, clip(r, 1 - eps, 1 + eps) A) + beta * KL, weighted and summed over the tokens.
 
@@ -50,12 +51,14 @@ def grpo_loss(
     that sampled them, and the reference. advantages: fp32 [N]. weights: fp32 [L], sum 1 (see `panw_weights`).
     r = exp(new - old), its logarithm clamped to +-10. `on_policy` states that the tokens come from the current weights:
     then r = exp(new - stop_gradient(new)), exactly 1 with the gradient of the log-prob, and `old` is not looked at, so
-    that rounding between sampler and learner never enters the ratio.
+    that rounding between sampler and learner never enters the ratio. `importance` fp32 [N, L], without gradient,
+    multiplies each token's policy term: a truncated importance weight of samples from older weights.
     """
     sampled = new.detach() if on_policy else old
     ratio = (new - sampled).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # [N, L]
-    gain = ratio * advantages[:, None]
-    clipped_gain = ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages[:, None]
+    signal = advantages[:, None] if importance is None else advantages[:, None] * importance
+    gain = ratio * signal
+    clipped_gain = ratio.clamp(1 - clip_eps, 1 + clip_eps) * signal
     policy = -(torch.minimum(gain, clipped_gain) @ weights)  # [N]
     kl_tokens = kl_estimate(new, ref, kl_kind)  # [N, L]
     kl = kl_tokens @ weights  # [N]

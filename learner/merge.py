@@ -87,6 +87,11 @@ class MergeAction(str, Enum):
         """Whether the base changes."""
         return self in (MergeAction.PEAK_MERGE, MergeAction.EMERGENCY_MERGE)
 
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the policy is another one afterwards."""
+        return self not in (MergeAction.SNAPSHOT, MergeAction.SNAPSHOT_BEST_HELDOUT)
+
 
 @dataclass
 class _State:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -16,3 +22,27 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if rank_and_world()[1] > 1:
         dist.all_reduce(values)
     return values
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients over all processes, in place; a process that has none adds zeros. All have to call it."""
+    if rank_and_world()[1] == 1:
+        return
+    running = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        running.append(dist.all_reduce(parameter.grad, async_op=True))
+    for work in running:
+        if work is not None:
+            work.wait()
+
+
+def gather_over_ranks(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks. All have to call it. Tensors should be on CPU."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return [value]
+    found: list[T | None] = [None] * world
+    dist.all_gather_object(found, value)
+    return [one for one in found if one is not None]

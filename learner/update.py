@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from learner.advantage import AdvantageNorm, Advantages, group_advantages
-from learner.guard import guard_trajectories
-from learner.kl import KlKind
+from learner.guard import guard_trajectories, too_few_left
+from learner.kl import MAX_LOG_RATIO, KlKind
+from learner.lesson import Lesson, UpdateResult
 from learner.loss import LossTerms, grpo_loss
 from learner.panw import panw_weights
+from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
+from learner.report import PassReport, TrajectoryStats, step_metrics
 from stylevar.adapters import Adapters
 from stylevar.conditions import ConditionState, guide_queries, teacher_forced
-from stylevar.contracts import Scores, StepMetrics, Trajectories
+from stylevar.contracts import Trajectories
 from stylevar.errors import UserError
 from stylevar.sampling import unpack_support
 
@@ -55,11 +59,15 @@ class LearnerConfig:
     """Trajectories per forward and backward pass; 0 for a whole group. A smaller number saves memory."""
     mismatch_limit: float = 1e-4
     """The largest difference allowed between the rollout's log-probs and the learner's at the same weights."""
+    importance_cap: float = 0.0
+    """Weigh tokens from older weights by their probability now over that then, at most this (try 2); 0 for no weights."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "grad_clip", "kl_limit", "mismatch_limit"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        if self.importance_cap < 0:
+            raise UserError(f"--importance-cap {self.importance_cap}: must be at least 0 (0 for none); try 2")
         if not 0 < self.clip_eps < 1:
             raise UserError(f"--clip-eps {self.clip_eps}: must lie between 0 and 1")
         if self.updates_per_rollout < 1 or self.minibatches < 1 or self.micro_batch < 0:
@@ -73,13 +81,27 @@ class LogprobMismatch(RuntimeError):
     """Sampler and learner disagree on log-probs at equal weights: the update would not follow its own samples."""
 
 
-@dataclass(frozen=True)
-class UpdateResult:
-    """What a step did: scalars for TensorBoard, and per trajectory [B, G] the advantage and the raw KL."""
+class _Recorded(NamedTuple):
+    """What is known of some trajectories of a group: [g, L] each, but the advantages [g]."""
 
-    metrics: StepMetrics
+    old: Tensor
+    reference: Tensor
     advantages: Tensor
-    kl: Tensor
+    importance: Tensor | None
+
+    def only(self, keep: Tensor) -> _Recorded:
+        importance = None if self.importance is None else self.importance[keep]
+        return _Recorded(self.old[keep], self.reference[keep], self.advantages[keep], importance)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A lesson with its advantages, its recorded log-probs, and the proximal ones once they are known (all [B, G, L])."""
+
+    lesson: Lesson
+    advantages: Advantages
+    old: Tensor
+    proximal: Tensor
 
 
 class GrpoLearner:
@@ -137,102 +159,102 @@ class GrpoLearner:
         support = trajectories.support
         return [(trajectories.tokens[b : b + 1, g], None if support is None else support[b : b + 1, g], g) for g in spans]
 
-    def update(self, step: int, state: ConditionState, trajectories: Trajectories, scores: Scores) -> UpdateResult:
-        """One GRPO step on scored trajectories of the current weights.
+    def update(self, step: int, minibatches: Sequence[Sequence[Lesson]], fresh: bool = True) -> UpdateResult:
+        """One GRPO step: an optimizer step on each minibatch, as often as the settings say.
+
+        Within a process group every process brings its own lessons, equally many minibatches each; a minibatch may be
+        empty here and there. All end with the same adapters.
 
         Args:
             step: for error messages.
-            state: the encoded conditions of the trajectories.
+            fresh: the trajectories come from the weights as they are; the first pass's ratio is then exactly 1.
         Raises:
-            LogprobMismatch: the first pass's log-probs differ from the recorded ones by more than `mismatch_limit`.
+            LogprobMismatch: fresh, and the first pass's log-probs differ from the recorded by more than `mismatch_limit`.
         """
-        c, conditions = self.config, len(trajectories.keys)
-        if conditions % c.minibatches:
-            raise UserError(f"--minibatches {c.minibatches} does not divide --conditions {conditions}")
-        advantages = group_advantages(scores.rewards, c.adv_norm)
-        ref = self.reference_logprobs(state, trajectories)
-        old = trajectories.logp
-        if trajectories.support is not None:
-            old = old - trajectories.kept_mass
-        share = conditions // c.minibatches
-        passes: list[_Pass] = []
-        for update in range(c.updates_per_rollout):
-            for first in range(0, conditions, share):
-                on_policy = update == 0 and first == 0
-                rows = range(first, first + share)
-                passes.append(self._pass(step, rows, state, trajectories, old, ref, advantages, on_policy))
-                if len(passes) < c.updates_per_rollout * c.minibatches:
+        c = self.config
+        studies = [[self._study(lesson) for lesson in lessons] for lessons in minibatches]
+        passes: list[PassReport] = []
+        for first in [True] + [False] * (c.updates_per_rollout - 1):
+            for some in studies:
+                if passes:
                     self.adapters.refresh()
-        return UpdateResult(
-            self._metrics(passes, advantages), advantages.values, torch.cat([p.kl for p in passes[-c.minibatches :]])
-        )
+                passes.append(self._pass(step, some, on_policy=fresh and not passes, first=first))
+        mine = [study.advantages for some in studies for study in some]
+        everyone = gather_over_ranks((passes, mine))
+        advantages = [a for _, all_of_rank in everyone for a in all_of_rank]
+        metrics = step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
+        kl = torch.cat([p.stats.column("raw_kl") for p in passes[-c.minibatches :]])
+        values = torch.cat([a.values.cpu() for a in mine]) if mine else torch.zeros(0, 1)
+        return UpdateResult(metrics, not all(p.skipped for p in passes), values, kl.view(values.shape))
 
-    def _pass(
-        self,
-        step: int,
-        rows: range,
-        state: ConditionState,
-        trajectories: Trajectories,
-        old: Tensor,
-        ref: Tensor,
-        advantages: Advantages,
-        on_policy: bool,
-    ) -> _Pass:
-        """Accumulate gradients over the conditions `rows`, then one optimizer step unless the guard forbids it."""
+    def _study(self, lesson: Lesson) -> _Study:
+        rows, device = lesson.trajectories, self.model.device
+        old = rows.logp if rows.support is None else rows.logp - rows.kept_mass
+        advantages = group_advantages(lesson.rewards.to(device), self.config.adv_norm)
+        return _Study(lesson, advantages, old, torch.empty_like(old))
+
+    def _pass(self, step: int, studies: Sequence[_Study], on_policy: bool, first: bool) -> PassReport:
+        """Accumulate gradients over the lessons of a minibatch, then one optimizer step unless the guard forbids it."""
         c = self.config
         self.optimizer.zero_grad()
-        terms: list[LossTerms] = []
-        entropies, mismatches = [], []
-        for b in rows:
-            one = state.select(slice(b, b + 1))
-            queries = guide_queries(self.model, one)
-            # The group shares these queries: their gradient is gathered at a leaf and sent back once.
-            leaves = [q.detach().requires_grad_() for q in queries]
-            for tokens, support, span in self._micro_batches(trajectories, b):
-                new, entropy = (t.squeeze(0) for t in self.logprobs(one, leaves, tokens, support))
-                if on_policy:
-                    mismatches.append(self._mismatch(step, new.detach(), old[b, span]))
-                recorded = old[b, span], ref[b, span], advantages.values[b, span]
-                term = self._loss(new, *recorded, on_policy)
-                keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
-                if keep.all():
-                    term.total.sum().backward()
-                elif keep.any():
-                    # Once more without the dropped ones: 0 * NaN would still poison the gradients.
-                    kept_support = None if support is None else support[:, keep]
-                    new = self.logprobs(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
-                    old_kept, ref_kept, advantages_kept = (row[keep] for row in recorded)
-                    self._loss(new, old_kept, ref_kept, advantages_kept, on_policy).total.sum().backward()
-                terms.append(term)
-                entropies.append(entropy)
-            wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]
-            if wanted:
-                torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
-        total, raw_kl = (torch.cat([getattr(t, name) for t in terms]).detach() for name in ("total", "raw_kl"))
-        decision = guard_trajectories(total, raw_kl, c.kl_limit)
-        grad_norm = float("nan")
-        if not decision.skip_step:
+        stats = TrajectoryStats.empty()
+        for study in studies:
+            for b in range(len(study.lesson.trajectories.keys)):
+                self._accumulate(step, study, b, on_policy, first, stats)
+        decision = guard_trajectories(stats.column("total"), stats.column("raw_kl"), c.kl_limit)
+        counts = torch.tensor([float(decision.keep.sum()), float(decision.keep.numel())], device=self.model.device)
+        kept, seen = (int(count) for count in sum_over_ranks(counts).tolist())
+        skipped, grad_norm = too_few_left(kept, seen), float("nan")
+        if not skipped:
             parameters = self.adapters.parameters()
+            sum_gradients(parameters)
             for parameter in parameters:
                 if parameter.grad is not None:
-                    parameter.grad.div_(int(decision.keep.sum()))
+                    parameter.grad.div_(kept)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip, error_if_nonfinite=False))
-            if torch.isfinite(torch.tensor(grad_norm)):
+            skipped = not math.isfinite(grad_norm)
+            if not skipped:
                 self.optimizer.step()
         self.optimizer.zero_grad()
-        return _Pass(
-            terms=terms,
-            kl=raw_kl.view(len(rows), -1),
-            keep=decision.keep,
-            skipped=decision.skip_step or grad_norm != grad_norm,
-            grad_norm=grad_norm,
-            entropy=torch.cat(entropies),
-            mismatch=torch.cat(mismatches) if mismatches else torch.zeros(0),
-        )
+        return PassReport(stats, decision.keep, skipped, grad_norm)
 
-    def _loss(self, new: Tensor, old: Tensor, ref: Tensor, advantages: Tensor, on_policy: bool) -> LossTerms:
-        c = self.config
-        return grpo_loss(new, old, ref, advantages, self.weights, c.clip_eps, c.kl_beta, c.kl_estimator, on_policy)
+    def _accumulate(self, step: int, study: _Study, b: int, on_policy: bool, first: bool, stats: TrajectoryStats) -> None:
+        """Add the gradients of one condition's group, summed over its trajectories."""
+        c, lesson, scales = self.config, study.lesson, self.model.arch.scale_slices()
+        one = lesson.state.select(slice(b, b + 1))
+        queries = guide_queries(self.model, one)
+        # The group shares these queries: their gradient is gathered at a leaf and sent back once.
+        leaves = [q.detach().requires_grad_() for q in queries]
+        for tokens, support, span in self._micro_batches(lesson.trajectories, b):
+            new, entropy = (t.squeeze(0) for t in self.logprobs(one, leaves, tokens, support))
+            old = study.old[b, span]
+            mismatch = self._mismatch(step, new.detach(), old) if on_policy else None
+            importance = None
+            if c.importance_cap:
+                if first:
+                    study.proximal[b, span] = new.detach()
+                importance = importance_weights(study.proximal[b, span], old, c.importance_cap)
+                old = study.proximal[b, span]
+            at_one = on_policy or (first and c.importance_cap > 0)
+            recorded = _Recorded(old, lesson.reference[b, span], study.advantages.values[b, span], importance)
+            term = self._loss(new, recorded, at_one)
+            keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
+            if keep.all():
+                term.total.sum().backward()
+            elif keep.any():
+                # Once more without the dropped ones: 0 * NaN would still poison the gradients.
+                kept_support = None if support is None else support[:, keep]
+                again = self.logprobs(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
+                self._loss(again, recorded.only(keep), at_one).total.sum().backward()
+            stats.add(term, scales, entropy=entropy, mismatch=mismatch, importance=importance)
+        wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]
+        if wanted:
+            torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
+
+    def _loss(self, new: Tensor, recorded: _Recorded, on_policy: bool) -> LossTerms:
+        c, r = self.config, recorded
+        shape = (self.weights, c.clip_eps, c.kl_beta, c.kl_estimator)
+        return grpo_loss(new, r.old, r.reference, r.advantages, *shape, on_policy, r.importance)
 
     def _mismatch(self, step: int, new: Tensor, old: Tensor) -> Tensor:
         """|learner - rollout| per token [g, L]; raises if any is above the limit."""
@@ -248,53 +270,8 @@ class GrpoLearner:
             )
         return difference
 
-    def _metrics(self, passes: Sequence[_Pass], advantages: Advantages) -> StepMetrics:
-        """Means over the kept trajectories of all passes.
 
-        `kl/raw` alone is over every trajectory with a finite KL: if the guard drops all of a policy that has run away,
-        the merge controller must still see how far it is (infinitely, if no KL is finite).
-        """
-        keep = torch.cat([p.keep for p in passes])
-        raw_kl = torch.cat([p.kl.flatten() for p in passes])
-        raw_kl = raw_kl[raw_kl.isfinite()]
-        kl = float(raw_kl.mean()) if len(raw_kl) else float("inf")
-
-        def mean(name: str) -> float:
-            values = torch.cat([getattr(t, name).detach() for p in passes for t in p.terms])
-            return float(values[keep].mean()) if keep.any() else float("nan")
-
-        kl_tokens = torch.cat([t.kl_tokens for p in passes for t in p.terms])[keep].mean(0)
-        entropy = torch.cat([p.entropy for p in passes])[keep].mean(0)
-        mismatch = torch.cat([p.mismatch for p in passes])
-        metrics = {
-            "reward/std": float(advantages.std.mean()),
-            "reward/frac_zero_std": advantages.frac_zero_std,
-            "kl/raw": kl,
-            "loss/policy": mean("policy"),
-            "loss/kl": self.config.kl_beta * kl,
-            "loss/total": mean("total"),
-            "policy/ratio_mean": mean("ratio_mean"),
-            "policy/clip_frac": mean("clip_frac"),
-            "policy/entropy": float(entropy.mean()),
-            "policy/logprob_mismatch_max": float(mismatch.max()),
-            "policy/logprob_mismatch_mean": float(mismatch.mean()),
-            "grad/norm": passes[-1].grad_norm,
-            "guard/dropped": float((~keep).sum()),
-            "guard/skipped_steps": float(sum(p.skipped for p in passes)),
-        }
-        for s, at in enumerate(self.model.arch.scale_slices()):
-            metrics[f"kl/per_scale/{s}"] = float(kl_tokens[at].mean())
-        return metrics
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One optimizer step: loss terms by micro-batch, raw KL [b, G], and what the guard decided."""
-
-    terms: list[LossTerms]
-    kl: Tensor
-    keep: Tensor
-    skipped: bool
-    grad_norm: float
-    entropy: Tensor
-    mismatch: Tensor
+def importance_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """min(pi_proximal / pi_behaviour, cap) per token, from log-probs of any shape: the policy as it was when an update
+    began over the older one that sampled (truncated importance sampling, Ionides 2008)."""
+    return (proximal - behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp_max(cap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stylevar.conditions import ConditionState, encode_conditions, guide_queries
+from stylevar.conditions import ConditionState, encode_batch, guide_queries
 from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.errors import UserError
 from stylevar.generate import generate
@@ -60,25 +61,25 @@ class ConditionCache:
         self.model, self.batches = model, batches
         self._states: dict[tuple[str, ...], ConditionState] = {}
 
-    @torch.no_grad()
     def get(self, batch: ConditionBatch) -> ConditionState:
         """The encoded conditions of `batch`."""
         state = self._states.pop(batch.keys, None)
         if state is None:
-            device = self.model.device
-            style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
-            state = encode_conditions(self.model, style, content, self._known_tokens(batch))
+            state = encode_batch(self.model, batch)
         self._states[batch.keys] = state
         while len(self._states) > self.batches:
             self._states.pop(next(iter(self._states)))
         return state
 
-    def _known_tokens(self, batch: ConditionBatch) -> list[Tensor] | None:
-        """Tokens that came with `batch`, of the styles and then the contents, int64 [2B, p*p] per scale."""
-        if batch.tokens is None:
-            return None
-        content, style, _ = batch.tokens.to(self.model.device, torch.int64).unbind(1)
-        return [torch.cat([style, content])[:, scale] for scale in self.model.arch.scale_slices()]
+    @torch.no_grad()
+    def tokenised(self, batch: ConditionBatch) -> ConditionBatch:
+        """`batch` with the VQ tokens of contents and styles, int16 [B, 3, L] on CPU; -1 where a target's are not known."""
+        if batch.tokens is not None:
+            return batch
+        device, vae = self.model.device, self.model.vae
+        images = torch.cat([u8_to_pm1(image.to(device)) for image in (batch.content, batch.style)])
+        content, style = torch.cat(vae.img_to_idxBl(images), dim=1).to("cpu", torch.int16).chunk(2)
+        return dataclasses.replace(batch, tokens=torch.stack([content, style, torch.full_like(style, -1)], dim=1))
 
 
 class GroupSampler:

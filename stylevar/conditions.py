@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stylevar.contracts import ConditionBatch
+from stylevar.images import u8_to_pm1
 from stylevar.transformer import StyleVAR, without_autocast
 
 
@@ -63,6 +65,18 @@ def encode_conditions(
         adaln=[block.adaln(for_blocks) for block in model.blocks],
         head_adaln=model.head_nm.ada_lin(cond).view(batch, 2, 1, 1, -1).transpose(0, 1),
     )
+
+
+@torch.no_grad()
+def encode_batch(model: StyleVAR, batch: ConditionBatch) -> ConditionState:
+    """`encode_conditions` of a batch as it passes between the roles, with the tokens that it brings, if any."""
+    device = model.device
+    style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
+    if batch.tokens is None:
+        return encode_conditions(model, style, content)
+    content_idx, style_idx, _ = batch.tokens.to(device, torch.int64).unbind(1)
+    both = torch.cat([style_idx, content_idx])
+    return encode_conditions(model, style, content, [both[:, scale] for scale in model.arch.scale_slices()])
 
 
 def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:

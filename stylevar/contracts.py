@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,11 @@ class ConditionBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def to(self, device: torch.device | str) -> ConditionBatch:
+        """The images on `device`; tokens stay where they are."""
+        moved = {name: getattr(self, name).to(device) for name in ("content", "style", "target")}
+        return replace(self, **moved)
+
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> ConditionBatch:
         """Stack single conditions of one image size; a mixture of sizes raises ValueError.
@@ -58,7 +63,7 @@ class ConditionBatch:
 
 
 class PolicyVersion(NamedTuple):
-    """Which weights: how often adapters were merged into (or rolled back from) the base, and updates since the start."""
+    """Which weights: merges of adapters into the base, and changes of the adapters (updates, rollbacks) since the start."""
 
     merges: int
     updates: int
@@ -71,7 +76,7 @@ class Trajectories:
     tokens     int16 [B, G, L]   VQ indices, scales concatenated, row-major within a scale
     logp       fp32 [B, G, L]    log-prob of each token under the full softmax at the sampling temperature 1
     kept_mass  fp32 [B, G, L]    log of the probability mass that top-k and top-p kept (0 where nothing was cut)
-    images     uint8 [B, G, 3, H, W]
+    images     uint8 [B, G, 3, H, W], or [B, 0, 3, H, W] where they went elsewhere, to be scored
     seeds      int64 [B, G]      the seed of each trajectory's random stream
     support    uint8 [B, G, L, ceil(V / 8)] or None: the sets the tokens were drawn from, packed (`--logprob support`)
     """
@@ -85,6 +90,22 @@ class Trajectories:
     policy_version: PolicyVersion
     support: Tensor | None = None
 
+    def select(self, rows: slice) -> Trajectories:
+        """Those of some of the conditions."""
+        columns = ("tokens", "logp", "kept_mass", "images", "seeds")
+        chosen = {name: getattr(self, name)[rows] for name in columns}
+        support = None if self.support is None else self.support[rows]
+        return replace(self, keys=self.keys[rows], support=support, **chosen)
+
+    def to(self, device: torch.device | str) -> Trajectories:
+        """All tensors but the seeds on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "logp", "kept_mass", "images")}
+        return replace(self, support=None if self.support is None else self.support.to(device), **moved)
+
+    def without_images(self) -> Trajectories:
+        """What the learner needs."""
+        return replace(self, images=self.images[:, :0])
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -92,6 +113,48 @@ class Scores:
 
     rewards: Tensor
     components: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrajectoryRows:
+    """What is kept of B groups of G trajectories of one step.
+
+    rewards, advantages  float [B, G]
+    components           {name: float [B, G]}, what the rewards were made of
+    logp                 float [B, G], log-prob summed over the tokens
+    kl                   float [B, G], PANW-weighted estimate before beta
+    seeds                int64 [B, G]
+    """
+
+    keys: tuple[str, ...]
+    rewards: Tensor
+    components: Mapping[str, Tensor]
+    advantages: Tensor
+    logp: Tensor
+    kl: Tensor
+    seeds: Tensor
+    version: PolicyVersion
+
+    @staticmethod
+    def join(parts: Sequence[TrajectoryRows]) -> TrajectoryRows:
+        """Several groups of rows of one version as one."""
+        return TrajectoryRows(
+            keys=tuple(key for part in parts for key in part.keys),
+            rewards=torch.cat([part.rewards for part in parts]),
+            components={name: torch.cat([part.components[name] for part in parts]) for name in parts[0].components},
+            advantages=torch.cat([part.advantages for part in parts]),
+            logp=torch.cat([part.logp for part in parts]),
+            kl=torch.cat([part.kl for part in parts]),
+            seeds=torch.cat([part.seeds for part in parts]),
+            version=parts[0].version,
+        )
+
+
+@dataclass(frozen=True)
+class CallInfo:
+    """What a worker says of a call, small enough for the driver to look at: the seconds that it worked on it."""
+
+    seconds: float
 
 
 StepMetrics = dict[str, float]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import io
+import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,19 +100,13 @@ class Data:
         _show("read", f"{rate:.0f} pictures/s, bare JPEG decode + resize {bound:.0f}/s: {rate / bound:.0%}")
 
     def _memory(self, folder: Path) -> None:
-        """RSS of the reading process over an epoch of many rows (which share the bytes of few)."""
-        shards = TripletShards(_many(folder, self.epoch), self.size)
-        batches = _batches(shards, AugmentConfig(augment=False))
-        steps = len(shards) // BATCH
-        process, seen = psutil.Process(), []
-        start = time.perf_counter()
-        for number in range(steps):
-            batches[number]
-            if number % max(1, steps // 10) == 0:
-                gc.collect()
-                seen.append(process.memory_info().rss / 2**20)
-        rate = steps * BATCH / (time.perf_counter() - start)
-        _show("memory", f"{len(shards)} triplets at {rate:.0f}/s, RSS in MiB: " + " ".join(f"{mib:.0f}" for mib in seen))
+        paths = _many(folder, self.epoch)
+        # In a process that does nothing else, as a loading process of a run does.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context) as pool:
+            rate, seen = pool.submit(_read_epoch, paths, self.size).result()
+        shown = " ".join(f"{mib:.0f}" for mib in seen)
+        _show("memory", f"{self.epoch} triplets at {rate:.0f}/s, RSS in MiB before and along the epoch: {shown}")
 
     def _resume(self, folder: Path) -> None:
         paths = _many(folder, self.rows)
@@ -123,6 +119,21 @@ class Data:
 
         cold, middle = first(0), first(self.rows // BATCH // 2)
         _show("resume", f"first batch of {self.rows} rows after {cold:.1f} s, in the middle of the epoch {middle:.1f} s")
+
+
+def _read_epoch(paths: list[Path], size: int) -> tuple[float, list[float]]:
+    """Triplets per second over an epoch, and this process's RSS in MiB: before opening the shards, then ten times."""
+    process = psutil.Process()
+    seen = [process.memory_info().rss / 2**20]
+    batches = _batches(TripletShards(paths, size), AugmentConfig(augment=False))
+    steps = len(batches.train) // BATCH
+    start = time.perf_counter()
+    for number in range(steps):
+        batches[number]
+        if number % max(1, steps // 10) == 0:
+            gc.collect()
+            seen.append(process.memory_info().rss / 2**20)
+    return steps * BATCH / (time.perf_counter() - start), seen
 
 
 def _batches(shards: TripletShards, config: AugmentConfig) -> MicroBatches:

@@ -10,19 +10,21 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from data.order import EpochOrder, batch_at
-from data.shards import TripletShards
+from data.conditions import ConditionSets
 from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
 from launch.placement import Role
 from launch.plan.flops import Flops
 from launch.plan.simulate import Costs
+from learner.lesson import Lesson
 from learner.update import GrpoLearner
 from reward.scorer import build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
+from stylevar.conditions import encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.transformer import StyleVAR
+from stylevar.wire import AdapterWire
 
 NETWORK_BYTES_PER_S = 5e9
 """At which adapters and gradients are taken to travel between processes."""
@@ -47,12 +49,14 @@ def costs_from_flops(flops: Flops, config: GrpoConfig, adapters: int, tflops: fl
     return Costs(
         read=0.0,
         encode=flops.encode / rate,
+        encode_again=flops.encode_again / rate,
         sample=group * (each["rollout"] + each["decode"]) / rate,
         score=group * each["reward"] / rate,
         reference=group * each["reference"] / rate,
         update=group * (each["update forward"] + each["update backward"]) / rate,
         optimizer=optimizer + merge,
         reduce=_reduce_seconds(config, adapters),
+        publish=_wire_seconds(config, adapters),
         sync=_wire_seconds(config, adapters) + merge,
         driver=DRIVER_SECONDS,
     )
@@ -64,12 +68,10 @@ class Measurement:
     Changes the adapters and the number of threads: make it for this alone.
     """
 
-    def __init__(
-        self, config: GrpoConfig, model: StyleVAR, shards: TripletShards, flops: Flops, device: torch.device
-    ) -> None:
+    def __init__(self, config: GrpoConfig, model: StyleVAR, sets: ConditionSets, flops: Flops, device: torch.device) -> None:
         """Raises UserError if the reward's weights are unusable."""
         keep_freed_memory()
-        self.config, self.device, self.flops, self.shards = config, device, flops, shards
+        self.config, self.device, self.flops, self.sets = config, device, flops, sets
         self.scorer = build_scorer(config.reward, device)
         model.vae.to(device)
         self.model = model.to(device)
@@ -77,7 +79,6 @@ class Measurement:
         # A single update of the whole unit, which may not stop at rounding: only its time counts here.
         alone = dataclasses.replace(config.learner, minibatches=1, updates_per_rollout=1, mismatch_limit=math.inf)
         self.learner = GrpoLearner(self.adapters, alone, config.rollout.temperature)
-        self.order = EpochOrder(len(shards), config.seed)
         self._rate: float | None = None
 
     def amount(self, unit: int) -> tuple[int, int]:
@@ -102,6 +103,7 @@ class Measurement:
             read = self._seconds(lambda: self._read(conditions))
             encode = self._seconds(lambda: ConditionCache(model).get(batch))
             sampler = GroupSampler(model, config.rollout)
+            known = sampler.conditions.tokenised(batch)
             state = sampler.conditions.get(batch)
             start = adapters.state()
             with adapters.merged():
@@ -117,31 +119,35 @@ class Measurement:
                 score = self._seconds(lambda: self.scorer.score(trajectories.images, batch.target))
                 scores = self.scorer.score(trajectories.images, batch.target)
                 torch.set_num_threads(threads["learner"])
+                encode_again = self._seconds(lambda: encode_batch(model, known))
+                publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))
                 reference = self._seconds(lambda: self.learner.reference_logprobs(state, trajectories))
                 step = self._seconds(self._optimizer_step)
                 merge = self._seconds(adapters.refresh)
                 load()
-                update = self._seconds(lambda: self.learner.update(0, state, trajectories, scores), after=load)
+                lesson = Lesson(state, trajectories, self.learner.reference_logprobs(state, trajectories), scores.rewards)
+                update = self._seconds(lambda: self.learner.update(0, lesson.split(1)), after=load)
         finally:
             torch.set_num_threads(before)
         trainable = sum(p.numel() for p in adapters.parameters())
         return Costs(
             read=read / conditions,
             encode=encode / conditions,
+            encode_again=encode_again / conditions,
             sample=whole * sample / conditions,
             score=whole * score / conditions,
             reference=whole * reference / conditions,
-            update=whole * max(0.0, update - reference - step) / conditions,
+            update=whole * max(0.0, update - step) / conditions,
             optimizer=step + merge,
             reduce=_reduce_seconds(config, trainable),
+            publish=publish,
             sync=_wire_seconds(config, trainable) + sync,
             driver=DRIVER_SECONDS,
         )
 
     def _read(self, conditions: int) -> ConditionBatch:
-        batch = batch_at(self.shards, self.order, 0, conditions)
-        images = {name: getattr(batch, name).to(self.device) for name in ("content", "style", "target")}
-        return dataclasses.replace(batch, **images)
+        batch = self.sets.of_step(0, slice(0, conditions))
+        return batch.to(self.device)
 
     def _optimizer_step(self) -> None:
         parameters = self.adapters.parameters()

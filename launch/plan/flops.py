@@ -20,6 +20,8 @@ class Flops:
 
     encode: int
     """Per condition: encoders, VQ encoder if the shards bring no tokens, adaLN."""
+    encode_again: int
+    """Per condition, by a learner in another process, which is told the VQ tokens."""
     queries: int
     """Per condition: guide queries of all blocks; rollout, reference and update each compute them."""
     queries_backward: int
@@ -78,6 +80,7 @@ def count_flops(work: Workload) -> Flops:
 def _measure(phases: Phases) -> dict[str, int]:
     counts = {}
     state, counts["encode"] = count_flops_of(lambda: phases.encode(1))
+    _, counts["encode_again"] = count_flops_of(lambda: phases.encode(1, tokens_known=True))
     with phases.adapters.merged():
         _, counts["merge"] = count_flops_of(phases.adapters.refresh)
         queries, counts["queries"] = count_flops_of(lambda: phases.queries(state))

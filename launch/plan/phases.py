@@ -61,12 +61,12 @@ class Phases:
         self.learner = GrpoLearner(self.adapters, work.learner, work.rollout.temperature)
 
     @torch.no_grad()
-    def encode(self, conditions: int) -> ConditionState:
-        """Encoders, VQ tokens if the shards have none, guide tokens and adaLN vectors."""
+    def encode(self, conditions: int, tokens_known: bool = False) -> ConditionState:
+        """Encoders, VQ tokens unless they are known or lie in the shards, guide tokens and adaLN vectors."""
         arch = self.work.arch
         image = torch.empty(conditions, 3, arch.image_size, arch.image_size, device=META)
         tokens = None
-        if self.work.tokens_known:
+        if self.work.tokens_known or tokens_known:
             tokens = [torch.empty(2 * conditions, p * p, dtype=torch.int64, device=META) for p in arch.patch_nums]
         with ShapesOnly():
             return encode_conditions(self.model, image, image, tokens)

@@ -10,7 +10,7 @@ import psutil
 import torch
 import yaml
 
-from data.shards import TripletShards, expand_shards
+from data.conditions import ConditionSets
 from launch.config import GrpoConfig, to_plain
 from launch.device import choose_device
 from launch.placement import ROLES, Role
@@ -23,7 +23,6 @@ from launch.plan.roles import Hardware, place, schedule_of, threads_of, with_rol
 from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
 from launch.plan.text import duration, operations, share, size, table
 from stylevar.checkpoint import load_pair
-from stylevar.errors import UserError
 
 HELPS = 1.05
 """Speed-up below which more workers no longer help."""
@@ -33,7 +32,7 @@ FULL = 0.95
 
 def plan(config: GrpoConfig) -> str:
     """The report. Raises UserError for anything that would keep the run from starting, as far as one process can see."""
-    return "\n\n".join(_Plan(config).sections())
+    return "\n\n".join(Plan(config).sections())
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class _WhatIf:
     prediction: Prediction
 
 
-class _Plan:
+class Plan:
+    """What is known of a run before it is started. Its costs are measured when they are first asked for."""
+
     def __init__(self, config: GrpoConfig) -> None:
         process = psutil.Process().memory_info().rss  # before the model: what every process holds
         device = choose_device(config.device)
@@ -56,10 +57,10 @@ class _Plan:
         self.process = 0 if own_devices else process
         vae, self.model = load_pair(config.init, config.vae, config.alphas, config.revision)
         arch = self.model.arch
-        self.shards = TripletShards(expand_shards([config.shards]), image_size=arch.image_size, vae=vae.fingerprint())
-        if len(self.shards) < config.conditions:
-            raise UserError(f"--conditions {config.conditions}: {config.shards} holds only {len(self.shards)} triplets")
-        self.work = Workload(arch, config.learner, config.rollout, config.reward, self.shards.has_tokens)
+        patterns = {"train": config.shards}
+        self.sets = ConditionSets(patterns, arch.image_size, vae.fingerprint(), config.conditions, config.seed)
+        known = self.sets.sets["train"].has_tokens
+        self.work = Workload(arch, config.learner, config.rollout, config.reward, known)
         self.flops = count_flops(self.work)
         self.parameters = parameter_counts(self.work)
         self.measurement: Measurement | None = None
@@ -152,11 +153,12 @@ class _Plan:
         key = (unit, *threads.values())
         if key not in self.known:
             if self.measurement is None:
-                self.measurement = Measurement(config, self.model, self.shards, self.flops, self.device)
+                self.measurement = Measurement(config, self.model, self.sets, self.flops, self.device)
             self.known[key] = self.measurement.costs(unit, threads)
         return self.known[key]
 
-    def _predict(self, config: GrpoConfig) -> tuple[Schedule, Costs, Prediction]:
+    def predict(self, config: GrpoConfig) -> tuple[Schedule, Costs, Prediction]:
+        """The schedule of `config`, which may be placed otherwise than the plan's own, what its parts cost, and its step."""
         schedule = schedule_of(config, self.hardware)
         if config.cluster.placement == "colocated":
             costs = self._costs(config, self.unit)
@@ -174,9 +176,10 @@ class _Plan:
 
     def _time(self) -> str:
         config = self.config
-        _, costs, prediction = self._predict(config)
+        _, costs, prediction = self.predict(config)
         trajectories, seconds = config.conditions * config.rollout.group, prediction.step_seconds
-        epoch = len(self.shards) / config.conditions
+        triplets = self.sets.sizes()["train"]
+        epoch = triplets / config.conditions
         parts = [
             ("read", costs.read, "condition"),
             ("encode", costs.encode, "condition"),
@@ -194,7 +197,7 @@ class _Plan:
             ("trajectories/s", f"{trajectories / seconds:.3g}"),
             *((f"{role} busy", share(prediction.utilisation[role])) for role in ROLES),
             *([] if prediction.cores is None else [("cores busy", share(prediction.cores))]),
-            ("steps per epoch", f"{epoch:.4g} ({len(self.shards):,} conditions)"),
+            ("steps per epoch", f"{epoch:.4g} ({triplets:,} conditions)"),
             ("epoch", duration(epoch * seconds)),
             (f"{config.steps} steps", f"{duration(config.steps * seconds)}, without scoring held-out conditions"),
         ]
@@ -204,7 +207,7 @@ class _Plan:
     def _what_if(self) -> str:
         cases = []
         for workers in sorted(set(self.config.plan.what_if)):
-            schedule, _, prediction = self._predict(with_rollout_workers(self.config, workers))
+            schedule, _, prediction = self.predict(with_rollout_workers(self.config, workers))
             cases.append(_WhatIf(workers, schedule, prediction))
         trajectories = self.config.conditions * self.config.rollout.group
         first = cases[0].prediction.step_seconds

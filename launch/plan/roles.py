@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from launch.config import GrpoConfig
-from launch.placement import ROLES, Role, split_units
+from launch.placement import ROLES, Role, bundles, split_units, threads_per_actor
 from launch.plan.simulate import Schedule
 
 
@@ -36,14 +36,11 @@ def place(config: GrpoConfig, hardware: Hardware) -> list[ActorPlan]:
     if config.cluster.placement == "colocated":
         threads = config.threads or hardware.cpus
         return [ActorPlan("colocated", 1, float(min(threads, hardware.cpus)), float(on_gpu), threads)]
-    cluster = config.cluster
-    total = sum(map(cluster.workers, ROLES))
-    actors = []
-    for role in ROLES:
-        cpus = getattr(cluster, f"{role}_cpus") or hardware.cpus / total
-        gpus = getattr(cluster, f"{role}_gpus") if on_gpu else 0.0
-        actors.append(ActorPlan(role, cluster.workers(role), cpus, gpus, max(1, int(cpus))))
-    return actors
+    asked = bundles(config.cluster, {"CPU": hardware.cpus}, on_gpu)
+    return [
+        ActorPlan(role, config.cluster.workers(role), b["CPU"], b.get("GPU", 0.0), threads_per_actor(config.threads, b))
+        for role, b in asked.items()
+    ]
 
 
 def threads_of(config: GrpoConfig, hardware: Hardware) -> dict[Role, int]:

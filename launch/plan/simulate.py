@@ -27,7 +27,9 @@ class Costs:
     read: float
     """Reading a condition from its shard; part of sampling it."""
     encode: float
-    """Encoding a condition; done by whoever samples it, and once more by a learner in another process."""
+    """Encoding a condition for whoever samples it."""
+    encode_again: float
+    """Encoding a condition for a learner in another process, which is told its VQ tokens."""
     sample: float
     """Sampling and decoding, per condition."""
     score: float
@@ -40,6 +42,8 @@ class Costs:
     """One optimizer step with the merged weights after it."""
     reduce: float
     """Averaging the gradients of several learners, per optimizer step."""
+    publish: float
+    """Making the adapters ready to travel, per step, by a learner in another process."""
     sync: float
     """Loading one version of the adapters into one rollout worker, and merging the weights."""
     driver: float
@@ -161,7 +165,7 @@ class _Run:
 
         def sampled() -> None:
             self.reward_queue.append(_job(size * c.score, lambda: self._close(step)))
-            learner.queue.append(_job(size * (c.encode + c.reference), lambda: self._close(step)))
+            learner.queue.append(_job(size * (c.encode_again + c.reference), lambda: self._close(step)))
 
         self.rollout_queue.append(Job(seconds, sampled))
 
@@ -180,7 +184,8 @@ class _Run:
         """The learners' work on one minibatch, then the optimizer step that they take together."""
         c, units, count = self.costs, self.schedule.units, len(self.learners)
         if number == self.schedule.updates_per_rollout * len(units):
-            self.driver.queue.append(_job(c.driver, self._next_step))
+            published = lambda: self.driver.queue.append(_job(c.driver, self._next_step))  # noqa: E731
+            self._together([c.publish] * count, published)
             return
         minibatch = units[number % len(units)]
         step = c.optimizer + (c.reduce if count > 1 else 0.0)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
 
-from data.order import EpochOrder, batch_at
-from data.shards import TripletShards
-
-DEMO = Path(__file__).parents[2] / "data" / "demo"
+from data.order import EpochOrder
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 5), (3, 7), (1, 1)])
@@ -48,12 +42,3 @@ def test_bad_positions(step: int, batch: int) -> None:
 def test_an_order_of_nothing() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         EpochOrder(0, seed=0)
-
-
-def test_batch_at() -> None:
-    shards = TripletShards([DEMO / "novel-00000.tar"], image_size=80)
-    order = EpochOrder(len(shards), seed=0)
-    batch = batch_at(shards, order, step=2, batch=5)
-    assert batch.keys == tuple(shards.keys[i] for i in order.position(2, 5))
-    assert batch.target.shape == (5, 3, 80, 80)
-    assert torch.equal(batch.style[1], shards[order.position(2, 5)[1]].style)

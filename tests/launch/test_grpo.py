@@ -9,22 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from grpo_files import config, rows, write_inputs
 from safetensors.torch import load_file
 
 from launch import grpo
-from launch.colocated import ColocatedWorker, spread
-from launch.config import GrpoConfig, MonitorConfig, default_for, load_config, to_plain
+from launch.colocated import ColocatedWorker
+from launch.config import GrpoConfig, default_for, load_config, to_plain
 from launch.run_folder import find_resume
-from learner.merge import MergeAction, MergeConfig
+from learner.merge import MergeAction
 from learner.update import LearnerConfig
-from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
-from stylevar import build_vae_stylevar
-from stylevar.checkpoint import save_model, save_vae
 from stylevar.errors import UserError
 
 ROOT = Path(grpo.__file__).parents[1]
@@ -32,40 +29,7 @@ ROOT = Path(grpo.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    (folder / "sft").mkdir()
-    # Not the usual start, whose blocks and head have next to no effect: a policy with something to learn.
-    torch.manual_seed(0)
-    _, model = build_vae_stylevar(
-        **{**tiny.ARCH, "init_adaln": 1.0, "init_adaln_gamma": 1.0, "init_head": 5.0},
-    )
-    save_model(model.state_dict(), model.arch, folder / "sft")
-    save_vae(model.vae, folder / "sft" / "vqvae.safetensors")
-    tiny.shard(folder / "train-0.tar", 5)
-    tiny.shard(folder / "heldout-0.tar", 3, first=50)
-    return folder
-
-
-def config(inputs: Path, runs: Path, name: str = "run", **fields) -> GrpoConfig:
-    """Eight steps of two conditions over five triplets: the order crosses an epoch's end, and merges happen."""
-    settings = {
-        "name": name,
-        "runs": runs,
-        "init": str(inputs / "sft"),
-        "vae": str(inputs / "sft"),
-        "shards": str(inputs / "train-*.tar"),
-        "heldout": str(inputs / "heldout-*.tar"),
-        "steps": 8,
-        "conditions": 2,
-        "device": "cpu",
-        "threads": 1,
-        "rollout": RolloutConfig(group=2, top_k=20),
-        "learner": LearnerConfig(lora_rank=2, lr=1e-2),
-        "reward": RewardConfig(reward="lite"),
-        "merge": MergeConfig(ema_beta=0.5, baseline_steps=1, peak_min_steps=2, min_gain=0.0, patience=1),
-        "monitor": MonitorConfig(eval_every=3, eval_conditions=2, eval_group=2, checkpoint_every=2, image_conditions=2),
-    }
-    return GrpoConfig(**{**settings, **fields})
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 class InterruptedWorker(ColocatedWorker):
@@ -77,10 +41,6 @@ class InterruptedWorker(ColocatedWorker):
         if step == self.at:
             os.kill(os.getpid(), signal.SIGINT)
         return super().step(step)
-
-
-def rows(run: Path) -> list[dict]:
-    return [row for part in sorted((run / "trajectories").glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
 
 
 def stop_and_resume(settings: GrpoConfig, at: int) -> None:
@@ -154,7 +114,7 @@ def test_kl_is_zero_and_outputs_unchanged_right_after_a_merge(inputs, tmp_path):
     fingerprint = worker.fingerprint()
     worker.apply(MergeAction.PEAK_MERGE)
     assert worker.fingerprint() == fingerprint
-    assert worker.version.merges == 1
+    assert worker.policy.version.merges == 1
     torch.testing.assert_close(worker.evaluate("heldout").rewards, before.rewards, atol=1e-5, rtol=0)
     after = worker.step(3).metrics
     assert after["kl/raw"] == 0.0
@@ -175,7 +135,7 @@ def test_rollbacks_restore_what_they_name(inputs, tmp_path):
     assert worker.fingerprint() == best
     worker.apply(MergeAction.ROLLBACK)
     assert worker.fingerprint() == start
-    assert worker.learner.optimizer.state == {}
+    assert worker.trainer.learner.optimizer.state == {}
 
 
 def test_the_reward_rises_on_one_condition(inputs, tmp_path):
@@ -217,11 +177,6 @@ def test_every_field_is_a_flag(inputs, tmp_path):
     parsed, _ = grpo.parse([*argv, "--merge-policy", "paper", "--kl-estimator", "k1", "--eval-every", "7"])
     assert (parsed.rollout.group, parsed.learner.lr, parsed.reward.dreamsim_type) == (3, 0.5, "clip_vitb32")
     assert (parsed.merge.merge_policy, parsed.learner.kl_estimator, parsed.monitor.eval_every) == ("paper", "k1", 7)
-
-
-def test_spread_takes_both_ends():
-    assert spread(10, 4) == [0, 3, 6, 9]
-    assert spread(3, 8) == [0, 1, 2]
 
 
 def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

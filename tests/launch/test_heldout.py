@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from launch.colocated import HeldoutReport
 from launch.heldout import before_after, compare, save_scores
+from launch.reports import HeldoutReport
 
 
 def report(rewards: list[list[float]], keys: tuple[str, ...] = ("a", "b", "c", "d"), shown: int = 2) -> HeldoutReport:

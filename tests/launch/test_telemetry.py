@@ -6,8 +6,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.run_folder import RunFolder
-from launch.telemetry import PhaseTimer, Telemetry, TrajectoryRows
-from stylevar.contracts import PolicyVersion
+from launch.telemetry import PhaseTimer, Telemetry
+from stylevar.contracts import PolicyVersion, TrajectoryRows
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_model import condition_major, tensors
 
+from learner.lesson import Lesson
 from learner.loss import grpo_loss
 from learner.panw import panw_weights
 from learner.update import GrpoLearner, LearnerConfig, LogprobMismatch
@@ -103,10 +104,16 @@ def scores(b=2, g=4):
     return Scores(rewards, {"total": -rewards / 5})
 
 
+def update(learner, state, rows, scored=None, step=0):
+    """One GRPO step on `rows`, with the rewards of `scored`."""
+    lesson = Lesson(state, rows, learner.reference_logprobs(state, rows), (scored or scores()).rewards)
+    return learner.update(step, lesson.split(learner.config.minibatches))
+
+
 def adapter_grads_of_update(adapters, state, rows, **config):
     """The gradient an update accumulates, read from the optimizer's first moment after one step."""
     learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, grad_clip=1e9, **config))
-    learner.update(0, state, rows, scores())
+    update(learner, state, rows)
     return [learner.optimizer.state[p]["exp_avg"].clone() for p in adapters.parameters()]
 
 
@@ -122,7 +129,7 @@ def test_micro_batches_do_not_change_the_gradient(golden):
 def test_first_update_is_exactly_on_policy(golden):
     adapters = golden_adapters()
     state, rows = trajectories(golden, adapters)
-    result = GrpoLearner(adapters, LearnerConfig(lora_rank=4)).update(0, state, rows, scores())
+    result = update(GrpoLearner(adapters, LearnerConfig(lora_rank=4)), state, rows)
     assert result.metrics["policy/ratio_mean"] == 1.0
     assert result.metrics["policy/clip_frac"] == 0.0
     assert result.metrics["policy/logprob_mismatch_max"] < 1e-5
@@ -133,7 +140,7 @@ def test_second_pass_has_a_real_ratio(golden):
     adapters = golden_adapters()
     state, rows = trajectories(golden, adapters)
     learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, lr=3e-3, updates_per_rollout=3))
-    assert learner.update(0, state, rows, scores()).metrics["policy/ratio_mean"] != 1.0
+    assert update(learner, state, rows).metrics["policy/ratio_mean"] != 1.0
 
 
 def test_minibatches_must_divide_the_conditions(golden):
@@ -142,7 +149,7 @@ def test_minibatches_must_divide_the_conditions(golden):
     from stylevar.errors import UserError
 
     with pytest.raises(UserError, match="--minibatches 3"):
-        GrpoLearner(adapters, LearnerConfig(lora_rank=4, minibatches=3)).update(0, state, rows, scores())
+        update(GrpoLearner(adapters, LearnerConfig(lora_rank=4, minibatches=3)), state, rows)
 
 
 def test_mismatch_stops_with_step_scale_and_values(golden):
@@ -150,7 +157,7 @@ def test_mismatch_stops_with_step_scale_and_values(golden):
     state, rows = trajectories(golden, adapters)
     rows.logp[1, 2, 20] += 0.01
     with pytest.raises(LogprobMismatch, match=re.escape("step 7: at scale 3 (token 20)")):
-        GrpoLearner(adapters, LearnerConfig(lora_rank=4)).update(7, state, rows, scores())
+        update(GrpoLearner(adapters, LearnerConfig(lora_rank=4)), state, rows, step=7)
 
 
 def test_skipped_step_touches_nothing(golden):
@@ -158,7 +165,7 @@ def test_skipped_step_touches_nothing(golden):
     state, rows = trajectories(golden, adapters)
     learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, kl_limit=1e-9, weight_decay=0.5))
     before = adapters.state()
-    result = learner.update(0, state, rows, scores())
+    result = update(learner, state, rows)
     assert result.metrics["guard/skipped_steps"] == 1
     assert result.metrics["guard/dropped"] == 8
     assert result.metrics["kl/raw"] > 1e-9  # what was dropped is still told to the merge controller
@@ -172,9 +179,9 @@ def test_a_dropped_trajectory_teaches_nothing(golden):
     nan = scores()
     nan.rewards[0, 1] = float("nan")
     config = LearnerConfig(lora_rank=4)
-    assert GrpoLearner(spoiled, config).update(0, state, rows, nan).metrics["guard/dropped"] == 4
+    assert update(GrpoLearner(spoiled, config), state, rows, nan).metrics["guard/dropped"] == 4
     half = dataclasses.replace(rows, **{n: getattr(rows, n)[1:] for n in ("keys", "tokens", "logp", "kept_mass", "seeds")})
     kept = Scores(scores().rewards[1:], {})
-    GrpoLearner(clean, config).update(0, state.select(slice(1, 2)), half, kept)
+    update(GrpoLearner(clean, config), state.select(slice(1, 2)), half, kept)
     for a, b in zip(spoiled.parameters(), clean.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)

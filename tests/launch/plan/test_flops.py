@@ -88,11 +88,22 @@ def test_known_tokens_save_the_vq_encoder():
     with FlopCounterMode(display=False) as counter:
         vae.img_to_idxBl(images)
     assert counted["encode"] - known["encode"] == counter.get_total_flops()
+    assert counted["encode_again"] == known["encode"]
 
 
 def test_shared_work_is_spread_over_the_group_and_a_step_multiplies():
     flops = Flops(
-        encode=80, queries=16, queries_backward=8, target=24, merge=5, rollout=7, decode=3, reward=2, forward=6, backward=9
+        encode=80,
+        encode_again=40,
+        queries=16,
+        queries_backward=8,
+        target=24,
+        merge=5,
+        rollout=7,
+        decode=3,
+        reward=2,
+        forward=6,
+        backward=9,
     )
     each = flops.per_trajectory(8)
     assert each == {

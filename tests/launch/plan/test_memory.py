@@ -12,12 +12,13 @@ from torch import Tensor
 from launch.plan.memory import ALWAYS, Component, MemoryPlan, RoleMemory, _measure, parameter_counts, saved_activations
 from launch.plan.phases import Phases, Workload
 from launch.plan.trace import peak_bytes, saved_bytes
+from learner.lesson import Lesson
 from learner.update import GrpoLearner, LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.conditions import ConditionState, guide_queries
 from stylevar.config import ModelConfig
-from stylevar.contracts import PolicyVersion, Scores
+from stylevar.contracts import PolicyVersion
 from stylevar.generate import KVCache
 
 RANK, GROUP = 4, 3
@@ -51,8 +52,8 @@ def test_a_real_update_keeps_what_the_plan_says(work):
     state = sampler.conditions.get(batch)
     with adapters.merged():
         trajectories = sampler.sample(batch, 0, 0, PolicyVersion(0, 0))
-        scores = Scores(torch.randn(1, GROUP), {})
-        _, saved = saved_bytes(lambda: learner.update(0, state, trajectories, scores), given(sampler, state))
+        lesson = Lesson(state, trajectories, learner.reference_logprobs(state, trajectories), torch.randn(1, GROUP))
+        _, saved = saved_bytes(lambda: learner.update(0, lesson.split(1)), given(sampler, state))
     assert saved_activations(work, GROUP) == pytest.approx(saved, rel=0.1)
 
 

@@ -11,17 +11,19 @@ from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
 COSTS = Costs(
     read=0.25,
     encode=0.5,
+    encode_again=0.25,
     sample=4.0,
     score=1.0,
     reference=2.0,
     update=3.0,
     optimizer=0.5,
     reduce=0.0,
+    publish=0.0,
     sync=1.0,
     driver=0.125,
 )
 ROLLOUT = COSTS.read + COSTS.encode + COSTS.sample
-PREPARE = COSTS.encode + COSTS.reference
+PREPARE = COSTS.encode_again + COSTS.reference
 
 
 def step_seconds(schedule: Schedule, **changes: float) -> float:
@@ -51,7 +53,9 @@ def test_units_go_round_to_the_workers():
     # Two rounds; the learner prepares the first one's pair during the second (and, here, a little longer).
     prepared = ROLLOUT + max(ROLLOUT, 2 * PREPARE) + 2 * PREPARE
     assert two == pytest.approx(prepared + 4 * COSTS.update + COSTS.optimizer + COSTS.driver)
-    uneven = step_seconds(Schedule(((1, 1, 1),), rollout_workers=2), sync=0.0, reference=0.0, encode=0.0, score=0.0)
+    uneven = step_seconds(
+        Schedule(((1, 1, 1),), rollout_workers=2), sync=0.0, reference=0.0, encode=0.0, encode_again=0.0, score=0.0
+    )
     assert uneven == pytest.approx(2 * (ROLLOUT - COSTS.encode) + 3 * COSTS.update + COSTS.optimizer + COSTS.driver)
 
 
@@ -61,9 +65,9 @@ def test_staleness_one_hides_the_shorter_of_sampling_and_updating():
     learner = COSTS.update + COSTS.optimizer
     rollout = COSTS.sync + ROLLOUT
     free = {"reference": 0.0, "score": 0.0, "driver": 0.0}
-    assert step_seconds(schedule, **free) == pytest.approx(max(rollout, learner) + COSTS.encode)
+    assert step_seconds(schedule, **free) == pytest.approx(max(rollout, learner) + COSTS.encode_again)
     busy = step_seconds(schedule, update=50.0, **free)
-    assert busy == pytest.approx(max(rollout, 50.5) + COSTS.encode)
+    assert busy == pytest.approx(max(rollout, 50.5) + COSTS.encode_again)
     assert step_seconds(schedule) < step_seconds(replace(schedule, max_staleness=0))
 
 
@@ -83,13 +87,24 @@ def test_adapters_are_loaded_once_per_version_by_each_worker():
 
 
 def test_learners_share_the_updates_and_wait_for_the_slowest():
-    free = {"sync": 0.0, "reference": 0.0, "encode": 0.0, "score": 0.0, "sample": 0.0, "read": 0.0, "driver": 0.0}
+    free = {
+        "sync": 0.0,
+        "reference": 0.0,
+        "encode": 0.0,
+        "encode_again": 0.0,
+        "score": 0.0,
+        "sample": 0.0,
+        "read": 0.0,
+        "driver": 0.0,
+    }
     assert step_seconds(Schedule(((1,) * 4,), learners=2), **free) == pytest.approx(2 * COSTS.update + COSTS.optimizer)
     three = step_seconds(Schedule(((1,) * 4,), learners=3), **free, reduce=0.25)
     assert three == pytest.approx(2 * COSTS.update + COSTS.optimizer + 0.25)
     assert step_seconds(Schedule(((1,) * 4,)), **free, reduce=9.0) == pytest.approx(4 * COSTS.update + COSTS.optimizer)
     minibatches = Schedule(((1, 1), (1, 1)), updates_per_rollout=3)
     assert step_seconds(minibatches, **free) == pytest.approx(3 * (4 * COSTS.update + 2 * COSTS.optimizer))
+    published = step_seconds(minibatches, **free, publish=0.75)
+    assert published == pytest.approx(3 * (4 * COSTS.update + 2 * COSTS.optimizer) + 0.75)
 
 
 def test_more_rollout_workers_help_until_the_learner_is_the_bottleneck():
@@ -108,7 +123,7 @@ def test_more_rollout_workers_help_until_the_learner_is_the_bottleneck():
 
 
 def test_threads_beyond_the_cores_slow_all_in_proportion():
-    free = {"score": 0.0, "sync": 0.0, "encode": 0.0, "driver": 0.0, "reference": 0.0}
+    free = {"score": 0.0, "sync": 0.0, "encode": 0.0, "encode_again": 0.0, "driver": 0.0, "reference": 0.0}
     pair = Schedule(((1, 1),), rollout_workers=2)
     rest = 2 * COSTS.update + COSTS.optimizer
     alone = COSTS.read + COSTS.sample
@@ -123,7 +138,9 @@ def test_threads_beyond_the_cores_slow_all_in_proportion():
 
 def test_the_rest_of_a_job_speeds_up_when_another_ends():
     """Rollouts of 1 and 3 s on one core: both at half speed for 2 s, then 2 s alone."""
-    free = dict.fromkeys(("read", "encode", "score", "reference", "optimizer", "sync", "driver", "update"), 0.0)
+    free = dict.fromkeys(
+        ("read", "encode", "encode_again", "score", "reference", "optimizer", "sync", "driver", "update"), 0.0
+    )
     schedule = Schedule(((1, 3),), rollout_workers=2, cores=1)
     prediction = simulate(schedule, replace(COSTS, **free, sample=1.0))
     assert prediction.step_seconds == pytest.approx(4.0)

@@ -1,0 +1,60 @@
+"""The conditions of a GRPO run: what each step trains on, and the held-out sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data.index import expand_shards
+from data.order import EpochOrder
+from data.shards import TripletShards
+from stylevar.contracts import ConditionBatch
+from stylevar.errors import UserError
+
+TRAIN = "train"
+
+
+class ConditionSets:
+    """Training and held-out triplets by the name of their set, read when asked for."""
+
+    def __init__(self, patterns: Mapping[str, str], image_size: int, vae: str, conditions: int, seed: int) -> None:
+        """Args:
+            patterns: {name: glob of shards}; "train" is trained on, in the order that `seed` gives.
+            vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards.
+            conditions: B, conditions per step.
+
+        Raises UserError if a set is unusable or holds fewer than B training triplets.
+        """
+        self.sets = {
+            name: TripletShards(expand_shards([pattern]), image_size=image_size, vae=vae)
+            for name, pattern in patterns.items()
+        }
+        self.conditions = conditions
+        if len(self.sets[TRAIN]) < conditions:
+            raise UserError(f"--conditions {conditions}: {patterns[TRAIN]} holds only {len(self.sets[TRAIN])} triplets")
+        for triplets in self.sets.values():
+            # Shards of another size, or not of pictures, show here and not after minutes of work.
+            for i in spread(len(triplets), 8):
+                triplets.usable(i)
+        self.order = EpochOrder(len(self.sets[TRAIN]), seed)
+
+    def sizes(self) -> dict[str, int]:
+        """Triplets of each set."""
+        return {name: len(triplets) for name, triplets in self.sets.items()}
+
+    def of_step(self, step: int, rows: slice | None = None) -> ConditionBatch:
+        """The conditions of a step, or some of the B."""
+        chosen = self.order.position(step, self.conditions)
+        return self.pick(TRAIN, chosen if rows is None else chosen[rows])
+
+    def pick(self, name: str, indices: Sequence[int]) -> ConditionBatch:
+        """The triplets of set `name` at `indices`, stacked; a bad one gives way to the next good one in key order."""
+        return ConditionBatch.stack([self.sets[name].usable(i) for i in indices])
+
+
+def spread(total: int, count: int | None) -> list[int]:
+    """`count` indices of `total`, evenly spread; all for None."""
+    if count is None:
+        return list(range(total))
+    return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})

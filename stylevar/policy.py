@@ -1,0 +1,87 @@
+"""The policy as every process of a run holds it: the model, its adapters, and which version of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylevar.adapters import Adapters
+from stylevar.checkpoint import MODEL_FILE, load_into, load_pair, read_model_state
+from stylevar.contracts import PolicyVersion
+from stylevar.hub import fetch
+from stylevar.sampling import trajectory_seed
+
+START = PolicyVersion(0, 0)
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Where a run's weights come from: the same for all of its processes.
+
+    `base`, after merges, is the model (a file or folder) whose weights replace those of `init`; `version` is what the
+    weights then are.
+    """
+
+    init: str
+    vae: str
+    lora_rank: int
+    seed: int
+    revision: str | None = None
+    alphas: tuple[float, ...] | None = None
+    base: str | None = None
+    version: PolicyVersion = START
+
+
+class Policy:
+    """One process's copy of the policy; adapters are fresh until `load` is called."""
+
+    def __init__(self, source: PolicySource, device: torch.device) -> None:
+        """Raises UserError for files that are missing or do not fit."""
+        vae, self.model = load_pair(source.init, source.vae, source.alphas, source.revision)
+        if source.base is not None:
+            load_into(self.model, read_model_state(fetch(source.base, MODEL_FILE)), source.base)
+        self.vae_fingerprint = vae.fingerprint()
+        vae.to(device)
+        self.model.to(device)
+        self.seed, self.version = source.seed, source.version
+        self.adapters = Adapters(self.model, source.lora_rank, seed=self._adapter_seed())
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
+        return self.model.arch.image_size
+
+    def describe(self) -> dict[str, int]:
+        """Numbers of parameters."""
+        return {
+            "model parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable parameters": sum(p.numel() for p in self.adapters.parameters()),
+        }
+
+    def load(self, adapters: Mapping[str, Tensor], version: PolicyVersion) -> None:
+        """Set the adapters, which are those of `version`."""
+        if version.merges != self.version.merges:
+            raise ValueError(f"adapters of {version} do not belong on the base of {self.version}: replay the merges first")
+        self.adapters.load(adapters)
+        self.version = version
+
+    def merge(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Bake `snapshot` into the base and start fresh adapters: the same arithmetic on every worker."""
+        self.adapters.load(snapshot)
+        self.adapters.bake()
+        self.version = self.version._replace(merges=self.version.merges + 1)
+        self.restart()
+
+    def restart(self) -> None:
+        """Fresh adapters without effect, the same in every process of the same version."""
+        self.adapters.reset(self._adapter_seed())
+
+    def _adapter_seed(self) -> int:
+        return trajectory_seed(self.seed, self.version.updates, "adapters", self.version.merges)
