@@ -7,6 +7,7 @@ ray job submit --working-dir . -- python launch/grpo.py --preset demo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -20,13 +21,15 @@ import tyro
 from data.shards import TripletShards, expand_shards
 from launch.cli import exit_code
 from launch.cluster import join_cluster
-from launch.colocated import ColocatedWorker
+from launch.colocated_actor import ColocatedActor
 from launch.config import GrpoConfig, default_for, load_config, to_plain
+from launch.distributed import DistributedRun
 from launch.heldout import before_after, compare
-from launch.loop import ActorProxy, Progress, score_heldout, train
+from launch.learner_group import LearnerLost
+from launch.loop import Progress, score_heldout, train
 from launch.plan.report import plan
 from launch.run_folder import ResumePoint, RunFolder, find_resume
-from launch.stop import STOPPED
+from launch.stop import STOPPED, StopRequest
 from launch.telemetry import Telemetry
 from learner.merge import MergeController
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE
@@ -61,74 +64,101 @@ def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
         RunFolder(config.runs / config.name).check_free()
 
 
-def start_worker(config: GrpoConfig) -> Any:
-    """Connect to Ray (the cluster of a job, or one of our own) and create the colocated actor."""
+def start_worker(config: GrpoConfig, stop: StopRequest) -> Any:
+    """Connect to Ray (the cluster of a job, or one of our own) and take the worker that --placement names."""
     there = join_cluster()
-    wants_gpu = config.device == "cuda" or (config.device == "auto" and there.get("GPU", 0) >= 1)
-    cpus = min(config.threads or 1, int(there.get("CPU", 1)))
-    asked = {"CPU": cpus, "GPU": 1 if wants_gpu else 0}
-    for kind, count in asked.items():
-        if there.get(kind, 0) < count:
-            raise UserError(
-                f"the plan needs {count} {kind}, the Ray cluster has {there.get(kind, 0):g}: "
-                f"give --device cpu or fewer --threads, or start Ray where they are"
-            )
-    actor = ray.remote(ColocatedWorker).options(name=f"stylevar-{config.name}", num_cpus=cpus, num_gpus=asked["GPU"])
-    return actor.remote()
-
-
-def wait(reference: Any) -> Any:
-    """`ray.get`, with the error that the worker raised in place of Ray's wrapping of it."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
+    if config.cluster.placement == "distributed":
+        return DistributedRun(lambda: stop.requested)
+    return ColocatedActor(config, there)
 
 
 def main(config: GrpoConfig, point: ResumePoint | None) -> None:
     """Run on Ray, from the first check to the report."""
     preflight(config, point)
-    config = dataclasses.replace(config, threads=config.threads or os.cpu_count() or 1, resume=None, config=None)
+    if config.cluster.placement == "colocated":
+        config = dataclasses.replace(config, threads=config.threads or os.cpu_count() or 1)
+    config = dataclasses.replace(config, resume=None, config=None)
     if config.plan.wanted:
         print(plan(config))
         return
+    stop = StopRequest()
     try:
-        run = execute(config, point, ActorProxy(start_worker(config), wait))
+        run = execute(config, point, start_worker(config, stop), stop)
     finally:
         ray.shutdown()
     report(config, run)
 
 
-def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any) -> RunFolder:
-    """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early."""
-    facts = worker.setup(config, point.checkpoint if point else None)
-    path = config.runs / config.name
-    keep = config.monitor.keep_checkpoints
-    # Only now: a run that cannot start leaves no folder behind.
-    run = RunFolder.open(path, keep) if point else RunFolder.create(path, to_plain(config), keep)
+def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None) -> RunFolder:
+    """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early.
+
+    Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
+    """
+    stop = stop or StopRequest()
+    try:
+        try:
+            facts = worker.setup(config, point.checkpoint if point else None)
+        except LearnerLost as lost:
+            raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
+        path = config.runs / config.name
+        keep = config.monitor.keep_checkpoints
+        # Only now: a run that cannot start leaves no folder behind.
+        run = RunFolder.open(path, keep) if point else RunFolder.create(path, to_plain(config), keep)
+        print(f"run {path}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        for losses in itertools.count(1):
+            try:
+                finished = advance(config, run, worker, stop, point)
+                break
+            except LearnerLost as lost:
+                point = after_loss(config, worker, lost, losses)
+        print(worker.summary(), end="")
+        if not finished:
+            print(f"stopped; continue with: python launch/grpo.py --resume {path}")
+            sys.exit(STOPPED)
+        with run.final_model() as folder:
+            worker.save_policy(folder)
+    finally:
+        worker.close()
+    return run
+
+
+def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None) -> bool:
+    """From a checkpoint, or the start, to the scores at the end; False if a signal ended it early."""
     progress = Progress(MergeController(config.merge))
-    if point is not None and point.checkpoint is not None:
-        progress.load(point.checkpoint / "progress.json")
+    if point is not None:
+        if point.checkpoint is not None:
+            progress.load(point.checkpoint / "progress.json")
         run.rewind(progress.steps, progress.merges)
     telemetry = Telemetry(run, progress.steps)
-    print(f"run {path}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     try:
         if progress.steps == 0:
             print("scoring the held-out conditions before training")
             score_heldout(config, worker, run, telemetry, 0)
-        finished = train(config, worker, run, telemetry, progress)
-        if not finished:
-            print(f"stopped after step {progress.steps}; continue with: python launch/grpo.py --resume {path}")
-            sys.exit(STOPPED)
+        if not train(config, worker, run, telemetry, progress, stop):
+            return False
         print("scoring the held-out conditions after training")
         score_heldout(config, worker, run, telemetry, config.steps)
-        with run.final_model() as folder:
-            worker.save_policy(folder)
     finally:
         telemetry.close()
-    return run
+    return True
+
+
+def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, losses: int) -> ResumePoint:
+    """Bring the learners back to the last checkpoint, and say where that is."""
+    while losses <= config.cluster.max_restarts:
+        point = find_resume("auto", config.runs, config.name)
+        assert point is not None
+        print(f"{lost}: restarting the learners from step {point.step}", file=sys.stderr)
+        try:
+            worker.restart(point.checkpoint)
+            return point
+        except LearnerLost as again:
+            lost, losses = again, losses + 1
+    path = config.runs / config.name
+    raise UserError(
+        f"{lost}, and the learners were restarted --max-restarts {config.cluster.max_restarts} times already: mend the "
+        f"cause, then continue with --resume {path}"
+    )
 
 
 def report(config: GrpoConfig, run: RunFolder) -> None:

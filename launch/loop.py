@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tqdm import tqdm
 
 from launch.config import GrpoConfig
+from launch.distributed import StepAbandoned
 from launch.heldout import save_scores
 from launch.reports import HeldoutReport, StepReport
 from launch.run_folder import RunFolder
@@ -22,7 +22,7 @@ from stylevar.contracts import StepMetrics
 
 
 class Worker(Protocol):
-    """What the loop needs of a worker; `ActorProxy` makes one of a Ray actor."""
+    """What the loop needs: `DistributedRun`, `ColocatedWorker`, or the latter behind Ray as a `ColocatedActor`."""
 
     def step(self, step: int) -> StepReport: ...
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport: ...
@@ -50,12 +50,19 @@ class Progress:
         self.steps, self.merges, self.best = state["steps"], state["merges"], state["best"]
 
 
-def train(config: GrpoConfig, worker: Worker, run: RunFolder, telemetry: Telemetry, progress: Progress) -> bool:
+def train(
+    config: GrpoConfig, worker: Worker, run: RunFolder, telemetry: Telemetry, progress: Progress, stop: StopRequest
+) -> bool:
     """Run the steps that are left; False if a signal ended them early (then a checkpoint was written)."""
     bar = tqdm(total=config.steps, initial=progress.steps, desc=config.name, unit="step", dynamic_ncols=True)
-    with bar, StopRequest() as stop:
+    with bar, stop:
         for step in range(progress.steps, config.steps):
-            report = worker.step(step)
+            try:
+                report = worker.step(step)
+            except StepAbandoned:
+                if progress.steps not in run.steps():
+                    checkpoint(worker, run, telemetry, progress)
+                return False
             metrics = dict(report.metrics)
             heldout = None
             if (step + 1) % config.monitor.eval_every == 0:
@@ -126,15 +133,5 @@ def step_line(step: int, metrics: StepMetrics, actions: list[MergeAction]) -> st
     ]
     if "reward/heldout" in metrics:
         parts.append(f"held-out {metrics['reward/heldout']:7.4f}")
-    parts += [a.value for a in actions if a not in (MergeAction.SNAPSHOT, MergeAction.SNAPSHOT_BEST_HELDOUT)]
+    parts += [a.value for a in actions if a.changes_weights]
     return "  ".join(parts)
-
-
-class ActorProxy:
-    """A worker behind Ray: every method waits for the remote one. Errors come back as they were raised."""
-
-    def __init__(self, actor: Any, wait: Callable[[Any], Any]) -> None:
-        self._actor, self._wait = actor, wait
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args: self._wait(getattr(self._actor, name).remote(*args))

@@ -1,31 +1,31 @@
-"""The scorer as a Ray actor, for a placement of its own."""
+"""The scorer as a Ray actor."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
-import ray
+import torch
 from torch import Tensor
 
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
-from stylevar.contracts import Scores
+from stylevar.contracts import CallInfo, ConditionBatch, Scores
+from stylevar.role_log import RoleLog
 
 
-class RewardActor:
-    """Holds one scorer, built inside the actor's process."""
+class RewardWorker:
+    """Holds one scorer, built inside the actor's process by `setup`."""
 
-    def __init__(self, config: RewardConfig, device: str = "cpu") -> None:
+    def __init__(self, name: str) -> None:
+        self._log = RoleLog(name)
+
+    def setup(self, config: RewardConfig, device: str, threads: int) -> None:
+        """Raises UserError for settings or weights that cannot be used."""
+        torch.set_num_threads(threads)
         self._scorer = build_scorer(config, device)
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores:
-        """See `RewardScorer.score`: uint8 [B, G, 3, H, W] and [B, 3, H, W] -> Scores on the images' device."""
-        return self._scorer.score(generated_u8, target_u8)
-
-
-def start_reward_actor(config: RewardConfig, device: str = "cpu", **options: Any) -> Any:
-    """Start the actor and return its handle at once; `options` are Ray's (num_cpus, num_gpus, scheduling_strategy...).
-
-    Unusable settings surface when the first `score.remote(...)` is fetched, as the actor's death with its cause.
-    """
-    return ray.remote(RewardActor).options(**options).remote(config, device)
+    def score(self, images_u8: Tensor, batch: ConditionBatch, step: int) -> tuple[Scores, CallInfo]:
+        """Score images uint8 [B, G, 3, H, W] against the targets of their conditions; the scores are on CPU."""
+        start, self._log.step = time.perf_counter(), step
+        scores = self._scorer.score(images_u8, batch.target)
+        return scores, CallInfo(time.perf_counter() - start)

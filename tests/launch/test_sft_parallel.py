@@ -96,6 +96,7 @@ def test_a_lost_process_is_replaced_and_the_run_ends_as_it_would_have(files, alo
     load_pair(str(run / "model"), str(files / "vqvae.safetensors"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_at_a_checkpoint_and_one_process_can_go_on(files, alone, tmp_path, monkeypatch, capsys):
     run = tmp_path / "sft"
     presser = once((run / "checkpoints" / "step_00000004").is_dir, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -107,9 +108,13 @@ def test_ctrl_c_stops_all_at_a_checkpoint_and_one_process_can_go_on(files, alone
     assert losses(run)[STEPS] == pytest.approx(losses(alone)[STEPS], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_a_users_mistake_in_a_worker_is_one_line(files, tmp_path, monkeypatch, capsys):
     argv = flags(files, tmp_path, "--workers", "2", "--vae", str(files / "model.safetensors"))
     assert main(monkeypatch, *argv) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_workers_have_to_divide_the_batch(files, tmp_path, monkeypatch, capsys):
     assert main(monkeypatch, *flags(files, tmp_path, "--workers", "3")) == 2
     assert "--workers 3: must divide --batch 4" in capsys.readouterr().err

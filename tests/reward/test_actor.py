@@ -6,29 +6,33 @@ import pytest
 import ray
 import torch
 
-from reward.actor import start_reward_actor
+from reward.actor import RewardWorker
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
+from stylevar.contracts import ConditionBatch
+from stylevar.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def actor():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    yield ray.remote(RewardWorker).options(num_cpus=1).remote("reward-0")
     ray.shutdown()
 
 
-def test_scores_equal_those_in_process(cluster):
+def test_scores_equal_those_in_process(actor):
     generator = torch.Generator().manual_seed(0)
-    generated = torch.randint(0, 256, (2, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
     target = torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    actor = start_reward_actor(RewardConfig(), num_cpus=1)
-    remote, local = ray.get(actor.score.remote(generated, target)), build_scorer(RewardConfig()).score(generated, target)
-    torch.testing.assert_close(remote.rewards, local.rewards, atol=1e-5, rtol=0)
-    assert remote.components.keys() == local.components.keys()
+    ray.get(actor.setup.remote(RewardConfig(), "cpu", 1))
+    batch = ConditionBatch(("a", "b"), target, target, target)
+    scores, info = ray.get(actor.score.options(num_returns=2).remote(images, batch, 3))
+    local = build_scorer(RewardConfig()).score(images, target)
+    torch.testing.assert_close(scores.rewards, local.rewards, atol=1e-5, rtol=0)
+    assert scores.components.keys() == local.components.keys()
+    assert info.seconds > 0
 
 
-def test_unusable_settings_surface_with_their_cause(cluster):
-    actor = start_reward_actor(RewardConfig(reward="dreamsim"), num_cpus=1)
-    with pytest.raises(ray.exceptions.RayError, match="dreamsim_cache"):
-        ray.get(actor.score.remote(torch.zeros(1), torch.zeros(1)))
+def test_unusable_settings_surface_with_their_cause(actor):
+    with pytest.raises(UserError, match="dreamsim_cache"):
+        ray.get(actor.setup.remote(RewardConfig(reward="dreamsim"), "cpu", 1))

@@ -1,0 +1,293 @@
+"""A GRPO run over actors on many GPUs or nodes, with the interface of the colocated worker.
+
+This process only passes references: conditions go from the reader to rollout workers, from there images to reward workers
+and trajectories to learners, and adapters from the first learner to the rollout workers, through Ray's object store.
+
+Which weights sample a step is fixed beforehand, not a matter of timing: with a staleness of s, those that step t - 1 - s
+left, or the last merge or rollback if that came later. So a worker that is lost changes no result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from data.conditions import spread
+from launch.actors import Placement
+from launch.config import GrpoConfig
+from launch.learner_group import LearnerGroup, Together
+from launch.placement import split_units
+from launch.pool import Calls, Pool
+from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
+from launch.role_usage import RoleUsage
+from launch.units import Unit, UnitFlow
+from launch.weights import Weights
+from learner.actor import UpdateInfo, WeightsInfo, older_adapters
+from learner.merge import MergeAction
+from learner.trainer import saved_base
+from stylevar.contracts import PolicyVersion, Scores, TrajectoryRows
+from stylevar.policy import PolicySource
+
+PIPELINE = "pipeline.json"
+"""In a checkpoint: the version that samples each step which was begun before its turn."""
+
+
+class StepAbandoned(Exception):
+    """A signal came while a step was still being sampled; nothing of it was learned."""
+
+
+class DistributedRun:
+    """One GRPO run's actors. `setup` first; then `step`, `evaluate`, `apply`, `save`, as of `ColocatedWorker`."""
+
+    def __init__(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
+        """`stop_requested` is asked while a step waits for its rollouts. Ray is connected already."""
+        self._stop_requested = stop_requested
+        self._launched: dict[int, list[Unit]] = {}
+        self._ahead: dict[int, PolicyVersion] = {}  # versions of steps that were begun before the checkpoint
+
+    def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
+        """Place and load everything. Raises UserError if the cluster cannot hold the plan, or for unusable files."""
+        self._config, cluster = config, config.cluster
+        self._calls = Calls(cluster.call_timeout)
+        self._placement = placement = Placement(cluster, config.name, config.device)
+        self._learners = LearnerGroup(placement, config, self._calls)
+        self._rollout = Pool(
+            placement.names("rollout", cluster.rollout_workers),
+            lambda number: placement.create("rollout", number),
+            lambda actor: actor.setup.remote(
+                self._source, config.rollout, placement.device, placement.threads("rollout", config.threads)
+            ),
+            self._calls,
+            cluster.max_restarts,
+        )
+        self._reward = Pool(
+            placement.names("reward", cluster.reward_workers),
+            lambda number: placement.create("reward", number),
+            lambda actor: actor.setup.remote(config.reward, placement.device, placement.threads("reward", config.threads)),
+            self._calls,
+            cluster.max_restarts,
+        )
+        self._reader = Pool(
+            ["reader"],
+            lambda _: placement.create_reader(),
+            lambda actor: actor.setup.remote(
+                config.condition_patterns(), self._shape["image_size"], self._shape["vae"], config.conditions, config.seed
+            ),
+            self._calls,
+            cluster.max_restarts,
+        )
+        members = {"rollout": self._rollout.members, "reward": self._reward.members, "learner": self._learners.members}
+        self._usage = RoleUsage(config.name, members, {"rollout": self._rollout, "reward": self._reward})
+        self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
+        self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync)
+        self._source = self._source_of(checkpoint)
+        self._rollout.start()
+        self._reward.start()
+        facts = self._start_learners(checkpoint)
+        self._reader.start()
+        self._until(lambda: self._rollout.ready and self._reward.ready and self._reader.ready)
+        sizes = {f"{name} conditions": size for name, size in self._reader.facts.items()}
+        workers = f"{cluster.rollout_workers} rollout, {cluster.reward_workers} reward, {cluster.learners} learner"
+        return {"device": placement.device, "workers": workers, **facts, **sizes}
+
+    def restart(self, checkpoint: Path | None) -> None:
+        """After a `LearnerLost`: new learners, all weights and versions as in `checkpoint` (None: as at the start)."""
+        self._learners.kill()
+        self._learners.restarts += 1
+        source = self._source_of(checkpoint)
+        for units in self._launched.values():
+            for unit in units:
+                unit.abandon()
+        other_base = source.base != self._source.base
+        self._source = source
+        # Only workers that replayed merges which no longer count, or lack some, have to load their base again.
+        if self._weights.restart(source.version) or other_base:
+            self._rollout.renew()
+        self._start_learners(checkpoint)
+        self._until(lambda: self._rollout.ready)
+
+    def step(self, step: int) -> StepReport:
+        """Sample, score and learn. Raises StepAbandoned if a stop is requested before the learning."""
+        start = time.perf_counter()
+        self._launch(step)
+        units = self._launched[step]
+        self._until(lambda: all(unit.done for unit in units), abandon=True)
+        for later in range(step + 1, min(step + self._config.cluster.max_staleness, self._config.steps - 1) + 1):
+            self._launch(later)
+        sampled = time.perf_counter()
+        staleness = self._weights.version.updates - units[0].version.updates
+        infos = self._update(step, units)
+        del self._launched[step]
+        self._weights.keep_only([some[0].version for some in self._launched.values()])
+        rows = [rows for _, rows in sorted((pair for info in infos for pair in info.rows), key=lambda pair: pair[0])]
+        joined = TrajectoryRows.join(rows)
+        seconds = {"time/step": time.perf_counter() - start, "time/wait": sampled - start}
+        seconds["time/update"] = seconds["time/step"] - seconds["time/wait"]
+        seconds["throughput/trajectories_per_s"] = joined.rewards.numel() / seconds["time/step"]
+        usage = self._usage.metrics(staleness, self._restarts())
+        assert infos[0].metrics is not None
+        scores = Scores(joined.rewards, dict(joined.components))
+        return step_report(scores, joined, infos[0].metrics, {**seconds, **usage})
+
+    def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
+        """Score `conditions` (all by default) of the held-out set `name` with the newest weights and fixed seeds."""
+        monitor = self._config.monitor
+        chosen = spread(self._reader.facts[name], conditions)
+        size = monitor.eval_unit
+        parts = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+        units = [
+            Unit(HELDOUT_STEP, number, ("pick", (name, part)), self._weights.version, group=monitor.eval_group)
+            for number, part in enumerate(parts)
+        ]
+        for unit in units:
+            self._flow.start(unit)
+        self._until(lambda: all(unit.done for unit in units))
+        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        for unit in units:
+            scores = ray.get(unit.scores_ref)
+            tally.add(unit.keys, scores)
+            if tally.wants_pictures:  # these few alone are fetched, to be drawn
+                batch, images = ray.get([unit.batch_ref, unit.images_ref])
+                tally.add_pictures(batch, images, scores.rewards)
+        return tally.report()
+
+    def apply(self, action: MergeAction) -> None:
+        """Carry out what the merge controller decided. What was sampled ahead with other weights is sampled again."""
+        together = self._learners.call(f"the {action.value}", "apply", action, self._hashed, returns=3)
+        infos: list[WeightsInfo] = self._wait(together)
+        if not action.changes_weights:
+            return
+        snapshot, adapters, _ = together.references[0]
+        for units in self._launched.values():
+            for unit in units:
+                unit.abandon()
+        self._launched = {}
+        self._weights.take(adapters, infos, snapshot if action.merges else None)
+        self._weights.keep_only([])
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write all that the run needs to go on into an existing folder; `base` says where its base model lies."""
+        ahead = {step: units[0].version for step, units in sorted(self._launched.items())}
+        weights = self._weights
+        older = {version: [weights.adapters[version]] for version in ahead.values() if version != weights.version}
+        together = self._learners.call_first("a checkpoint", "save", folder.resolve(), base, older)
+        self._wait(together)
+        (folder / PIPELINE).write_text(json.dumps({str(step): list(version) for step, version in ahead.items()}) + "\n")
+
+    def save_base(self, folder: Path) -> None:
+        """Write the base model, without the adapters, into an existing folder."""
+        self._wait(self._learners.call_first("saving the base", "save_base", folder.resolve()))
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the current policy, adapters baked in, into an existing folder."""
+        self._wait(self._learners.call_first("saving the policy", "save_policy", folder.resolve()))
+
+    def fingerprint(self) -> str:
+        """A hash of the first learner's effective weights, which all workers have to agree with."""
+        info: WeightsInfo = self._wait(self._learners.call("hashing", "weights", True, returns=2))[0]
+        assert info.fingerprint is not None
+        return info.fingerprint
+
+    def summary(self) -> str:
+        """How busy the roles were, as a table."""
+        return self._usage.table(self._restarts()) + "\n"
+
+    def close(self) -> None:
+        """End all actors."""
+        if hasattr(self, "_placement"):
+            self._placement.remove()
+
+    @property
+    def _hashed(self) -> bool:
+        return self._config.cluster.check_weights
+
+    def _restarts(self) -> dict[str, int]:
+        return {
+            "rollout": self._rollout.restarts,
+            "reward": self._reward.restarts,
+            "learner": self._learners.restarts,
+        }
+
+    def _source_of(self, checkpoint: Path | None) -> PolicySource:
+        source = self._config.policy_source()
+        if checkpoint is None:
+            return source
+        base, version = saved_base(checkpoint)
+        return dataclasses.replace(source, base=None if base is None else str(Path(base).resolve()), version=version)
+
+    def _start_learners(self, checkpoint: Path | None) -> dict[str, Any]:
+        """Bring up the learners, and make theirs the run's version."""
+        facts = self._wait(self._learners.start(self._source))[0]
+        self._shape = {name: facts.pop(name) for name in ("image_size", "vae")}
+        if self._config.cluster.learners > 1:
+            self._wait(self._learners.join())
+        self._launched, self._ahead = {}, {}
+        if checkpoint is not None:
+            self._wait(self._learners.restore(checkpoint.resolve()))
+        together = self._learners.call("reading the weights", "weights", self._hashed, returns=2)
+        infos = self._wait(together)
+        self._weights.restart(self._source.version)
+        self._weights.take(together.references[0][0], infos)
+        if checkpoint is not None:
+            self._load_pipeline(checkpoint.resolve())
+        return facts
+
+    def _load_pipeline(self, checkpoint: Path) -> None:
+        """Steps that were begun before the checkpoint are sampled with the weights that they were begun with."""
+        file = checkpoint / PIPELINE
+        for step, values in json.loads(file.read_text()).items() if file.is_file() else ():
+            version = PolicyVersion(*values)
+            self._ahead[int(step)] = version
+            if version not in self._weights.adapters:
+                path = older_adapters(checkpoint, version)
+                self._weights.adapters[version] = self._learners.first.actor.read_older.remote(path)
+
+    def _launch(self, step: int) -> None:
+        """Queue the units of a step, unless they are already, to be sampled with the weights of now."""
+        if step in self._launched:
+            return
+        config, version = self._config, self._ahead.pop(step, self._weights.version)
+        at_once = max(1, config.rollout.rollout_batch // config.rollout.group)
+        units: list[Unit] = []
+        for minibatch, cuts in enumerate(
+            split_units(config.conditions, config.learner.minibatches, config.cluster, at_once)
+        ):
+            for position, rows in enumerate(cuts):
+                learner = position % config.cluster.learners
+                units.append(Unit(step, len(units), ("of_step", (step, rows)), version, learner, minibatch=minibatch))
+        self._launched[step] = units
+        for unit in units:
+            self._flow.start(unit)
+
+    def _update(self, step: int, units: list[Unit]) -> list[UpdateInfo]:
+        """All learners learn from their units; rollouts of later steps go on meanwhile."""
+
+        def share(rank: int) -> list[Any]:
+            numbers = range(self._config.learner.minibatches)
+            mine = [[u for u in units if u.learner == rank and u.minibatch == number] for number in numbers]
+            scores = [unit.scores_ref for some in mine for unit in some]
+            return [step, [[unit.number for unit in some] for some in mine], self._hashed, *scores]
+
+        together = self._learners.call_each(f"the update of step {step}", "update", share, returns=2)
+        infos: list[UpdateInfo] = self._wait(together)
+        self._weights.take(together.references[0][0], infos, updated=True)
+        return infos
+
+    def _wait(self, together: Together) -> list[Any]:
+        self._until(lambda: together.done)
+        return together.infos
+
+    def _until(self, done: Callable[[], bool], abandon: bool = False) -> None:
+        """Keep all actors at work until `done`."""
+        while not done():
+            for pool in (self._reader, self._rollout, self._reward):
+                pool.feed()
+            if abandon and self._stop_requested():
+                raise StepAbandoned
+            self._calls.poll()

@@ -1,0 +1,125 @@
+"""The learners of a run, which do everything together: one that is lost takes the others with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayTaskError
+
+from launch.actors import Placement
+from launch.config import GrpoConfig
+from launch.pool import LOST, Calls, Member
+from learner.update import LogprobMismatch
+from stylevar.policy import PolicySource
+
+
+class LearnerLost(RuntimeError):
+    """A learner is gone; the group goes on from the last checkpoint only."""
+
+
+@dataclass
+class Together:
+    """The same call to several learners: what each returns (references), and its small result once it is there."""
+
+    references: list[Sequence[Any]]
+    infos: list[Any]
+
+    @property
+    def done(self) -> bool:
+        return None not in self.infos
+
+
+class LearnerGroup:
+    """K learners. The first one writes checkpoints and gives out the adapters."""
+
+    def __init__(self, placement: Placement, config: GrpoConfig, calls: Calls) -> None:
+        self._placement, self._config, self._calls = placement, config, calls
+        self.members = [Member(name) for name in placement.names("learner", config.cluster.learners)]
+        self.restarts = 0
+
+    @property
+    def first(self) -> Member:
+        return self.members[0]
+
+    def start(self, source: PolicySource) -> Together:
+        """Create the actors and have them load the run's base."""
+        config, threads = self._config, self._placement.threads("learner", self._config.threads)
+        for number, member in enumerate(self.members):
+            member.actor = self._placement.create("learner", number)
+        settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, self._placement.device, threads)
+        return self.call("setup", "setup", *settings)
+
+    def join(self) -> Together:
+        """Connect the learners with each other."""
+        address = ray.get(self.first.actor.address.remote(), timeout=self._calls.timeout)
+        world, timeout = len(self.members), self._config.cluster.call_timeout
+        return self.call_each("joining", "join", lambda rank: (address, rank, world, timeout))
+
+    def restore(self, checkpoint: Path) -> Together:
+        return self.call("restoring", "restore", checkpoint)
+
+    def call(self, what: str, method: str, *arguments: Any, returns: int = 1) -> Together:
+        """The same call to all; the last of `returns` values is the small result."""
+        return self.call_each(what, method, lambda _: arguments, returns)
+
+    def call_each(self, what: str, method: str, arguments: Callable[[int], Sequence[Any]], returns: int = 1) -> Together:
+        """As `call`, with arguments by number of the learner."""
+        numbers = range(len(self.members))
+        return self._call(what, method, numbers, arguments, returns)
+
+    def call_first(self, what: str, method: str, *arguments: Any, returns: int = 1) -> Together:
+        """A call to the first learner only."""
+        return self._call(what, method, range(1), lambda _: arguments, returns)
+
+    def prepare(
+        self, what: str, number: int, arguments: Sequence[Any], done: Callable[[], None], lost_input: Callable[[], None]
+    ) -> None:
+        """Have one learner prepare a unit."""
+        member = self.members[number]
+
+        def failed(error: BaseException) -> None:
+            if isinstance(error, ObjectLostError):
+                lost_input()
+            else:
+                self._failed(what, member, error)
+
+        self._calls.add(what, member, member.actor.prepare.remote(*arguments), lambda _: done(), failed)
+
+    def kill(self) -> None:
+        """End all learners."""
+        for member in self.members:
+            self._calls.forget(member)
+            if member.actor is not None:
+                ray.kill(member.actor)
+
+    def _call(
+        self, what: str, method: str, numbers: range, arguments: Callable[[int], Sequence[Any]], returns: int
+    ) -> Together:
+        together = Together([], [None] * len(numbers))
+        for number in numbers:
+            member = self.members[number]
+            found = getattr(member.actor, method).options(num_returns=returns).remote(*arguments(number))
+            references = found if returns > 1 else [found]
+            together.references.append(references)
+
+            def done(info: Any, number: int = number) -> None:
+                together.infos[number] = True if info is None else info
+
+            def failed(error: BaseException, member: Member = member) -> None:
+                self._failed(what, member, error)
+
+            self._calls.add(what, member, references[-1], done, failed)
+        return together
+
+    def _failed(self, what: str, member: Member, error: BaseException) -> None:
+        # A survivor may report the broken connection before the death of its fellow is known.
+        fellow_gone = len(self.members) > 1 and isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError)
+        mismatch = isinstance(error, RayTaskError) and isinstance(error.cause, LogprobMismatch)
+        if isinstance(error, (*LOST, ObjectLostError)) or (fellow_gone and not mismatch):
+            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[0]
+            raise LearnerLost(f"{member.name} was lost in {what} ({reason})") from error
+        raise error

@@ -1,0 +1,279 @@
+"""Calls to actors with deadlines, and pools of actors that take tasks and are replaced when they are lost."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from stylevar.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+POLL = 0.5
+"""Seconds after which deadlines and signals are looked at when nothing happens."""
+
+
+class CallTimeout(RuntimeError):
+    """A worker did not answer in time."""
+
+
+LOST = (RayActorError, CallTimeout)
+"""What a call ends with when its worker is gone, or as good as gone."""
+
+
+@dataclass
+class Member:
+    """One actor of a role. `held` is for the owner: what the actor is known to hold."""
+
+    name: str
+    actor: Any = None
+    ready: bool = False
+    busy: bool = False
+    held: Any = None
+    restarts: int = 0
+    worked: float = 0.0
+    calls: int = 0
+    progress: float = 0.0
+
+
+@dataclass
+class Call:
+    """One call under way; `done` gets its small result, `failed` its error."""
+
+    what: str
+    member: Member
+    done: Callable[[Any], None]
+    failed: Callable[[BaseException], None]
+    since: float
+    timed: bool = True
+
+
+class Calls:
+    """All calls under way. `poll` waits for some of them and deals with what they bring."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._running: dict[Any, Call] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def add(
+        self,
+        what: str,
+        member: Member,
+        reference: Any,
+        done: Callable[[Any], None],
+        failed: Callable[[BaseException], None],
+        timed: bool = True,
+    ) -> None:
+        """Watch `reference`, the small result of a call. `what` and the member's name say which one in errors."""
+        self._running[reference] = Call(what, member, done, failed, time.monotonic(), timed)
+
+    def poll(self, wait: float = POLL) -> None:
+        """Deal with all calls that have ended, at least one unless `wait` seconds pass, and with those that hang.
+
+        Raises what a call raised, unless its `failed` takes it; UserErrors as they were raised.
+        """
+        if not self._running:
+            time.sleep(wait)
+            return
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=wait)
+        if ready:
+            ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        for reference in ready:
+            call = self._running.pop(reference, None)
+            if call is not None:
+                self._end(call, reference)
+        self._check_deadlines()
+
+    def forget(self, member: Member) -> list[Call]:
+        """Stop watching the calls of a member that is gone; returns them."""
+        gone = {reference: call for reference, call in self._running.items() if call.member is member}
+        for reference in gone:
+            del self._running[reference]
+        return list(gone.values())
+
+    def _end(self, call: Call, reference: Any) -> None:
+        try:
+            value = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            call.failed(error)
+            return
+        except (RayActorError, ObjectLostError) as error:
+            call.failed(error)
+            return
+        call.member.progress = time.monotonic()
+        call.member.calls += 1
+        call.member.worked += getattr(value, "seconds", 0.0)
+        call.done(value)
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        for reference, call in list(self._running.items()):
+            # A call may have waited for others of its actor: the clock runs from the last sign of life.
+            if reference in self._running and call.timed and now - max(call.since, call.member.progress) > self.timeout:
+                del self._running[reference]
+                call.failed(CallTimeout(f"{call.what} on {call.member.name} took over --call-timeout {self.timeout:g} s"))
+
+
+@dataclass(order=True)
+class Task:
+    """Work for any member of a pool; those of smaller `order` go first.
+
+    start: makes the call on a member and returns the reference to its small result. done: gets that result.
+    lost_input: the arguments were lost with another worker. live: whether anybody still waits for it.
+    """
+
+    order: tuple[int, ...]
+    what: str = field(compare=False)
+    start: Callable[[Member], Any] = field(compare=False)
+    done: Callable[[Any], None] = field(compare=False)
+    lost_input: Callable[[], None] = field(compare=False)
+    live: Callable[[], bool] = field(compare=False, default=lambda: True)
+
+
+class Pool:
+    """The actors of a role. Idle ones take the next task; a lost one is replaced, and its task given to another."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        create: Callable[[int], Any],
+        setup: Callable[[Any], Any],
+        calls: Calls,
+        max_restarts: int,
+    ) -> None:
+        """`create` starts actor number i; `setup` makes the first call to it and returns its reference."""
+        self.members = [Member(name) for name in names]
+        self.facts: Any = None
+        self.queue_depths: list[int] = []
+        self._create, self._setup, self._calls, self._max_restarts = create, setup, calls, max_restarts
+        self._queue: list[tuple[Task, int]] = []
+        self._running: dict[str, Task] = {}
+        self._number = itertools.count()
+        self._empty_since: float | None = None
+
+    def start(self) -> None:
+        """Create and set up all actors, in parallel; `ready` tells when they are."""
+        for number in range(len(self.members)):
+            self._launch(number, first=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all members can work."""
+        return all(member.ready for member in self.members)
+
+    @property
+    def restarts(self) -> int:
+        """How many actors were replaced."""
+        return sum(member.restarts for member in self.members)
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        heapq.heappush(self._queue, (task, next(self._number)))
+
+    def feed(self) -> None:
+        """Give tasks to idle members."""
+        while self._queue and not self._queue[0][0].live():
+            heapq.heappop(self._queue)
+        for member in self.members:
+            if self._queue and member.ready and not member.busy:
+                self.queue_depths.append(len(self._queue))
+                self._begin(member, heapq.heappop(self._queue)[0])
+        self._check_not_empty()
+
+    def renew(self) -> None:
+        """Give up all tasks and set up all actors again; those that live stay."""
+        self._queue, self._running = [], {}
+        for number, member in enumerate(self.members):
+            self._calls.forget(member)
+            back = member.ready
+            member.ready, member.busy, member.held = False, False, None
+            self._watch_setup(number, first=back)
+
+    def _begin(self, member: Member, task: Task) -> None:
+        if not task.live():
+            return
+        member.busy = True
+        self._running[member.name] = task
+
+        def done(value: Any) -> None:
+            member.busy = False
+            del self._running[member.name]
+            if task.live():
+                task.done(value)
+
+        def failed(error: BaseException) -> None:
+            self.lost(member, error) if isinstance(error, LOST) else self.failed(member, task, error)
+
+        self._calls.add(task.what, member, task.start(member), done, failed)
+
+    def failed(self, member: Member, task: Task, error: BaseException) -> None:
+        """A task ended with an error that its worker survived."""
+        if not isinstance(error, ObjectLostError):
+            raise error
+        member.busy = False
+        self._running.pop(member.name, None)
+        logger.warning("%s: its input was lost with another worker, it is done again", task.what)
+        if task.live():
+            task.lost_input()
+
+    def lost(self, member: Member, error: BaseException) -> None:
+        """Replace a member; what it was doing goes back to the queue."""
+        task = self._running.pop(member.name, None)
+        self._calls.forget(member)
+        number = self.members.index(member)
+        reason = str(error).strip().splitlines()[0]
+        if member.restarts >= self._max_restarts:
+            raise UserError(f"{member.name} was lost more than --max-restarts {self._max_restarts} times, at last: {reason}")
+        again = "" if task is None else f", {task.what} is done again with the same seeds"
+        logger.warning("%s was lost (%s): it is replaced%s", member.name, reason, again)
+        ray.kill(member.actor)
+        member.ready, member.busy, member.held = False, False, None
+        member.restarts += 1
+        self._launch(number, first=False)
+        if task is not None and task.live():
+            self.submit(task)
+
+    def _launch(self, number: int, first: bool) -> None:
+        self.members[number].actor = self._create(number)
+        self._watch_setup(number, first)
+
+    def _watch_setup(self, number: int, first: bool) -> None:
+        member = self.members[number]
+
+        def done(facts: Any) -> None:
+            self.facts, member.ready = facts, True
+            if not first:
+                logger.warning("%s is back", member.name)
+
+        def failed(error: BaseException) -> None:
+            if not isinstance(error, LOST):
+                raise error
+            self.lost(member, error)
+
+        # A replacement may have to wait for a node to return, while the others go on.
+        self._calls.add("setup", member, self._setup(member.actor), done, failed, timed=first)
+
+    def _check_not_empty(self) -> None:
+        if any(member.ready for member in self.members):
+            self._empty_since = None
+            return
+        now = time.monotonic()
+        if self._empty_since is None:
+            self._empty_since = now
+        elif self._queue and now - self._empty_since > self._calls.timeout:
+            names = ", ".join(member.name for member in self.members)
+            waited = f"--call-timeout {self._calls.timeout:g} s"
+            raise UserError(f"none of {names} came back within {waited}: the cluster has no room for them")

@@ -1,0 +1,121 @@
+"""Units of conditions on their way: read, sampled, then scored and, at the same time, prepared for the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.actor import ReadInfo
+from launch.learner_group import LearnerGroup
+from launch.pool import Member, Pool, Task
+from launch.reports import HELDOUT_STEP
+from stylevar.contracts import CallInfo, PolicyVersion
+
+
+@dataclass
+class Unit:
+    """Some conditions of a step. All fields that end in `_ref` are references; nothing of it is ever fetched here.
+
+    read: the reader's method, and its arguments. learner: the number of the one that learns from it; None for held-out
+    conditions, of which `group` samples are drawn. A unit that starts again has a new `attempt`; what comes of an older
+    one is ignored.
+    """
+
+    step: int
+    number: int
+    read: tuple[str, Sequence[Any]]
+    version: PolicyVersion
+    learner: int | None = None
+    group: int | None = None
+    minibatch: int = 0
+    keys: tuple[str, ...] = ()
+    attempt: int = 0
+    scored: bool = False
+    prepared: bool = False
+    batch_ref: Any = None
+    work_ref: Any = None
+    images_ref: Any = None
+    scores_ref: Any = None
+
+    def __str__(self) -> str:
+        where = "held-out conditions" if self.step == HELDOUT_STEP else f"step {self.step}"
+        return f"{where}, unit {self.number}"
+
+    @property
+    def done(self) -> bool:
+        """Whether it can be learned from."""
+        return self.scored and (self.prepared or self.learner is None)
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        self.attempt += 1
+
+
+class UnitFlow:
+    """Hands units from role to role."""
+
+    def __init__(
+        self,
+        reader: Pool,
+        rollout: Pool,
+        reward: Pool,
+        learners: LearnerGroup,
+        sync: Callable[[Member, PolicyVersion], None],
+    ) -> None:
+        """`sync` brings a rollout worker to a version, before it samples with it."""
+        self._reader, self._rollout, self._reward, self._learners, self._sync = reader, rollout, reward, learners, sync
+
+    def start(self, unit: Unit) -> None:
+        """Begin, or begin again: the same seeds and weights give the same trajectories."""
+        unit.attempt += 1
+        unit.scored = unit.prepared = False
+        self._reader.submit(self._task("reading", unit, self._read, self._on_read))
+
+    def _task(self, verb: str, unit: Unit, start: Callable[[Unit, Member], Any], then: Callable[[Unit, Any], None]) -> Task:
+        attempt = unit.attempt
+        return Task(
+            order=(unit.step, unit.number),
+            what=f"{verb} {unit}",
+            start=lambda member: start(unit, member),
+            done=lambda info: then(unit, info),
+            lost_input=lambda: self.start(unit),
+            live=lambda: unit.attempt == attempt,
+        )
+
+    def _read(self, unit: Unit, member: Member) -> Any:
+        method, arguments = unit.read
+        unit.batch_ref, info = getattr(member.actor, method).options(num_returns=2).remote(*arguments)
+        return info
+
+    def _on_read(self, unit: Unit, info: ReadInfo) -> None:
+        unit.keys = info.keys
+        self._rollout.submit(self._task("sampling", unit, self._sample, self._on_sampled))
+
+    def _sample(self, unit: Unit, member: Member) -> Any:
+        self._sync(member, unit.version)
+        arguments = (unit.batch_ref, unit.step, unit.version, unit.group)
+        unit.work_ref, unit.images_ref, info = member.actor.sample.options(num_returns=3).remote(*arguments)
+        return info
+
+    def _on_sampled(self, unit: Unit, _: CallInfo) -> None:
+        self._reward.submit(self._task("scoring", unit, self._score, self._on_scored))
+        if unit.learner is not None:
+            attempt, what = unit.attempt, f"preparing {unit}"
+
+            def done() -> None:
+                unit.prepared = unit.prepared or unit.attempt == attempt
+
+            def lost_input() -> None:
+                if unit.attempt == attempt:
+                    self.start(unit)
+
+            self._learners.prepare(what, unit.learner, (unit.step, unit.number, unit.work_ref), done, lost_input)
+
+    def _score(self, unit: Unit, member: Member) -> Any:
+        arguments = (unit.images_ref, unit.batch_ref, unit.step)
+        unit.scores_ref, info = member.actor.score.options(num_returns=2).remote(*arguments)
+        return info
+
+    def _on_scored(self, unit: Unit, _: CallInfo) -> None:
+        unit.scored = True

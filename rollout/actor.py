@@ -1,0 +1,94 @@
+"""The sampler as a Ray actor: it holds one copy of the policy and samples with the version that it is told to hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
+from stylevar.contracts import CallInfo, ConditionBatch, PolicyVersion, Trajectories
+from stylevar.policy import Policy, PolicySource
+from stylevar.role_log import RoleLog
+from stylevar.sampling import CoupledStreams
+from stylevar.wire import AdapterWire
+
+
+class WrongVersion(RuntimeError):
+    """A worker was given work for weights that it does not hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncInfo(CallInfo):
+    """A sync: which weights are held now (a hash, if it was asked for), and how many bytes came."""
+
+    nbytes: int = 0
+    fingerprint: str | None = None
+
+
+class RolloutWorker:
+    """`setup`, then `sync` before the first `sample` and whenever the weights change."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self._log = name, RoleLog(name)
+
+    def setup(self, source: PolicySource, config: RolloutConfig, device: str, threads: int) -> dict[str, Any]:
+        """Load the run's base. Raises UserError for files that cannot be used."""
+        torch.set_num_threads(threads)
+        self._policy = Policy(source, torch.device(device))
+        self._seed = source.seed
+        self._samplers = {
+            False: GroupSampler(self._policy.model, config),
+            True: GroupSampler(self._policy.model, config, ConditionCache(self._policy.model), CoupledStreams),
+        }
+        self._version: PolicyVersion | None = None  # no adapters yet
+        return self._policy.describe()
+
+    def sync(self, merges: Sequence[Any], adapters: Sequence[Any], version: PolicyVersion, hashed: bool) -> SyncInfo:
+        """Replay merges, then hold the adapters of `version`.
+
+        Args:
+            merges: references to the snapshots (`AdapterWire`) of the merges that this worker has not replayed, in order.
+            adapters: a reference to the adapters; in a list, so that fetching them counts as part of the sync.
+            hashed: also hash the effective weights.
+        """
+        start = time.perf_counter()
+        self._version = None
+        nbytes = 0
+        for reference in (*merges, *adapters):
+            wire: AdapterWire = ray.get(reference)
+            nbytes += wire.nbytes
+            state = {name: value.to(self._policy.device) for name, value in wire.unpack().items()}
+            if reference in adapters:
+                self._policy.load(state, version)
+            else:
+                self._policy.merge(state)
+        self._policy.adapters.refresh()
+        self._version = version
+        fingerprint = self._policy.adapters.fingerprint() if hashed else None
+        return SyncInfo(time.perf_counter() - start, nbytes, fingerprint)
+
+    def sample(
+        self, batch: ConditionBatch, step: int, version: PolicyVersion, group: int | None = None
+    ) -> tuple[tuple[ConditionBatch, Trajectories], Tensor, CallInfo]:
+        """Trajectories of the conditions; with `group`, that many, for scoring policies against each other.
+
+        Returns, on CPU: for the learner the conditions with the VQ tokens of content and style and the trajectories
+        without images; for the reward the images uint8 [B, G, 3, H, W]. Raises WrongVersion.
+        """
+        start, self._log.step = time.perf_counter(), step
+        if version != self._version:
+            raise WrongVersion(f"{self.name} holds {self._version}, step {step} needs {version}: sync it first")
+        sampler = self._samplers[group is not None]
+        batch = sampler.conditions.tokenised(batch)
+        drawn = sampler.sample(batch, self._seed, step, version, group).to("cpu")
+        return (batch, drawn.without_images()), drawn.images, CallInfo(time.perf_counter() - start)
+
+    def fingerprint(self) -> str:
+        """A hash of the effective weights."""
+        return self._policy.adapters.fingerprint()

@@ -1,0 +1,163 @@
+"""Long runs through faults at random points, and lost nodes: what a user's cluster does to a run. Minutes: marked slow."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+import yaml
+from grpo_files import config, rows, write_inputs
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from launch import grpo
+from launch.config import GrpoConfig, to_plain
+from launch.distributed import DistributedRun
+from launch.placement import ClusterConfig
+
+ROOT = Path(grpo.__file__).parents[1]
+STEPS = 60
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def settings(inputs: Path, runs: Path, name: str, **fields) -> GrpoConfig:
+    cluster = ClusterConfig(placement="distributed", rollout_workers=2, learners=2, unit=1, max_restarts=10)
+    usual = config(inputs, runs)
+    monitor = replace(usual.monitor, checkpoint_every=5, eval_every=15)
+    merge = replace(usual.merge, peak_min_steps=20)
+    return config(inputs, runs, name, **{"steps": STEPS, "cluster": cluster, "monitor": monitor, "merge": merge, **fields})
+
+
+def start(config: GrpoConfig, *argv: str) -> subprocess.Popen:
+    """The program, with Ray of its own."""
+    file = config.runs / f"{config.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(to_plain(config)))
+    command = [sys.executable, str(ROOT / "launch" / "grpo.py"), "--config", str(file), "--resume", "auto", *argv]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def adapters(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(run / "checkpoints" / "latest" / "adapter" / "adapter_model.safetensors"))
+
+
+def steps_done(run: Path) -> int:
+    found = sorted((run / "checkpoints").glob("step_*"))
+    return int(found[-1].name.removeprefix("step_")) if found else -1
+
+
+def wait_for(run: Path, step: int, program: subprocess.Popen) -> None:
+    until = time.monotonic() + 240
+    while steps_done(run) < step:
+        assert program.poll() is None, program.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def kill_child(program: subprocess.Popen, role: str) -> None:
+    for child in psutil.Process(program.pid).children(recursive=True):
+        if f"ray::{role}" in " ".join(child.cmdline()):
+            child.kill()
+            return
+    raise AssertionError(f"no {role} is running")
+
+
+def test_random_faults_of_every_role_and_of_the_driver_change_no_bit(inputs, tmp_path):
+    undisturbed = settings(inputs, tmp_path, "undisturbed")
+    program = start(undisturbed)
+    said = program.communicate(timeout=400)[0]
+    assert program.returncode == 0, said
+    assert "learner" in said
+    disturbed = settings(inputs, tmp_path, "disturbed")
+    run, draw = tmp_path / "disturbed", random.Random(0)
+    program = start(disturbed)
+    for after, role in ((5, "RolloutWorker"), (15, "RewardWorker"), (25, "LearnerWorker"), (35, "driver")):
+        wait_for(run, after, program)
+        time.sleep(draw.random())
+        if role == "driver":
+            program.kill()
+            program.communicate()
+            program = start(disturbed)
+        else:
+            kill_child(program, role)
+    said = program.communicate(timeout=400)[0]
+    assert program.returncode == 0, said
+    expected = adapters(tmp_path / "undisturbed")
+    for name, value in adapters(run).items():
+        assert torch.equal(value, expected[name])
+    assert rows(run) == rows(tmp_path / "undisturbed")
+
+
+def test_sigterm_leaves_a_checkpoint_and_nothing_running(inputs, tmp_path):
+    program = start(settings(inputs, tmp_path, "stopped"))
+    run = tmp_path / "stopped"
+    wait_for(run, 5, program)
+    time.sleep(0.3)
+    children = psutil.Process(program.pid).children(recursive=True)
+    asked = time.monotonic()
+    program.send_signal(signal.SIGTERM)
+    said = program.communicate(timeout=60)[0]
+    assert time.monotonic() - asked < 30
+    assert program.returncode == 130, said
+    assert "continue with: python launch/grpo.py --resume" in said
+    assert steps_done(run) >= 5
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]
+
+
+def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog):
+    """Two rollout workers on two nodes; one node dies on the way, and another takes its place."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    lost = cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+    try:
+        wide = ClusterConfig(
+            placement="distributed", rollout_workers=2, rollout_cpus=2, reward_cpus=1, learner_cpus=1, unit=1
+        )
+        quiet = settings(inputs, tmp_path, "whole", cluster=wide, steps=20)
+        whole = grpo.execute(quiet, None, DistributedRun()).path
+
+        class Losing(DistributedRun):
+            def _launch(self, step: int) -> None:
+                nonlocal lost
+                super()._launch(step)
+                if step == 6 and lost is not None:
+                    cluster.remove_node(lost, allow_graceful=False)
+                    lost = None
+                if step == 12 and len(cluster.worker_nodes) == 0:
+                    cluster.add_node(num_cpus=2)
+                    self._until(lambda: self._rollout.ready)
+
+        run = grpo.execute(replace(quiet, name="lost"), None, Losing()).path
+        assert rows(run) == rows(whole)
+        for name, value in adapters(run).items():
+            assert torch.equal(value, adapters(whole)[name])
+        assert "was lost" in caplog.text
+        assert "is back" in caplog.text
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_the_plan_of_a_larger_cluster_is_refused_at_once(inputs, tmp_path):
+    many = ClusterConfig(placement="distributed", rollout_workers=40, rollout_cpus=1)
+    program = start(settings(inputs, tmp_path, "large", cluster=many))
+    said = program.communicate(timeout=120)[0]
+    assert program.returncode == 2, said
+    assert "--rollout-workers" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "large").exists()
