@@ -1,29 +1,35 @@
-"""The actors of a distributed run: a placement group that holds them, and how each is created in it."""
+"""The actors of a distributed run: what is reserved for them, and how each is created there."""
 
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from data.actor import ConditionReader
-from launch.placement import ROLES, Bundle, ClusterConfig, Role, bundles, check_fits, threads_per_actor
+from launch.placement import ROLES, ClusterConfig, Role, bundles, check_fits, threads_per_actor
 from learner.actor import LearnerWorker
 from reward.actor import RewardWorker
 from rollout.actor import RolloutWorker
 from stylevar.errors import UserError
 
 CLASSES: dict[Role, Any] = {"rollout": RolloutWorker, "reward": RewardWorker, "learner": LearnerWorker}
+Place = tuple[Role, int]
 _created = itertools.count(1)
 PLACING = 60.0
 """Seconds that a plan which fits may wait for resources that others hold."""
 
 
 class Placement:
-    """Reserves what a plan asks for, packed on few nodes, and creates actors there."""
+    """Reserves a place for every actor of a plan, packed on few nodes, and creates actors there.
+
+    Each place is a placement group of its own: Ray creates no actor in a group that has lost a node, wherever that actor
+    would be.
+    """
 
     def __init__(self, config: ClusterConfig, run: str, device: str) -> None:
         """Raises UserError if the cluster cannot hold the plan, or does not within a minute. Ray is connected already."""
@@ -34,15 +40,14 @@ class Placement:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         check_fits(config, self.asked, nodes)
         self.run = run
-        self.first = {role: sum(config.workers(earlier) for earlier in ROLES[:i]) for i, role in enumerate(ROLES)}
-        self.group: PlacementGroup = placement_group(
-            [self.asked[role] for role in ROLES for _ in range(config.workers(role))],
-            strategy="PACK",
-            name=f"stylevar-{run}",
-        )
-        if not self.group.wait(PLACING):
+        places: list[Place] = [(role, number) for role in ROLES for number in range(config.workers(role))]
+        # The largest first, or small ones may take the room that a large one needs.
+        places.sort(key=lambda place: (-self.asked[place[0]].get("GPU", 0), -self.asked[place[0]]["CPU"]))
+        self._groups = {place: self._reserve(place) for place in places}
+        until = time.monotonic() + PLACING
+        if not all(group.wait(max(0.1, until - time.monotonic())) for group in self._groups.values()):
             free = ray.available_resources()
-            remove_placement_group(self.group)
+            self.remove()
             raise UserError(
                 f"the cluster has room for the plan, but others hold it: free are {free.get('CPU', 0):g} CPU and "
                 f"{free.get('GPU', 0):g} GPU after {PLACING:g} s; wait for them to end, or ask for fewer workers"
@@ -54,11 +59,37 @@ class Placement:
 
     def create(self, role: Role, number: int) -> Any:
         """Start actor `number` of a role in its place. It waits there for a lost node, if need be."""
-        bundle: Bundle = self.asked[role]
-        where = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first[role] + number)
-        options = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0), "scheduling_strategy": where}
+        asked, group = self.asked[role], self._groups[role, number]
+        cpus = min(asked["CPU"], group.bundle_specs[0]["CPU"])
+        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        options = {"num_cpus": cpus, "num_gpus": asked.get("GPU", 0), "scheduling_strategy": where}
         name = f"{role}-{number}"
         return ray.remote(CLASSES[role]).options(name=self._unique(name), **options).remote(name)
+
+    def is_lost(self, place: Place) -> bool:
+        """Whether a place went down with its node, and no other node has room for it."""
+        return not placement_group_table(self._groups[place])["bundles_to_node_id"][0]
+
+    def renew(self, place: Place) -> bool:
+        """Reserve a lost place anew, unless that was done; the actor has to be created again.
+
+        Ray looks for a node for a group that has lost its own so eagerly that this alone takes a core.
+        """
+        if placement_group_table(self._groups[place])["state"] != "RESCHEDULING":
+            return False
+        remove_placement_group(self._groups[place])
+        self._groups[place] = self._reserve(place)
+        return True
+
+    def take_over(self, place: Place, other: Place) -> None:
+        """Give an actor whose place is lost that of another, which then has to look for room."""
+        remove_placement_group(self._groups[place])
+        self._groups[place] = self._groups[other]
+        self._groups[other] = self._reserve(other)
+
+    def has_room(self, place: Place, role: Role) -> bool:
+        """Whether a place has the GPUs that an actor of `role` needs."""
+        return self._groups[place].bundle_specs[0].get("GPU", 0) >= self.asked[role].get("GPU", 0)
 
     def create_reader(self) -> Any:
         """Start the actor that reads conditions, beside the driver if that can be."""
@@ -72,7 +103,12 @@ class Placement:
 
     def remove(self) -> None:
         """End all actors and give the resources back."""
-        remove_placement_group(self.group)
+        for group in self._groups.values():
+            remove_placement_group(group)
+
+    def _reserve(self, place: Place) -> PlacementGroup:
+        role, number = place
+        return placement_group([self.asked[role]], strategy="PACK", name=self._unique(f"{role}-{number}"))
 
     def _unique(self, name: str) -> str:
         """Names of actors have to be unique in a job, and a replaced one may still be dying."""

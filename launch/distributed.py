@@ -24,6 +24,7 @@ from launch.config import GrpoConfig
 from launch.learner_group import LearnerGroup, Together
 from launch.placement import split_units
 from launch.pool import Calls, Pool
+from launch.refuge import Refuge
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.role_usage import RoleUsage
 from launch.units import Unit, UnitFlow
@@ -86,6 +87,7 @@ class DistributedRun:
         self._usage = RoleUsage(config.name, members, {"rollout": self._rollout, "reward": self._reward})
         self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
         self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync)
+        self._refuge = Refuge(placement, self._rollout, self._reward, self._learners)
         self._source = self._source_of(checkpoint)
         self._rollout.start()
         self._reward.start()
@@ -110,7 +112,6 @@ class DistributedRun:
         if self._weights.restart(source.version) or other_base:
             self._rollout.renew()
         self._start_learners(checkpoint)
-        self._until(lambda: self._rollout.ready)
 
     def step(self, step: int) -> StepReport:
         """Sample, score and learn. Raises StepAbandoned if a stop is requested before the learning."""
@@ -291,3 +292,4 @@ class DistributedRun:
             if abandon and self._stop_requested():
                 raise StepAbandoned
             self._calls.poll()
+            self._refuge.look()

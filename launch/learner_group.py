@@ -49,7 +49,7 @@ class LearnerGroup:
         """Create the actors and have them load the run's base."""
         config, threads = self._config, self._placement.threads("learner", self._config.threads)
         for number, member in enumerate(self.members):
-            member.actor = self._placement.create("learner", number)
+            member.actor, member.ready = self._placement.create("learner", number), False
         settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, self._placement.device, threads)
         return self.call("setup", "setup", *settings)
 
@@ -106,7 +106,8 @@ class LearnerGroup:
             references = found if returns > 1 else [found]
             together.references.append(references)
 
-            def done(info: Any, number: int = number) -> None:
+            def done(info: Any, number: int = number, member: Member = member) -> None:
+                member.ready = True
                 together.infos[number] = True if info is None else info
 
             def failed(error: BaseException, member: Member = member) -> None:

@@ -239,9 +239,19 @@ class Pool:
             raise UserError(f"{member.name} was lost more than --max-restarts {self._max_restarts} times, at last: {reason}")
         again = "" if task is None else f", {task.what} is done again with the same seeds"
         logger.warning("%s was lost (%s): it is replaced%s", member.name, reason, again)
+        member.restarts += 1
+        self._replace(number, task)
+
+    def move(self, number: int) -> None:
+        """Replace a member because its place has changed."""
+        member = self.members[number]
+        self._calls.forget(member)
+        self._replace(number, self._running.pop(member.name, None))
+
+    def _replace(self, number: int, task: Task | None) -> None:
+        member = self.members[number]
         ray.kill(member.actor)
         member.ready, member.busy, member.held = False, False, None
-        member.restarts += 1
         self._launch(number, first=False)
         if task is not None and task.live():
             self.submit(task)

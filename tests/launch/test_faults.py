@@ -119,35 +119,39 @@ def test_sigterm_leaves_a_checkpoint_and_nothing_running(inputs, tmp_path):
     assert not [child for child in children if child.is_running()]
 
 
-def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog):
-    """Two rollout workers on two nodes; one node dies on the way, and another takes its place."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    lost = cluster.add_node(num_cpus=2)
+@pytest.mark.parametrize(
+    ("role", "head", "cpus"),
+    [
+        ("rollout", 6, {"rollout_cpus": 2, "reward_cpus": 1, "learner_cpus": 3}),
+        ("learner", 7, {"rollout_cpus": 3, "reward_cpus": 1, "learner_cpus": 2}),
+    ],
+)
+def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog, role, head, cpus):
+    """Two nodes with room for the plan in one way only; the one with a single actor dies, and another takes its place."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
+    node: list = [cluster.add_node(num_cpus=2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
     try:
-        wide = ClusterConfig(
-            placement="distributed", rollout_workers=2, rollout_cpus=2, reward_cpus=1, learner_cpus=1, unit=1
-        )
+        wide = ClusterConfig(placement="distributed", rollout_workers=2, unit=1, **cpus)
         quiet = settings(inputs, tmp_path, "whole", cluster=wide, steps=20)
         whole = grpo.execute(quiet, None, DistributedRun()).path
 
         class Losing(DistributedRun):
             def _launch(self, step: int) -> None:
-                nonlocal lost
                 super()._launch(step)
-                if step == 6 and lost is not None:
-                    cluster.remove_node(lost, allow_graceful=False)
-                    lost = None
+                if step == 6 and node:
+                    cluster.remove_node(node.pop(), allow_graceful=False)
                 if step == 12 and len(cluster.worker_nodes) == 0:
-                    cluster.add_node(num_cpus=2)
+                    cluster.add_node(num_cpus=3)
                     self._until(lambda: self._rollout.ready)
 
         run = grpo.execute(replace(quiet, name="lost"), None, Losing()).path
         assert rows(run) == rows(whole)
         for name, value in adapters(run).items():
             assert torch.equal(value, adapters(whole)[name])
-        assert "was lost" in caplog.text
-        assert "is back" in caplog.text
+        assert "was lost" in caplog.text or role == "learner"
+        assert "it takes the place of rollout-1" in caplog.text or role == "rollout"
+        assert "rollout-1 is back" in caplog.text or "rollout-0 is back" in caplog.text
     finally:
         ray.shutdown()
         cluster.shutdown()
