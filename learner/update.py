@@ -19,10 +19,10 @@ from learner.panw import panw_weights
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
 from learner.report import PassReport, TrajectoryStats, step_metrics
 from stylevar.adapters import Adapters
-from stylevar.conditions import ConditionState, guide_queries, teacher_forced
+from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features
 from stylevar.contracts import Trajectories
 from stylevar.errors import UserError
-from stylevar.sampling import unpack_support
+from stylevar.logprobs import token_logprobs
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,9 @@ class GrpoLearner:
         self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Log-probs of `tokens` [B, G, L] and the entropies of their distributions, fp32 [B, G, L] each."""
-        logits = teacher_forced(self.model, state, queries, tokens)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        if support is not None:
-            logits = logits.masked_fill(~unpack_support(support, logits.shape[-1]), -1e9)
-        logp_all = logits.log_softmax(-1)
-        with torch.no_grad():
-            entropy = -(logp_all.exp() * logp_all).sum(-1)
-        return logp_all.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1), entropy
+        x = teacher_forced_features(self.model, state, queries, tokens)
+        x = self.model.head_input(x, state.head_adaln)
+        return token_logprobs(self.model.head, x, tokens, self.temperature, support)
 
     @torch.no_grad()
     def reference_logprobs(self, state: ConditionState, trajectories: Trajectories) -> Tensor:

@@ -92,7 +92,19 @@ def teacher_forced(
     alphas: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """Logits fp32 [B, G, L, V] of `tokens` (integers [B, G, L]), each given the true tokens of the earlier scales.
+    """Logits fp32 [B, G, L, V] of `tokens`; see `teacher_forced_features`."""
+    return model.head_logits(teacher_forced_features(model, state, queries, tokens, alphas, recompute), state.head_adaln)
+
+
+def teacher_forced_features(
+    model: StyleVAR,
+    state: ConditionState,
+    queries: Sequence[Tensor],
+    tokens: Tensor,
+    alphas: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """What the head sees [B, G, L, C] for `tokens` (integers [B, G, L]), each given the true tokens of earlier scales.
 
     `alphas` [L, 1] replaces the model's own style weights. `recompute` keeps only each block's input for the backward
     pass.
@@ -104,8 +116,8 @@ def teacher_forced(
     later = model.word_embed(features) + model.level_positions()[:, 1:]
     x = torch.cat([state.start.unsqueeze(1).expand(b, g, 1, -1), later.view(b, g, length - 1, model.arch.width)], dim=2)
     alphas = model.alphas() if alphas is None else alphas
-    mask = model.causal_bias.repeat(2, 1)  # style queries, then content queries
+    spans = model.causal_spans()
     for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
-        inputs = (x, adaln, q, alphas, mask)
+        inputs = (x, adaln, q, alphas, spans)
         x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
-    return model.head_logits(x, state.head_adaln)
+    return x

@@ -13,7 +13,7 @@ from stylevar.conditions import ConditionState
 from stylevar.config import HEAD_DIM
 from stylevar.errors import UserError
 from stylevar.sampling import Stream, Truncation, draw_tokens, pack_support
-from stylevar.transformer import StyleVAR
+from stylevar.transformer import Span, StyleVAR
 
 KV_CACHES = ("exact", "paper")
 
@@ -99,9 +99,9 @@ def generate(
     draws, logits_all, support = [], [], []
     for s, at in enumerate(arch.scale_slices()):
         now = at.stop - at.start
-        bias = _paper_bias(at.start, now, x) if kv_cache == "paper" else None
+        span = Span(slice(0, now), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
         for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
-            x = block(x, adaln, q[..., at, :], alphas[at], bias, cache=(cache, i))
+            x = block(x, adaln, q[..., at, :], alphas[at], [span], cache=(cache, i))
         cache.advance(now)
         logits = model.head_logits(x, state.head_adaln)
         draw = draw_tokens(logits, truncation, temperature, stream, at)

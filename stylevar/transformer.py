@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from stylevar.vqvae import VQVAE
 
 MAX_SCALE_MUL = math.log(100)
+MIN_SPAN = 64
+"""Tokens of the scales that share an attention call: below, calls cost more than the masked part of their square."""
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
@@ -60,6 +62,14 @@ def encoder_trunk(features: int) -> nn.Sequential:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return trunk
+
+
+class Span(NamedTuple):
+    """Queries at `queries` (of both streams) attend to the first `keys` keys; `bias` [2t, keys] is added to the scores."""
+
+    queries: slice
+    keys: int
+    bias: Tensor | None = None
 
 
 class BlendedAttention(nn.Module):
@@ -106,22 +116,27 @@ class BlendedAttention(nn.Module):
         v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM)
         return (F.normalize(k, dim=-1) if self.l2_norm else k), v
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, spans: Sequence[Span]) -> Tensor:
         """Attend with both streams in one call, blend, project once (`proj` is linear, so blending first is the same).
 
         Args:
             q: [B, H, 2, T, 64] style and content queries, shared by the G trajectories.
             k, v: [B, G, H, K, 64].
             alpha: [T, 1], weight of the style stream.
-            bias: additive mask that broadcasts to [2T, K], or None.
+            spans: who attends to what.
         Returns:
             [B, G, T, C].
         """
         b, g = k.shape[:2]
         t = q.shape[3]
-        q = q.flatten(2, 3).unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
-        mixed = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias, scale=1.0)
-        style, content = mixed.view(b, g, self.heads, 2, t, HEAD_DIM).unbind(3)
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        parts = []
+        for span in spans:
+            some = q[..., span.queries, :].flatten(2, 3).unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
+            keys, values = k[..., : span.keys, :], v[..., : span.keys, :]
+            mixed = F.scaled_dot_product_attention(some, keys, values, attn_mask=span.bias, scale=1.0)
+            parts.append(mixed.view(b, g, self.heads, 2, -1, HEAD_DIM))
+        style, content = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)).unbind(3)
         blended = torch.lerp(content, style, alpha.expand(t, HEAD_DIM).to(content.dtype))
         return project(self.proj, blended.transpose(2, 3).flatten(3))
 
@@ -180,7 +195,7 @@ class Block(nn.Module):
         adaln: Tensor,
         q: Tensor,
         alpha: Tensor,
-        bias: Tensor | None = None,
+        spans: Sequence[Span],
         cache: tuple[KVCache, int] | None = None,
     ) -> Tensor:
         """x [B, G, T, C] -> [B, G, T, C]; `cache` = (the cache, this block's number) while generating scale by scale."""
@@ -188,7 +203,7 @@ class Block(nn.Module):
         k, v = self.attn.keys_values(modulate(x, scale1, shift1))
         if cache is not None:
             k, v = cache[0].append(cache[1], k, v)
-        x = x + self.drop_path(gamma1 * self.attn(q, k, v, alpha, bias))
+        x = x + self.drop_path(gamma1 * self.attn(q, k, v, alpha, spans))
         return x + self.drop_path(gamma2 * self.ffn(modulate(x, scale2, shift2)))
 
 
@@ -266,11 +281,28 @@ class StyleVAR(nn.Module):
             per_scale = (per_scale + 0.5 * style_strength).clamp(0.01, 0.99)
         return per_scale[self.level].unsqueeze(1)
 
-    def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
-        """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""
+    def causal_spans(self) -> list[Span]:
+        """All tokens, each attending to its own scale and the earlier ones, without the masked part of the square.
+
+        A scale needs no mask of its own. The first few, tiny ones share a masked call.
+        """
+        ends = [at.stop for at in self.arch.scale_slices()]
+        first = next((end for end in ends if end >= MIN_SPAN), ends[-1])
+        spans = [Span(slice(0, first), first, self.causal_bias[:first, :first].repeat(2, 1))]
+        for end in ends[ends.index(first) + 1 :]:
+            spans.append(Span(slice(spans[-1].keys, end), end))
+        return spans
+
+    def head_input(self, x: Tensor, head_adaln: Tensor) -> Tensor:
+        """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> what `head` is applied to, fp32 [B, G, T, C]."""
         # Logits differ by less than bfloat16 resolves.
         with without_autocast(x):
-            return self.head(modulate(x.float(), head_adaln[0].float(), head_adaln[1].float())).float()
+            return modulate(x.float(), head_adaln[0].float(), head_adaln[1].float())
+
+    def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
+        """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""
+        with without_autocast(x):
+            return self.head(self.head_input(x, head_adaln)).float()
 
     def teacher_forced_logits(self, idx_list: list[Tensor], style_img: Tensor, content_img: Tensor) -> Tensor:
         """Logits of every token given the true tokens of the earlier scales.

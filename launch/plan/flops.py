@@ -86,9 +86,12 @@ def _measure(phases: Phases) -> dict[str, int]:
         queries, counts["queries"] = count_flops_of(lambda: phases.queries(state))
         _, counts["rollout"] = count_flops_of(lambda: phases.sample(state, queries, 1))
         _, counts["decode"] = count_flops_of(lambda: phases.decode(1))
+        _, reference = count_flops_of(lambda: phases.reference(state, 1))
+        counts["forward"] = reference - counts["queries"]
+        # The head's part of the backward pass runs in the forward already, while a chunk's logits are there.
         (live, leaves, end), forward = count_flops_of(lambda: phases.forward(state, 1))
-        counts["forward"] = forward - counts["queries"]
-        _, counts["backward"] = count_flops_of(lambda: torch.autograd.backward(end))
+        _, backward = count_flops_of(lambda: torch.autograd.backward(end))
+        counts["backward"] = forward - reference + backward
         _, counts["queries_backward"] = count_flops_of(lambda: phases.backward_queries(live, leaves))
     return counts
 
