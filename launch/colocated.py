@@ -45,6 +45,7 @@ class ColocatedWorker:
             source = dataclasses.replace(source, base=base, version=version)
         self.policy = Policy(source, self.device)
         self.adapters = self.policy.adapters
+        self.adapters.keep_merged = config.rollout.cuda_graphs
         self.sets = ConditionSets(
             config.condition_patterns(), self.policy.image_size, self.policy.vae_fingerprint, config.conditions, config.seed
         )

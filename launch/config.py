@@ -20,7 +20,7 @@ from learner.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
-from stylevar.policy import PolicySource
+from stylevar.policy import PolicySource, Precision
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class GrpoConfig:
     """Where the model runs; auto takes a GPU if there is one."""
     threads: int = 0
     """CPU threads of the worker; 0 for all cores."""
+    precision: Precision = "fp32"
+    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it; residual stream, logits, adapters stay fp32."""
+    tf32: bool = False
+    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="dreamsim"))
@@ -107,7 +111,16 @@ class GrpoConfig:
 
     def policy_source(self) -> PolicySource:
         """Where the weights come from at the run's start."""
-        return PolicySource(self.init, self.vae, self.learner.lora_rank, self.seed, self.revision, self.alphas)
+        return PolicySource(
+            self.init,
+            self.vae,
+            self.learner.lora_rank,
+            self.seed,
+            self.revision,
+            self.alphas,
+            precision=self.precision,
+            tf32=self.tf32,
+        )
 
     def condition_patterns(self) -> dict[str, str]:
         """Globs of the shards of every set of conditions, by its name."""

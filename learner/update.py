@@ -23,6 +23,7 @@ from stylevar.conditions import ConditionState, guide_queries, teacher_forced_fe
 from stylevar.contracts import Trajectories
 from stylevar.errors import UserError
 from stylevar.logprobs import token_logprobs
+from stylevar.transformer import StyleVAR
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,17 @@ class LearnerConfig:
     """Optimizer steps per pass, each on an equal share of the conditions."""
     micro_batch: int = 0
     """Trajectories per forward and backward pass; 0 for a whole group. A smaller number saves memory."""
-    mismatch_limit: float = 1e-4
-    """The largest difference allowed between the rollout's log-probs and the learner's at the same weights."""
+    mismatch_limit: float = 0.0
+    """The most that log-probs of rollout and learner may differ at equal weights; 0 chooses by precision (fp32: 1e-4)."""
     importance_cap: float = 0.0
     """Weigh tokens from older weights by their probability now over that then, at most this (try 2); 0 for no weights."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "grad_clip", "kl_limit", "mismatch_limit"):
+        for name in ("lr", "grad_clip", "kl_limit"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        if self.mismatch_limit < 0:
+            raise UserError(f"--mismatch-limit {self.mismatch_limit}: must be at least 0 (0 chooses by precision)")
         if self.importance_cap < 0:
             raise UserError(f"--importance-cap {self.importance_cap}: must be at least 0 (0 for none); try 2")
         if not 0 < self.clip_eps < 1:
@@ -109,6 +112,7 @@ class GrpoLearner:
 
     def __init__(self, adapters: Adapters, config: LearnerConfig, temperature: float = 1.0) -> None:
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
+        self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
         self.reset_optimizer()
 
@@ -233,7 +237,9 @@ class GrpoLearner:
             recorded = _Recorded(old, lesson.reference[b, span], study.advantages.values[b, span], importance)
             term = self._loss(new, recorded, at_one)
             keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
-            if keep.all():
+            if c.kl_beta == 0 and not recorded.advantages.any():
+                pass  # equal rewards and no KL penalty: the gradient is exactly zero
+            elif keep.all():
                 term.total.sum().backward()
             elif keep.any():
                 # Once more without the dropped ones: 0 * NaN would still poison the gradients.
@@ -254,15 +260,23 @@ class GrpoLearner:
         """|learner - rollout| per token [g, L]; raises if any is above the limit."""
         difference = (new - old).abs()
         worst = int(difference.argmax())
-        if not difference.flatten()[worst] <= self.config.mismatch_limit:
+        if not difference.flatten()[worst] <= self.mismatch_limit:
             token = worst % new.shape[1]
             scale = int(self.model.lvl_1L[0, token])
             raise LogprobMismatch(
                 f"step {step}: at scale {scale} (token {token}) the rollout recorded log-prob {old.flatten()[worst]:.6f}, "
                 f"the learner computes {new.flatten()[worst]:.6f} with the same weights; the limit is "
-                f"{self.config.mismatch_limit:g}. Sample with --kv-cache exact in fp32, or raise --mismatch-limit"
+                f"{self.mismatch_limit:g}. Sample with --kv-cache exact in fp32, or raise --mismatch-limit"
             )
         return difference
+
+
+def usual_mismatch(model: StyleVAR) -> float:
+    """The bound on differences of log-probs that rounding alone stays below, in the precision of `model`."""
+    if model.compute_dtype == torch.bfloat16:
+        return 0.2
+    rounded = model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return 0.05 if rounded else 1e-4
 
 
 def importance_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:

@@ -41,6 +41,7 @@ class RolloutWorker:
         """Load the run's base. Raises UserError for files that cannot be used."""
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
+        self._policy.adapters.keep_merged = config.cuda_graphs
         self._seed = source.seed
         self._samplers = {
             False: GroupSampler(self._policy.model, config),

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stylevar.capture import Captured, Record, cuda_graph
 from stylevar.conditions import ConditionState, encode_batch, guide_queries
 from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.errors import UserError
 from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
-from stylevar.sampling import CoupledStreams, TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.sampling import CoupledStreams, Stream, TrajectoryStreams, Truncation, UniformStream, trajectory_seeds
 from stylevar.transformer import StyleVAR
 
 
@@ -37,6 +38,8 @@ class RolloutConfig:
     """Log-probs under the full softmax (as published), or renormalised over the tokens that could be drawn."""
     rollout_batch: int = 128
     """The most trajectories that are sampled at once; a smaller number saves memory."""
+    cuda_graphs: bool = False
+    """Record the kernels of a rollout once per shape and replay them: fewer waits between small ones; takes memory."""
 
     def __post_init__(self) -> None:
         if self.group < 2:
@@ -91,9 +94,17 @@ class GroupSampler:
         config: RolloutConfig,
         conditions: ConditionCache | None = None,
         streams: type[TrajectoryStreams | CoupledStreams] = TrajectoryStreams,
+        record: Record = cuda_graph,
     ) -> None:
-        """`streams` turns seeds into tokens; CoupledStreams costs more, and makes policies comparable."""
+        """`streams` turns seeds into tokens; CoupledStreams costs more, and makes policies comparable.
+
+        With `cuda_graphs` the policy's merged weights must stay where they are (`Adapters.keep_merged`).
+        """
         self.model, self.config, self.streams = model, config, streams
+        if config.cuda_graphs and model.device.type != "cuda" and record is cuda_graph:
+            raise UserError(f"--cuda-graphs: the model is on {model.device}; leave the flag out, or give --device cuda")
+        self._record = record
+        self._recorded: dict[tuple[int, ...], Captured] = {}
         self.conditions = ConditionCache(model) if conditions is None else conditions
 
     @torch.no_grad()
@@ -122,21 +133,48 @@ class GroupSampler:
         return _joined([self._run(state, queries, some) for some in seeds.split(self.config.rollout_batch, dim=1)], dim=1)
 
     def _run(self, state: ConditionState, queries: list[Tensor], seeds: Tensor) -> list[Tensor]:
-        config, arch = self.config, self.model.arch
+        stream = self.streams(seeds, self.model.arch.tokens, self.model.device)
+        if self.config.cuda_graphs and isinstance(stream, UniformStream):
+            tokens, logp, kept_mass, f_hat, *support = self._replay(state, queries, stream)
+        else:
+            alphas = self.model.alphas()
+            tokens, logp, kept_mass, f_hat, *support = self._generate(state, queries, stream, alphas, seeds.shape[1])
+        images = pm1_to_u8(self.model.vae.fhat_to_img(f_hat)).unflatten(0, tuple(seeds.shape))
+        return [tokens, logp, kept_mass, images, *support]
+
+    def _generate(
+        self, state: ConditionState, queries: Sequence[Tensor], stream: Stream, alphas: Tensor, group: int
+    ) -> list[Tensor]:
+        config = self.config
         result = generate(
             self.model,
             state,
             queries,
-            group=seeds.shape[1],
-            stream=self.streams(seeds, arch.tokens, self.model.device),
-            truncation=Truncation(config.top_k, config.top_p),
-            temperature=config.temperature,
-            kv_cache=config.kv_cache,
+            group,
+            stream,
+            Truncation(config.top_k, config.top_p),
+            config.temperature,
+            alphas,
+            config.kv_cache,
             keep_support=config.logprob == "support",
         )
-        images = pm1_to_u8(self.model.vae.fhat_to_img(result.f_hat)).unflatten(0, tuple(seeds.shape))
-        columns = [result.tokens, result.logp, result.kept_mass, images]
+        columns = [result.tokens, result.logp, result.kept_mass, result.f_hat]
         return columns if result.support is None else [*columns, result.support]
+
+    def _replay(self, state: ConditionState, queries: Sequence[Tensor], stream: UniformStream) -> list[Tensor]:
+        """`_generate`, recorded for the shape of the group at its first call."""
+        depth, group = len(queries), stream.uniform.shape[1]
+        inputs = [stream.uniform, self.model.alphas(), state.start, state.head_adaln, *state.adaln, *queries]
+
+        def sample(values: Sequence[Tensor]) -> list[Tensor]:
+            uniform, alphas, start, head_adaln, *rest = values
+            same = dataclasses.replace(state, start=start, adaln=rest[:depth], head_adaln=head_adaln)
+            return self._generate(same, rest[depth:], UniformStream(uniform), alphas, group)
+
+        shape = tuple(stream.uniform.shape)
+        if shape not in self._recorded:
+            self._recorded[shape] = Captured(sample, inputs, self._record)
+        return self._recorded[shape](inputs)
 
 
 def _joined(parts: Sequence[Sequence[Tensor]], dim: int) -> list[Tensor]:

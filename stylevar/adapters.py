@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stylevar.checkpoint import read_file
 from stylevar.errors import UserError
-from stylevar.lowrank import MERGED, base_weight, factors, merged_rows
+from stylevar.lowrank import MERGED, base_weight, compute_dtype, factors, merged_rows
 from stylevar.transformer import BlendedAttention, StyleVAR
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
@@ -26,6 +26,7 @@ class Adapters:
     """The trainable part of a policy: rank-r adapters on every block of `model`; everything else is frozen.
 
     The base weights stay as they are beneath (they are the reference policy) until `bake` adds the adapters to them.
+    With `keep_merged` the merged weights stay at one place in memory, for kernels that were recorded with them.
     """
 
     def __init__(self, model: StyleVAR, rank: int = 256, alpha_over_rank: float = 2.0, seed: int = 0) -> None:
@@ -35,6 +36,8 @@ class Adapters:
             r=rank, lora_alpha=round(alpha_over_rank * rank), target_modules=TARGETS, lora_dropout=0.0, bias="none"
         )
         self.model = model
+        self.keep_merged = False
+        self._kept: dict[str, Tensor] = {}
         shapes_only = model.device.type == "meta"
         self.peft: PeftModel = get_peft_model(model, config, low_cpu_mem_usage=shapes_only)
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
@@ -64,7 +67,10 @@ class Adapters:
             if isinstance(module, BlendedAttention):
                 rows.update({f"{name}.{child}": used for child, used in module.used_rows.items()})
         for name, layer in self.layers.items():
-            setattr(layer, MERGED, merged_rows(layer, rows.get(name, slice(None))))
+            merged = merged_rows(layer, rows.get(name, slice(None))).to(compute_dtype(layer))
+            if self.keep_merged:
+                merged = self._kept.setdefault(name, merged).copy_(merged)
+            setattr(layer, MERGED, merged)
 
     def refresh(self) -> None:
         """After an update inside `merged`: compute the merged weights again."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from stylevar.contracts import ConditionBatch
-from stylevar.images import u8_to_pm1
+from stylevar.images import to_device, u8_to_pm1
 from stylevar.transformer import StyleVAR, without_autocast
 
 
@@ -71,7 +71,7 @@ def encode_conditions(
 def encode_batch(model: StyleVAR, batch: ConditionBatch) -> ConditionState:
     """`encode_conditions` of a batch as it passes between the roles, with the tokens that it brings, if any."""
     device = model.device
-    style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
+    style, content = (u8_to_pm1(to_device(image, device)) for image in (batch.style, batch.content))
     if batch.tokens is None:
         return encode_conditions(model, style, content)
     content_idx, style_idx, _ = batch.tokens.to(device, torch.int64).unbind(1)

@@ -21,9 +21,10 @@ KV_CACHES = ("exact", "paper")
 class KVCache:
     """Preallocated keys and values of every block, [depth] x [B, G, H, L, 64]; one append per block and scale."""
 
-    def __init__(self, depth: int, batch: int, group: int, heads: int, length: int, like: Tensor) -> None:
-        shape = (depth, 2, batch, group, heads, length, HEAD_DIM)
-        self.store = torch.empty(shape, device=like.device, dtype=like.dtype)
+    def __init__(
+        self, depth: int, batch: int, group: int, heads: int, length: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.store = torch.empty((depth, 2, batch, group, heads, length, HEAD_DIM), device=device, dtype=dtype)
         self.filled = 0
 
     def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def generate(
         raise UserError(f"unknown kv_cache {kv_cache!r}: choose one of {', '.join(KV_CACHES)}")
     arch, quantize = model.arch, model.vae.quantize
     batch = state.start.shape[0]
-    cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, like=state.start)
+    cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, model.device, model.compute_dtype)
     alphas = model.alphas() if alphas is None else alphas
     positions = model.level_positions()
     x = state.start.unsqueeze(1).expand(-1, group, -1, -1)

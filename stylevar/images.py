@@ -19,3 +19,10 @@ def u8_to_01(image_u8: Tensor) -> Tensor:
 def pm1_to_u8(image_pm1: Tensor) -> Tensor:
     """float [-1, 1] (clamped) -> uint8 [0, 255], rounded to nearest, any shape."""
     return image_pm1.to(torch.float32).add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

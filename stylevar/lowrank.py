@@ -2,6 +2,8 @@
 
 With adapters the forward runs through the merged weight W + s B A, and the backward keeps the gradient in factored form:
 dA = s (dy B)^T x and dB = s dy^T (x A^T), so neither a second matmul in the forward nor a dense dW is ever needed.
+
+Weights, adapters and their gradients stay fp32 whatever a layer multiplies in (`compute_in`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 ADAPTER = "default"
 MERGED = "_merged_rows"
+_COMPUTE = "_compute_dtype"
 
 
 class _FactoredLinear(torch.autograd.Function):
@@ -37,8 +40,8 @@ class _FactoredLinear(torch.autograd.Function):
         dy = grads[0]
         dy_rows, x_rows = dy.flatten(0, -2), x.flatten(0, -2)
         dx = dy @ merged if ctx.needs_input_grad[0] else None
-        d_a = ctx.scale * ((dy_rows @ lora_b).t() @ x_rows)
-        d_b = ctx.scale * (dy_rows.t() @ (x_rows @ lora_a.t()))
+        d_a = ctx.scale * ((dy_rows @ lora_b.to(dy.dtype)).t() @ x_rows).float()
+        d_b = ctx.scale * (dy_rows.t() @ (x_rows @ lora_a.to(dy.dtype).t())).float()
         return dx, None, None, d_a, d_b, None
 
 
@@ -58,6 +61,16 @@ def factors(layer: LoraLinear) -> tuple[Tensor, Tensor, float]:
     return lora_a.weight, lora_b.weight, float(layer.scaling[ADAPTER])
 
 
+def compute_in(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Have `project` multiply in `dtype`, and return it; weights keep their own."""
+    setattr(layer, _COMPUTE, dtype)
+
+
+def compute_dtype(layer: nn.Module) -> torch.dtype:
+    """What `project` multiplies in; the weight's own type unless `compute_in` was called."""
+    return getattr(layer, _COMPUTE, base_weight(layer).dtype)
+
+
 def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
     """Rows of W + s B A, detached, computed from the pristine base so that nothing drifts."""
     lora_a, lora_b, scale = factors(layer)
@@ -66,7 +79,7 @@ def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
 
 
 def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor | None = None) -> Tensor:
-    """x [..., in] -> [..., len(rows)]: `layer` restricted to `rows` of its weight.
+    """x [..., in] -> [..., len(rows)], of the layer's compute type: `layer` restricted to `rows` of its weight.
 
     Args:
         layer: an `nn.Linear`, or PEFT's LoRA layer around one. Switched-off adapters are not applied.
@@ -77,11 +90,13 @@ def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor
     if bias is None:
         own = base_linear(layer).bias
         bias = None if own is None else own[rows]
+    dtype = compute_dtype(layer)
+    x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
-        return F.linear(x, base_weight(layer)[rows], bias)
+        return F.linear(x, base_weight(layer)[rows].to(dtype), bias)
     merged = getattr(layer, MERGED, None)
     if merged is None:
-        merged = merged_rows(layer, rows)
+        merged = merged_rows(layer, rows).to(dtype)
     if not torch.is_grad_enabled():
         return F.linear(x, merged, bias)
     lora_a, lora_b, scale = factors(layer)

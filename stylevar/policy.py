@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from stylevar.hub import fetch
 from stylevar.sampling import trajectory_seed
 
 START = PolicyVersion(0, 0)
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class PolicySource:
     alphas: tuple[float, ...] | None = None
     base: str | None = None
     version: PolicyVersion = START
+    precision: Precision = "fp32"
+    tf32: bool = False
 
 
 class Policy:
     """One process's copy of the policy; adapters are fresh until `load` is called."""
 
     def __init__(self, source: PolicySource, device: torch.device) -> None:
-        """Raises UserError for files that are missing or do not fit."""
+        """Raises UserError for files that are missing or do not fit. Sets whether TF32 is used in the whole process."""
+        # torch allows it for convolutions, and so would let tokens and pictures differ from those of a CPU.
+        torch.backends.cudnn.allow_tf32 = source.tf32
+        torch.set_float32_matmul_precision("high" if source.tf32 else "highest")
         vae, self.model = load_pair(source.init, source.vae, source.alphas, source.revision)
         if source.base is not None:
             load_into(self.model, read_model_state(fetch(source.base, MODEL_FILE)), source.base)
@@ -48,6 +55,10 @@ class Policy:
         self.model.to(device)
         self.seed, self.version = source.seed, source.version
         self.adapters = Adapters(self.model, source.lora_rank, seed=self._adapter_seed())
+        if source.precision == "bf16":
+            self.model.compute_in(torch.bfloat16)
+            # On CPUs without bf16 units convolutions are the slower for it.
+            vae.decode_in_bf16 = device.type == "cuda"
 
     @property
     def device(self) -> torch.device:

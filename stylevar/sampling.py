@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stylevar.images import to_device
+
 
 @dataclass(frozen=True)
 class Truncation:
@@ -56,16 +58,11 @@ class SharedStream:
         return torch.multinomial(rows, 1, replacement=True, generator=self.generator).view(probs.shape[:-1])
 
 
-class TrajectoryStreams:
-    """One stream per trajectory: its numbers depend on its own seed only, not on batch shape, workers or order.
+class UniformStream:
+    """Tokens from inverting the cumulative distribution at one uniform number per token, `uniform` fp32 [B, G, L]."""
 
-    Tokens come from inverting the cumulative distribution at one uniform number per token.
-    """
-
-    def __init__(self, seeds: Tensor, length: int, device: torch.device) -> None:
-        """`seeds` int64 [B, G]; `length` = L tokens per trajectory."""
-        rows = [torch.rand(length, generator=torch.Generator().manual_seed(int(s))) for s in seeds.flatten()]
-        self.uniform = torch.stack(rows).view(*seeds.shape, length).to(device)
+    def __init__(self, uniform: Tensor) -> None:
+        self.uniform = uniform
 
     def draw(self, probs: Tensor, at: slice) -> Tensor:
         cumulative = probs.cumsum(-1)
@@ -75,6 +72,15 @@ class TrajectoryStreams:
         # Strictly below the total, or rounding could land on a token that was cut.
         point = torch.minimum(self.uniform[..., at].unsqueeze(-1) * total, total * (1 - 2**-23))
         return torch.searchsorted(cumulative, point.contiguous(), right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
+
+
+class TrajectoryStreams(UniformStream):
+    """One stream per trajectory: its numbers depend on its own seed only, not on batch shape, workers or order."""
+
+    def __init__(self, seeds: Tensor, length: int, device: torch.device) -> None:
+        """`seeds` int64 [B, G]; `length` = L tokens per trajectory."""
+        rows = [torch.rand(length, generator=torch.Generator().manual_seed(int(s))) for s in seeds.flatten()]
+        super().__init__(to_device(torch.stack(rows).view(*seeds.shape, length), device))
 
 
 class CoupledStreams:

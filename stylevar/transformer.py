@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from stylevar.config import HEAD_DIM, ModelConfig
-from stylevar.lowrank import project
+from stylevar.lowrank import compute_dtype, compute_in, project
 
 if TYPE_CHECKING:
     from stylevar.generate import KVCache
@@ -106,15 +106,17 @@ class BlendedAttention(nn.Module):
         q = q.view(b, streams, length, self.heads, HEAD_DIM).permute(0, 3, 1, 2, 4)
         if not self.l2_norm:
             return q * (0.25 / math.sqrt(HEAD_DIM))
-        return F.normalize(q, dim=-1) * self.scale_mul_1H11.unsqueeze(2).clamp_max(MAX_SCALE_MUL).exp()
+        # In fp32: the scale, up to 100, multiplies any rounding.
+        scaled = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.unsqueeze(2).clamp_max(MAX_SCALE_MUL).exp()
+        return scaled.to(q.dtype)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Modulated target [B, G, T, C] -> keys and values [B, G, H, T, 64]."""
         b, g, t, _ = x.shape
         kv = project(self.mat_qkv_target, x, self.kv_rows).view(b, g, t, 2, self.heads, HEAD_DIM)
         k, v = kv.permute(3, 0, 1, 4, 2, 5)
-        v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM)
-        return (F.normalize(k, dim=-1) if self.l2_norm else k), v
+        v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM).to(v.dtype)
+        return (F.normalize(k.float(), dim=-1).to(k.dtype) if self.l2_norm else k), v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, spans: Sequence[Span]) -> Tensor:
         """Attend with both streams in one call, blend, project once (`proj` is linear, so blending first is the same).
@@ -134,7 +136,8 @@ class BlendedAttention(nn.Module):
         for span in spans:
             some = q[..., span.queries, :].flatten(2, 3).unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
             keys, values = k[..., : span.keys, :], v[..., : span.keys, :]
-            mixed = F.scaled_dot_product_attention(some, keys, values, attn_mask=span.bias, scale=1.0)
+            bias = None if span.bias is None else span.bias.to(some.dtype)
+            mixed = F.scaled_dot_product_attention(some, keys, values, attn_mask=bias, scale=1.0)
             parts.append(mixed.view(b, g, self.heads, 2, -1, HEAD_DIM))
         style, content = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)).unbind(3)
         blended = torch.lerp(content, style, alpha.expand(t, HEAD_DIM).to(content.dtype))
@@ -264,6 +267,23 @@ class StyleVAR(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pos_start.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the blocks multiply and attend in. Residual stream, norms and logits are fp32 in any case."""
+        return compute_dtype(next(iter(self.blocks)).ffn.fc1)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Have all blocks multiply and attend in `dtype`."""
+        for block in self.blocks:
+            for layer in (
+                block.attn.mat_qkv_guide,
+                block.attn.mat_qkv_target,
+                block.attn.proj,
+                block.ffn.fc1,
+                block.ffn.fc2,
+            ):
+                compute_in(layer, dtype)
 
     def level_positions(self) -> Tensor:
         """Level plus position embedding of every token, [1, L, C]."""

@@ -165,6 +165,7 @@ class VQVAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.decode_in_bf16 = False
         self.encoder = Encoder(config.ch, config.ch_mult, config.Cvae)
         self.decoder = Decoder(config.ch, config.ch_mult, config.Cvae)
         self.quantize = MultiScaleQuantizer(config.V, config.Cvae, config.patch_nums, config.share_quant_resi)
@@ -192,7 +193,10 @@ class VQVAE(nn.Module):
 
     def fhat_to_img(self, f_hat: Tensor) -> Tensor:
         """Quantised latent [B, D, h, w] -> images [B, 3, H, W], clamped to [-1, 1]."""
-        return self.decode(f_hat).clamp(-1, 1)
+        if not self.decode_in_bf16:
+            return self.decode(f_hat).clamp(-1, 1)
+        with torch.autocast(f_hat.device.type, torch.bfloat16):
+            return self.decode(f_hat).float().clamp(-1, 1)
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """`fhat_to_img` without the clamp, for training."""

@@ -185,3 +185,17 @@ def test_a_dropped_trajectory_teaches_nothing(golden):
     update(GrpoLearner(clean, config), state.select(slice(1, 2)), half, kept)
     for a, b in zip(spoiled.parameters(), clean.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)
+
+
+def test_groups_of_equal_rewards_cost_no_backward_pass_without_a_kl_penalty(golden, monkeypatch):
+    equal = dataclasses.replace(scores(), rewards=torch.ones(2, 4))
+    equal.rewards[1, 0] = 2.0
+    backwards = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *args, **kwargs: (backwards.append(1), backward(*args, **kwargs)))
+    for beta, wanted in ((0.0, 1), (0.1, 2)):
+        adapters = golden_adapters()
+        state, rows = trajectories(golden, adapters)
+        backwards.clear()
+        update(GrpoLearner(adapters, LearnerConfig(lora_rank=4, kl_beta=beta)), state, rows, equal)
+        assert len(backwards) == wanted

@@ -9,6 +9,7 @@ import small_model
 import torch
 
 from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
+from stylevar.capture import Captured
 from stylevar.conditions import guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
@@ -155,3 +156,42 @@ def test_tokens_that_come_with_the_conditions_spare_the_tokenizer(model, batch, 
     known = dataclasses.replace(batch, tokens=torch.stack(tokens, 1).to(torch.int16))
     monkeypatch.setattr(model.vae, "img_to_idxBl", None)
     assert torch.equal(GroupSampler(model, CONFIG).sample(known, seed=3, step=5, version=VERSION).tokens, whole.tokens)
+
+
+def on_the_spot(work):
+    """In place of a CUDA graph: runs the work again, on the same tensors."""
+    work()
+    return work
+
+
+def test_a_recorded_rollout_replays_with_new_conditions_seeds_and_weights():
+    model = small_model.build()
+    adapters = small_model.adapt(model)
+    adapters.keep_merged = True
+    graphs = dataclasses.replace(CONFIG, cuda_graphs=True, logprob="support")
+    recorded = GroupSampler(model, graphs, record=on_the_spot)
+    direct = GroupSampler(model, dataclasses.replace(graphs, cuda_graphs=False))
+    seen = []
+    for step, count in enumerate((2, 2, 3, 2)):
+        batch = small_model.batch(model, count, seed=step, prefix=f"{step}-")
+        with torch.no_grad():
+            adapters.parameters()[0].mul_(1.5)
+        with adapters.merged():
+            pair = [sampler.sample(batch, seed=1, step=step, version=VERSION) for sampler in (recorded, direct)]
+        for name in ("tokens", "logp", "kept_mass", "images", "support"):
+            assert torch.equal(getattr(pair[0], name), getattr(pair[1], name)), name
+        seen.append(pair[0].tokens)
+    assert not torch.equal(seen[0], seen[1])
+    assert len(recorded._recorded) == 2
+
+
+def test_a_recording_refuses_other_shapes():
+    captured = Captured(lambda values: [values[0] * 2], [torch.ones(3)], on_the_spot)
+    assert captured([torch.full((3,), 4.0)])[0].tolist() == [8.0] * 3
+    with pytest.raises(ValueError, match=r"recorded for torch.float32 \(3,\), got torch.float32 \(4,\)"):
+        captured([torch.ones(4)])
+
+
+def test_cuda_graphs_need_a_gpu(model):
+    with pytest.raises(UserError, match="--cuda-graphs"):
+        GroupSampler(model, dataclasses.replace(CONFIG, cuda_graphs=True))

@@ -12,7 +12,7 @@ from stylevar.adapters import Adapters
 from stylevar.checkpoint import load_into, read_model_state, save_model
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.errors import UserError
-from stylevar.lowrank import base_weight, factors, merged_rows, project
+from stylevar.lowrank import MERGED, base_weight, factors, merged_rows, project
 
 
 @pytest.fixture
@@ -173,3 +173,23 @@ def test_adapters_of_another_rank_are_refused(model, tmp_path):
         Adapters(model, rank=4).load_folder(tmp_path)
     with pytest.raises(UserError, match="--lora-rank 0"):
         Adapters(small_model.build(), rank=0)
+
+
+def test_kept_merged_weights_stay_where_they_are_and_follow_the_adapters():
+    adapters = small_model.adapt(small_model.build())
+    adapters.keep_merged = True
+    layers = list(adapters.layers.values())
+
+    def merged() -> list[torch.Tensor]:
+        with adapters.merged():
+            return [getattr(layer, MERGED) for layer in layers]
+
+    before = merged()
+    values = [tensor.clone() for tensor in before]
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.mul_(2)
+    for tensor, again, old, layer in zip(before, merged(), values, layers, strict=True):
+        assert again.data_ptr() == tensor.data_ptr()
+        assert not torch.equal(again, old)
+        assert not hasattr(layer, MERGED)

@@ -1,0 +1,83 @@
+"""bf16: what is multiplied is rounded; weights, adapters, their gradients, residual stream and logits are not."""
+
+from __future__ import annotations
+
+import pytest
+import small_model
+import torch
+
+from learner.lesson import Lesson
+from learner.update import GrpoLearner, LearnerConfig, LogprobMismatch, usual_mismatch
+from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
+from stylevar.adapters import Adapters
+from stylevar.contracts import PolicyVersion
+
+VERSION = PolicyVersion(0, 0)
+
+
+def adapted(bf16: bool) -> Adapters:
+    adapters = small_model.adapt(small_model.build())
+    if bf16:
+        adapters.model.compute_in(torch.bfloat16)
+    return adapters
+
+
+def outcome(bf16: bool, **settings) -> tuple[Adapters, dict[str, torch.Tensor]]:
+    """Gradients of the adapters after an update's forward and backward pass on fixed tokens."""
+    adapters = adapted(bf16)
+    model = adapters.model
+    batch = small_model.batch(model, 2)
+    with adapters.merged():
+        drawn = GroupSampler(model, RolloutConfig(group=4, top_k=20)).sample(batch, seed=0, step=0, version=VERSION)
+        learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, **settings))
+        state = ConditionCache(model).get(batch)
+        rewards = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+        lesson = Lesson(state, drawn, learner.reference_logprobs(state, drawn), rewards)
+        learner.optimizer.step = lambda *args: None  # type: ignore[method-assign]
+        kept: dict[str, torch.Tensor] = {}
+        learner.optimizer.zero_grad = lambda *args: keep_gradients(adapters, kept)  # type: ignore[method-assign]
+        result = learner.update(0, [[lesson]])
+    kept["mismatch"] = torch.tensor(result.metrics["policy/logprob_mismatch_max"])
+    return adapters, kept
+
+
+def keep_gradients(adapters: Adapters, kept: dict[str, torch.Tensor]) -> None:
+    for name, parameter in adapters.model.named_parameters():
+        if parameter.grad is not None:
+            kept[name] = parameter.grad.clone()
+            parameter.grad = None
+
+
+def test_log_probs_stay_near_those_of_fp32():
+    exact, rounded = (small_model.logits(adapted(bf16).model) for bf16 in (False, True))
+    assert rounded.dtype == torch.float32
+    difference = (exact.log_softmax(-1) - rounded.log_softmax(-1)).abs().max()
+    assert 0 < difference < 0.2
+
+
+def test_gradients_are_fp32_and_point_where_those_of_fp32_do():
+    adapters, rounded = outcome(bf16=True)
+    _, exact = outcome(bf16=False)
+    assert {parameter.dtype for parameter in adapters.model.parameters()} == {torch.float32}
+    assert rounded.keys() == exact.keys()
+    first, second = (torch.cat([g.flatten() for g in some.values()]) for some in (exact, rounded))
+    assert second.dtype == torch.float32
+    assert torch.cosine_similarity(first, second, dim=0) > 0.98
+
+
+def test_the_mismatch_guard_knows_the_precision():
+    assert usual_mismatch(adapted(False).model) == 1e-4
+    assert usual_mismatch(adapted(True).model) == 0.2
+    assert outcome(bf16=True)[1]["mismatch"] > 1e-4
+    with pytest.raises(LogprobMismatch):
+        outcome(bf16=True, mismatch_limit=1e-4)
+    assert outcome(bf16=False)[1]["mismatch"] < 1e-4
+
+
+def test_merging_adapters_into_the_base_keeps_every_bit_of_it():
+    rounded, exact = adapted(True), adapted(False)
+    for adapters in (rounded, exact):
+        with adapters.merged():
+            adapters.refresh()
+        adapters.bake()
+    assert rounded.fingerprint() == exact.fingerprint()
