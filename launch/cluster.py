@@ -17,7 +17,8 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
         # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
+            # Without a name Ray would join whatever was last started here, and wait minutes for one that has died.
+            address=os.environ.get("RAY_ADDRESS", "local"),
             include_dashboard=dashboard if "RAY_ADDRESS" not in os.environ else None,
             logging_level=logging.WARNING,
             log_to_driver=True,
