@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,23 @@ from stylevar.transformer import Span, StyleVAR
 KV_CACHES = ("exact", "paper")
 
 
+class BlockCache(NamedTuple):
+    """One block's keys and values [B, G, H, L, 64], of which the first `filled` tokens are there."""
+
+    keys: Tensor
+    values: Tensor
+    filled: int
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a scale's keys and values [B, G, H, T, 64] and return all so far."""
+        end = self.filled + k.shape[-2]
+        self.keys[..., self.filled : end, :] = k
+        self.values[..., self.filled : end, :] = v
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+
 class KVCache:
-    """Preallocated keys and values of every block, [depth] x [B, G, H, L, 64]; one append per block and scale."""
+    """Preallocated keys and values of every block, [depth] x [B, G, H, L, 64]; each scale is appended once."""
 
     def __init__(
         self, depth: int, batch: int, group: int, heads: int, length: int, device: torch.device, dtype: torch.dtype
@@ -27,15 +43,13 @@ class KVCache:
         self.store = torch.empty((depth, 2, batch, group, heads, length, HEAD_DIM), device=device, dtype=dtype)
         self.filled = 0
 
-    def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this scale's keys and values [B, G, H, T, 64] and return all so far. `advance` ends the scale."""
-        end = self.filled + k.shape[-2]
-        keys, values = self.store[block]
-        keys[..., self.filled : end, :] = k
-        values[..., self.filled : end, :] = v
-        return keys[..., :end, :], values[..., :end, :]
+    def block(self, number: int) -> BlockCache:
+        """Where a block stores this scale."""
+        keys, values = self.store[number]
+        return BlockCache(keys, values, self.filled)
 
     def advance(self, tokens: int) -> None:
+        """End a scale."""
         self.filled += tokens
 
 
@@ -102,7 +116,7 @@ def generate(
         now = at.stop - at.start
         span = Span(slice(0, now), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
         for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
-            x = block(x, adaln, q[..., at, :], alphas[at], [span], cache=(cache, i))
+            x = block(x, adaln, q[..., at, :], alphas[at], [span], cache=cache.block(i))
         cache.advance(now)
         logits = model.head_logits(x, state.head_adaln)
         draw = draw_tokens(logits, truncation, temperature, stream, at)

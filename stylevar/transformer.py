@@ -21,7 +21,7 @@ from stylevar.config import HEAD_DIM, ModelConfig
 from stylevar.lowrank import compute_dtype, compute_in, project
 
 if TYPE_CHECKING:
-    from stylevar.generate import KVCache
+    from stylevar.generate import BlockCache
     from stylevar.vqvae import VQVAE
 
 MAX_SCALE_MUL = math.log(100)
@@ -199,13 +199,13 @@ class Block(nn.Module):
         q: Tensor,
         alpha: Tensor,
         spans: Sequence[Span],
-        cache: tuple[KVCache, int] | None = None,
+        cache: BlockCache | None = None,
     ) -> Tensor:
-        """x [B, G, T, C] -> [B, G, T, C]; `cache` = (the cache, this block's number) while generating scale by scale."""
+        """x [B, G, T, C] -> [B, G, T, C]; with a `cache` while generating scale by scale."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln
         k, v = self.attn.keys_values(modulate(x, scale1, shift1))
         if cache is not None:
-            k, v = cache[0].append(cache[1], k, v)
+            k, v = cache.append(k, v)
         x = x + self.drop_path(gamma1 * self.attn(q, k, v, alpha, spans))
         return x + self.drop_path(gamma2 * self.ffn(modulate(x, scale2, shift2)))
 
