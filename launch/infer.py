@@ -32,6 +32,7 @@ from stylevar.conditions import encode_conditions, guide_queries
 from stylevar.errors import UserError
 from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
+from stylevar.policy import Precision
 from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
 from stylevar.transformer import StyleVAR
 
@@ -71,6 +72,10 @@ class InferConfig:
     """Results that are computed at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
+    precision: Precision = "fp32"
+    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
+    compile: bool = False
+    """Compile the model first: minutes, worth it for many pictures."""
     overwrite: bool = False
     """Replace results that exist."""
 
@@ -189,6 +194,11 @@ def main(config: InferConfig) -> None:
     device = choose_device(config.device)
     vae.to(device)
     model.to(device)
+    if config.precision == "bf16":
+        model.hold_in(torch.bfloat16)
+        vae.decode_in_bf16 = device.type == "cuda"
+    if config.compile:
+        model.compile_blocks()
     bad: list[str] = []
     size = model.arch.image_size
     content_u8, style_u8 = (load_pictures(named, size, config.fit, bad) for named in (contents, styles))

@@ -275,15 +275,25 @@ class StyleVAR(nn.Module):
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Have all blocks multiply and attend in `dtype`."""
+        for layer in self._products():
+            compute_in(layer, dtype)
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Convert the weights that the blocks multiply by, and so have them compute in `dtype`: for inference."""
+        for layer in self._products():
+            layer.to(dtype)
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks, once per scale and batch shape, when they are first used: minutes, for speed afterwards."""
+        # All blocks share the compiled code, which dynamo would give up on after eight shapes.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * self.arch.scales)
         for block in self.blocks:
-            for layer in (
-                block.attn.mat_qkv_guide,
-                block.attn.mat_qkv_target,
-                block.attn.proj,
-                block.ffn.fc1,
-                block.ffn.fc2,
-            ):
-                compute_in(layer, dtype)
+            block.compile(dynamic=False)
+
+    def _products(self) -> Iterator[nn.Module]:
+        for block in self.blocks:
+            attn, ffn = block.attn, block.ffn
+            yield from (attn.mat_qkv_guide, attn.mat_qkv_target, attn.proj, ffn.fc1, ffn.fc2)
 
     def level_positions(self) -> Tensor:
         """Level plus position embedding of every token, [1, L, C]."""

@@ -137,3 +137,18 @@ def test_bad_numbers_are_one_line_and_code_2(flag, value, tmp_path, monkeypatch,
         cli.exit_code(lambda: cli.run(infer.main, infer.InferConfig))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {flag} {value}" if flag != "--top-p" else "error: --top-k")
+
+
+def test_bf16_changes_few_pixels_and_no_file(files, tmp_path):
+    for precision in ("fp32", "bf16"):
+        infer.main(config(files, tmp_path / precision, precision=precision, top_k=1))
+    exact, rounded = (pixels(tmp_path / precision / "a__x.png").float() for precision in ("fp32", "bf16"))
+    assert (exact - rounded).abs().mean() < 20
+
+
+@pytest.mark.slow
+def test_a_compiled_model_draws_the_same_pictures(files, tmp_path):
+    for compiled in (False, True):
+        infer.main(config(files, tmp_path / str(compiled), compile=compiled))
+    plain, compiled_result = (pixels(tmp_path / str(compiled) / "a__x.png").float() for compiled in (False, True))
+    assert (plain - compiled_result).abs().mean() < 1
