@@ -193,37 +193,37 @@ def _weights(phases: Phases) -> dict[str, int]:
 @lru_cache(maxsize=8)
 def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]:
     """Bytes by what they are for; see `MemoryPlan`."""
-    group, size = work.rollout.group, work.arch.image_size
-    images = min(conditions * group, batches.rollout)
-    chunk = min(images, batches.images)
+    arch, group = work.arch, work.rollout.group
+    sampled, unit = min(group, batches.rollout), min(conditions, max(1, batches.rollout // group))
+    chunk = min(unit * sampled, batches.images)
     phases = Phases(work, blocks=1)
+    state = phases.encode(unit, tokens_known=True)
     _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
     _, decode = peak_bytes(lambda: phases.decode(chunk))
-    pictures = 2 * (images - chunk) * 3 * size * size  # uint8; joining the chunks takes both
-    blocks = over_depth(work, lambda phases: _measure(phases, batches, conditions))
-    return {**blocks, "encode": encode, "decode": decode + pictures}
+    with phases.adapters.merged():
+        # A block hands on what the next one takes, and keeps nothing but its part of the cache, which is there at once.
+        queries = phases.queries(state)
+        _, sample = peak_bytes(lambda: phases.sample(state, queries, sampled))
+    pictures = 2 * (unit * sampled - chunk) * 3 * arch.image_size**2  # uint8; joining the chunks takes both
+    # Keys and values [depth, 2, b, G, H, L, 64].
+    cache = arch.depth * 2 * unit * sampled * arch.tokens * arch.width * phases.model.compute_dtype.itemsize
+    blocks = over_depth(work, lambda phases: _measure(phases, batches.micro, unit))
+    return {**blocks, "encode": encode, "decode": decode + pictures, "sample": sample, "cache": cache}
 
 
-def _measure(phases: Phases, batches: Batches, conditions: int) -> dict[str, int]:
-    work, group, micro = phases.work, phases.work.rollout.group, batches.micro
-    sampled, unit = min(group, batches.rollout), min(conditions, max(1, batches.rollout // group))
+def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
+    """What grows with the depth."""
     one, some = phases.encode(1, tokens_known=True), phases.encode(unit, tokens_known=True)
     with phases.adapters.merged():
         queries = phases.queries(some)
-        _, sample = peak_bytes(lambda: phases.sample(some, queries, sampled))
         _, reference = peak_bytes(lambda: phases.reference(one, micro))
         saved = _saved(phases, one, micro)
         _, update = peak_bytes(lambda: _update(phases, one, micro))
     gradients = _bytes(p.grad for p in phases.adapters.parameters() if p.grad is not None)
-    # Keys and values [depth, 2, b, G, H, L, 64], all of it however many blocks are measured here.
-    value = phases.model.compute_dtype.itemsize
-    cache = work.arch.depth * 2 * unit * sampled * work.arch.tokens * work.arch.width * value
     return {
         **_weights(phases),
         "state": _bytes(_tensors(one)),
         "queries": _bytes(queries),
-        "cache": cache,
-        "sample": sample,
         "reference": reference,
         "saved": saved,
         "update": update,
