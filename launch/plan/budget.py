@@ -8,14 +8,16 @@ differently: a resumed run must not choose anew.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from launch.config import GrpoConfig
 from launch.placement import Role, split_units
-from launch.plan.memory import ALWAYS, Batches, MemoryPlan, RoleMemory
+from launch.plan.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
 from launch.plan.phases import Workload
 from launch.plan.text import parse_size, size
 from stylevar.config import ModelConfig
@@ -97,35 +99,78 @@ def choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | N
 
 def _choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | None], on_gpu: bool) -> Choice:
     chosen: dict[str, int] = {}
-    shortage = None
+    shortages = []
     for share in _shares(config):
         budget = budgets["rollout" if share.name == "rollout" else "learner"]
-        process = 0 if on_gpu or budget is None else PROCESS
-        candidates = {name: values for name, values in _candidates(config, share.conditions).items()}
-        least, most = (_batches(candidates, end) for end in (0, -1))
-        work = workload(config, arch, on_gpu)
-        at_most = share.memory(MemoryPlan(work, share.conditions, process, most))
-        room = _room(at_most, budget)
-        if all(at_most.phases[phase] <= room.get(phase, 0) for name in share.fields for phase in PHASES[name]):
-            chosen |= {name: getattr(most, name) for name in share.fields}
-            continue
-        at_least = share.memory(MemoryPlan(work, share.conditions, process, least))
-        room = _room(at_least, budget)
-        for name in share.fields:
-            fitting = [n for n in candidates[name] if _fits(n, name, (least, at_least), (most, at_most), room)]
-            chosen[name] = max(fitting, default=getattr(least, name))
-        if budget is not None and at_least.total > budget * (1 - RESERVE) and shortage is None:
-            shortage = _shortage(config, arch, share, on_gpu, budget, at_least)
-    config = _with(config, micro_batch=chosen["micro"])
-    return Choice(
-        dataclasses.replace(
-            config,
-            rollout=dataclasses.replace(
-                config.rollout, rollout_batch=chosen["rollout"], decode_batch=chosen["images"]
-            ),
-        ),
-        shortage,
-    )
+        sizes, shortage = _choose_for(share, config, arch, budget, on_gpu)
+        chosen |= sizes
+        shortages += [shortage] if shortage else []
+    rollout = dataclasses.replace(config.rollout, rollout_batch=chosen["rollout"], decode_batch=chosen["images"])
+    config = dataclasses.replace(_with(config, micro_batch=chosen["micro"]), rollout=rollout)
+    return Choice(config, " ".join(shortages) or None)
+
+
+def _choose_for(
+    share: _Share, config: GrpoConfig, arch: ModelConfig, budget: int | None, on_gpu: bool
+) -> tuple[dict[str, int], str | None]:
+    """The largest sizes that fit one process, or the least and what is missing."""
+    candidates = _candidates(config, share.conditions)
+    recorded = config.rollout.cuda_graphs and "rollout" in share.fields
+    unrecorded = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, cuda_graphs=False))
+
+    def measured(end: int) -> _Measured:
+        batches = _batches(candidates, end)
+        return _Measured(batches, _memory(unrecorded, arch, share, batches, on_gpu, budget is not None))
+
+    most = measured(-1)
+    room = _room(most.memory, budget)
+    if not recorded and all(_fits(most, name, room) for name in share.fields):
+        return {name: getattr(most.batches, name) for name in share.fields}, None
+    least = measured(0)
+    chosen: dict[str, int] = {}
+    for name in sorted(share.fields, key=lambda name: name != "rollout"):
+        at = (_between(least, most, name, n) for n in candidates[name])
+        # What a recorded rollout works on stays reserved beside all other phases.
+        allowed = {phase: bytes_ / 2 for phase, bytes_ in room.items()} if recorded and name == "rollout" else room
+        fitting = [between for between in at if _fits(between, name, allowed)] or [least]
+        chosen[name] = getattr(fitting[-1].batches, name)
+        if allowed is not room:
+            kept = fitting[-1].memory.phases["sample"]
+            room = {phase: bytes_ - kept for phase, bytes_ in room.items()}
+    at_least = _memory(config, arch, share, least.batches, on_gpu, budget is not None)
+    if budget is None or at_least.total <= budget * (1 - RESERVE):
+        return chosen, None
+    return chosen, _shortage(config, arch, share, on_gpu, budget, at_least)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    batches: Batches
+    memory: RoleMemory
+
+
+def _between(least: _Measured, most: _Measured, name: str, n: int) -> _Measured:
+    """An upper bound for the batch size `n` of one field.
+
+    A phase takes the largest of sums that grow linearly with its batch: a convex function, which stays below the line
+    between the two measured ends.
+    """
+    low, high = getattr(least.batches, name), getattr(most.batches, name)
+    share = 0.0 if low == high else (n - low) / (high - low)
+    bytes_ = {phase: (1 - share) * least.memory.phases[phase] + share * most.memory.phases[phase] for phase in PHASES[name]}
+    parts = tuple(Component(name, math.ceil(count), phase) for phase, count in bytes_.items())
+    return _Measured(dataclasses.replace(least.batches, **{name: n}), RoleMemory(parts))
+
+
+def _fits(measured: _Measured, name: str, room: Mapping[str, float]) -> bool:
+    return all(measured.memory.phases[phase] <= room[phase] for phase in PHASES[name])
+
+
+def _memory(
+    config: GrpoConfig, arch: ModelConfig, share: _Share, batches: Batches, on_gpu: bool, bounded: bool
+) -> RoleMemory:
+    process = PROCESS if bounded and not on_gpu else 0
+    return share.memory(MemoryPlan(workload(config, arch, on_gpu), share.conditions, process, batches))
 
 
 def _shares(config: GrpoConfig) -> list[_Share]:
@@ -146,7 +191,7 @@ def conditions_held(config: GrpoConfig) -> int:
     return -(-config.conditions // config.cluster.learners) * (1 + config.cluster.max_staleness)
 
 
-def _with(config: GrpoConfig, **learner: object) -> GrpoConfig:
+def _with(config: GrpoConfig, **learner: Any) -> GrpoConfig:
     return dataclasses.replace(config, learner=dataclasses.replace(config.learner, **learner))
 
 
@@ -177,24 +222,7 @@ def _room(memory: RoleMemory, budget: int | None) -> dict[str, float]:
     return dict.fromkeys(memory.phases, left)
 
 
-def _fits(
-    n: int, name: str, least: tuple[Batches, RoleMemory], most: tuple[Batches, RoleMemory], room: Mapping[str, float]
-) -> bool:
-    """Whether the phases of a batch size of `n` fit.
-
-    A phase takes the largest of sums that grow linearly with its batch: a convex function, which the line between the
-    two measured ends bounds from above.
-    """
-    low, high = (getattr(batches, name) for batches, _ in (least, most))
-    share = 0.0 if low == high else (n - low) / (high - low)
-    return all(
-        (1 - share) * least[1].phases[phase] + share * most[1].phases[phase] <= room[phase] for phase in PHASES[name]
-    )
-
-
-def _shortage(
-    config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int, memory: RoleMemory
-) -> str:
+def _shortage(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int, memory: RoleMemory) -> str:
     """What the least needs, by component, and which flags would make it fit."""
     worst = max(memory.phases, key=lambda phase: memory.phases[phase])
     parts = [part for part in memory.components if part.phase in (ALWAYS, worst) and part.bytes > 0.01 * memory.total]
@@ -211,7 +239,7 @@ def _shortage(
 
 
 def _given(config: GrpoConfig, name: str) -> int:
-    return len(_candidates(config, config.conditions)[name]) == 1 and config.rollout.group > 1
+    return len(_candidates(config, config.conditions)[name]) == 1
 
 
 def _remedies(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int) -> str:
@@ -237,6 +265,4 @@ def _remedies(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool
 
 
 def _least(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool) -> int:
-    batches = _batches(_candidates(config, share.conditions), 0)
-    process = 0 if on_gpu else PROCESS
-    return share.memory(MemoryPlan(workload(config, arch, on_gpu), share.conditions, process, batches)).total
+    return _memory(config, arch, share, _batches(_candidates(config, share.conditions), 0), on_gpu, True).total

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from launch.plan.phases import Phases, Workload, meta_scorer, over_depth, score
+from launch.plan.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
 from launch.plan.trace import peak_bytes, saved_bytes
 from reward.base import RewardConfig
 from stylevar.conditions import ConditionState
@@ -196,7 +196,7 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
     arch, group = work.arch, work.rollout.group
     sampled, unit = min(group, batches.rollout), min(conditions, max(1, batches.rollout // group))
     chunk = min(unit * sampled, batches.images)
-    phases = Phases(work, blocks=1)
+    phases = first_blocks(work, 1)
     state = phases.encode(unit, tokens_known=True)
     _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
     _, decode = peak_bytes(lambda: phases.decode(chunk))
@@ -213,7 +213,9 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
 
 def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
     """What grows with the depth."""
-    one, some = phases.encode(1, tokens_known=True), phases.encode(unit, tokens_known=True)
+    some = phases.encode(unit, tokens_known=True)
+    one = some.select(slice(0, 1))
+    phases.adapters.model.zero_grad()
     with phases.adapters.merged():
         queries = phases.queries(some)
         _, reference = peak_bytes(lambda: phases.reference(one, micro))
@@ -222,7 +224,7 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
     gradients = _bytes(p.grad for p in phases.adapters.parameters() if p.grad is not None)
     return {
         **_weights(phases),
-        "state": _bytes(_tensors(one)),
+        "state": _bytes(_tensors(some)) // unit,
         "queries": _bytes(queries),
         "reference": reference,
         "saved": saved,

@@ -45,11 +45,17 @@ class Workload:
 
 def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> dict[str, int]:
     """`measure` of the whole model, from one and two of its blocks: all blocks are alike, so that it is exact."""
-    one = measure(Phases(work, blocks=1))
+    one = measure(first_blocks(work, 1))
     if work.arch.depth == 1:
         return one
-    two = measure(Phases(work, blocks=2))
+    two = measure(first_blocks(work, 2))
     return {name: one[name] + (work.arch.depth - 1) * (two[name] - one[name]) for name in one}
+
+
+@lru_cache(maxsize=4)
+def first_blocks(work: Workload, blocks: int) -> Phases:
+    """The phases of the model's first `blocks`, built once. Gradients of an earlier measurement may be there."""
+    return Phases(work, blocks)
 
 
 class Phases:

@@ -74,11 +74,12 @@ def shapes_only(fused_attention: bool = False) -> Iterator[None]:
     def attended(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return (_fused_attention if q.is_meta and fused_attention else attention)(q, *args, **kwargs)
 
-    F.interpolate, F.scaled_dot_product_attention = resized, attended
+    functions: Any = F
+    functions.interpolate, functions.scaled_dot_product_attention = resized, attended
     try:
         yield
     finally:
-        F.interpolate, F.scaled_dot_product_attention = interpolate, attention
+        functions.interpolate, functions.scaled_dot_product_attention = interpolate, attention
 
 
 def _fused_attention(

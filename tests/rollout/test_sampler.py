@@ -143,7 +143,8 @@ def test_conditions_are_encoded_once_and_the_oldest_forgotten(model, monkeypatch
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"top_k": -1}, "--top-k -1"),
         ({"temperature": 0.0}, "--temperature 0"),
-        ({"rollout_batch": 0}, "--rollout-batch 0"),
+        ({"rollout_batch": -1}, "--rollout-batch -1"),
+        ({"decode_batch": -1}, "--decode-batch -1"),
     ],
 )
 def test_impossible_settings_name_the_flag(wrong, flag):
