@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from launch.config import GrpoConfig
-from launch.placement import Role, split_units
+from launch.placement import Role
 from launch.plan.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
 from launch.plan.phases import Workload
 from launch.plan.text import parse_size, size
@@ -176,13 +176,12 @@ def _memory(
 def _shares(config: GrpoConfig) -> list[_Share]:
     if config.cluster.placement == "colocated":
         return [_Share("colocated", tuple(PHASES), config.conditions, MemoryPlan.colocated)]
-    minibatches, cluster = config.learner.minibatches, config.cluster
-    units = split_units(config.conditions, minibatches, cluster, config.rollout.at_once(config.conditions))
-    largest = max(cut.stop - cut.start for minibatch in units for cut in minibatch)
+    # The largest unit that any number of workers leads to: the choice does not depend on how many there are.
+    unit = config.cluster.unit or config.conditions // config.learner.minibatches
     held = conditions_held(config)
     return [
-        _Share("rollout", ("rollout", "images"), largest, MemoryPlan.rollout),
-        _Share("learner", ("micro",), largest, lambda plan: plan.learner(held)),
+        _Share("rollout", ("rollout", "images"), unit, MemoryPlan.rollout),
+        _Share("learner", ("micro",), unit, lambda plan: plan.learner(held)),
     ]
 
 
