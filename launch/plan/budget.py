@@ -130,8 +130,11 @@ def _choose_for(
     chosen: dict[str, int] = {}
     for name in sorted(share.fields, key=lambda name: name != "rollout"):
         at = (_between(least, most, name, n) for n in candidates[name])
-        # What a recorded rollout works on stays reserved beside all other phases.
-        allowed = {phase: bytes_ / 2 for phase, bytes_ in room.items()} if recorded and name == "rollout" else room
+        allowed = room
+        if recorded and name == "rollout":
+            # What it works on stays reserved beside all other phases: at most half, and what the least of them leaves.
+            others = max(bytes_ for phase, bytes_ in least.memory.phases.items() if phase != "sample")
+            allowed = {phase: min(bytes_ / 2, bytes_ - others) for phase, bytes_ in room.items()}
         fitting = [between for between in at if _fits(between, name, allowed)] or [least]
         chosen[name] = getattr(fitting[-1].batches, name)
         if allowed is not room:

@@ -136,7 +136,12 @@ class MemoryPlan:
             Component("logits and sampling", m["sample"] - m["cache"], phase),
             Component("guide queries", m["queries"], "decode"),
             Component("VQ-VAE decoder", m["decode"], "decode"),
+            Component("sampled images", self._pictures()),
         ]
+
+    def _pictures(self) -> int:
+        """uint8, and twice: those of single runs are joined."""
+        return 2 * self.conditions * self.work.rollout.group * 3 * self.work.arch.image_size**2
 
     def _scoring(self) -> list[Component]:
         weights, activations = _reward(self.work.reward, self.work.arch, self.work.rollout.group, self.conditions)
@@ -204,11 +209,10 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
         # A block hands on what the next one takes, and keeps nothing but its part of the cache, which is there at once.
         queries = phases.queries(state)
         _, sample = peak_bytes(lambda: phases.sample(state, queries, sampled))
-    pictures = 2 * (unit * sampled - chunk) * 3 * arch.image_size**2  # uint8; joining the chunks takes both
     # Keys and values [depth, 2, b, G, H, L, 64].
     cache = arch.depth * 2 * unit * sampled * arch.tokens * arch.width * phases.model.compute_dtype.itemsize
     blocks = over_depth(work, lambda phases: _measure(phases, batches.micro, unit))
-    return {**blocks, "encode": encode, "decode": decode + pictures, "sample": sample, "cache": cache}
+    return {**blocks, "encode": encode, "decode": decode, "sample": sample, "cache": cache}
 
 
 def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:

@@ -38,9 +38,9 @@ class Workload:
     tokens_known: bool = False
     """The shards bring VQ tokens along, so that conditions need no VQ encoder."""
     precision: Precision = "fp32"
-    """What the blocks multiply in."""
+    """What the blocks multiply in. The decoder counts as fp32, an upper bound: autocast knows no meta device."""
     on_gpu: bool = False
-    """The model is on a GPU: the decoder takes part in `precision`, and the host's memory is another."""
+    """The model is on a GPU, so that the host's memory is another."""
 
 
 def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> dict[str, int]:
@@ -70,7 +70,6 @@ class Phases:
         self.adapters = Adapters(self.model, work.learner.lora_rank)
         if work.precision == "bf16":
             self.model.compute_in(torch.bfloat16)
-            self.model.vae.decode_in_bf16 = work.on_gpu
         self.learner = GrpoLearner(self.adapters, work.learner, work.rollout.temperature)
 
     @torch.no_grad()
