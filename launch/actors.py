@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import ray
+import torch
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -22,6 +23,11 @@ Place = tuple[Role, int]
 _created = itertools.count(1)
 PLACING = 60.0
 """Seconds that a plan which fits may wait for resources that others hold."""
+
+
+@ray.remote(num_cpus=0, max_calls=1)  # its process ends with it, and lets go of the GPU
+def _free_memory() -> int:
+    return torch.cuda.mem_get_info()[0]
 
 
 class Placement:
@@ -53,16 +59,28 @@ class Placement:
                 f"{free.get('GPU', 0):g} GPU after {PLACING:g} s; wait for them to end, or ask for fewer workers"
             )
 
+    def free_memory(self) -> dict[Role, int | None]:
+        """Bytes that each actor of a role may take of its GPU, the least of all; None without GPUs."""
+        if self.device == "cpu":
+            return dict.fromkeys(ROLES)
+        free: dict[Role, list[int]] = {role: [] for role in ROLES}
+        tasks = []
+        for role, number in self._groups:
+            gpus = self.asked[role]["GPU"]
+            tasks.append((role, gpus, _free_memory.options(num_gpus=gpus, **self._where((role, number))).remote()))
+        for role, gpus, task in tasks:
+            free[role].append(int(min(1.0, gpus) * ray.get(task)))
+        return {role: min(free[role]) for role in ROLES}
+
     def names(self, role: Role, count: int) -> list[str]:
         """Readable names: rollout-0, rollout-1, ..."""
         return [f"{role}-{number}" for number in range(count)]
 
     def create(self, role: Role, number: int) -> Any:
         """Start actor `number` of a role in its place. It waits there for a lost node, if need be."""
-        asked, group = self.asked[role], self._groups[role, number]
-        cpus = min(asked["CPU"], group.bundle_specs[0]["CPU"])
-        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        options = {"num_cpus": cpus, "num_gpus": asked.get("GPU", 0), "scheduling_strategy": where}
+        asked, place = self.asked[role], (role, number)
+        cpus = min(asked["CPU"], self._groups[place].bundle_specs[0]["CPU"])
+        options = {"num_cpus": cpus, "num_gpus": asked.get("GPU", 0), **self._where(place)}
         name = f"{role}-{number}"
         return ray.remote(CLASSES[role]).options(name=self._unique(name), **options).remote(name)
 
@@ -105,6 +123,9 @@ class Placement:
         """End all actors and give the resources back."""
         for group in self._groups.values():
             remove_placement_group(group)
+
+    def _where(self, place: Place) -> dict[str, Any]:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[place], placement_group_bundle_index=0)}
 
     def _reserve(self, place: Place) -> PlacementGroup:
         role, number = place

@@ -13,6 +13,8 @@ from data.conditions import ConditionSets, spread
 from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
 from launch.device import choose_device
+from launch.placement import ROLES
+from launch.plan.budget import choose, device_budget
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.telemetry import PhaseTimer, memory
 from learner.lesson import Lesson
@@ -21,6 +23,7 @@ from learner.trainer import Trainer, saved_base
 from reward.scorer import build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.contracts import TrajectoryRows
+from stylevar.errors import UserError
 from stylevar.policy import Policy
 from stylevar.sampling import CoupledStreams
 
@@ -36,27 +39,35 @@ class ColocatedWorker:
         keep_freed_memory()
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.config = config
         self.device = choose_device(config.device)
+        budget = device_budget(config, self.device)
         self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
         source = config.policy_source()
         if checkpoint is not None:
             base, version = saved_base(checkpoint)
             source = dataclasses.replace(source, base=base, version=version)
         self.policy = Policy(source, self.device)
+        choice = choose(config, self.policy.model.arch, dict.fromkeys(ROLES, budget), self.device.type == "cuda")
+        if choice.shortage:
+            raise UserError(choice.shortage)
+        self.config = config = choice.config
         self.adapters = self.policy.adapters
         self.adapters.keep_merged = config.rollout.cuda_graphs
         self.sets = ConditionSets(
             config.condition_patterns(), self.policy.image_size, self.policy.vae_fingerprint, config.conditions, config.seed
         )
         self.scorer = build_scorer(config.reward, self.device)
-        self.conditions = ConditionCache(self.policy.model)
+        self.conditions = ConditionCache(self.policy.model, images=config.rollout.decode_batch)
         self.sampler = GroupSampler(self.policy.model, config.rollout, self.conditions)
         self.trainer = Trainer(self.policy, config.learner, config.rollout.temperature)
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
-        return {"device": str(self.device), **self.policy.describe(), **sizes}
+        return {"device": str(self.device), **self.policy.describe(), **sizes, **choice.facts()}
+
+    def settings(self) -> GrpoConfig:
+        """The run's settings, with what they left open as it was chosen by `setup`."""
+        return self.config
 
     def step(self, step: int) -> StepReport:
         """Sample, score and learn: one GRPO step on the conditions that the order gives to `step`."""

@@ -15,6 +15,7 @@ import yaml
 from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.placement import ClusterConfig
 from launch.plan.config import PlanConfig
+from launch.plan.text import parse_size
 from learner.merge import MergeConfig
 from learner.update import LearnerConfig
 from reward.base import RewardConfig
@@ -86,6 +87,9 @@ class GrpoConfig:
     """Where the model runs; auto takes a GPU if there is one."""
     threads: int = 0
     """CPU threads of the worker; 0 for all cores."""
+    memory_budget: str | None = None
+    """What each process may take of its device, as 22GiB; by default what is free on a GPU, and no bound on a CPU. Sets
+    how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0."""
     precision: Precision = "fp32"
     """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it; residual stream, logits, adapters stay fp32."""
     tf32: bool = False
@@ -104,6 +108,8 @@ class GrpoConfig:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
         if self.threads < 0:
             raise UserError(f"--threads {self.threads}: must be at least 0 (0 takes all cores)")
+        if self.memory_budget is not None:
+            parse_size(self.memory_budget)
         if self.conditions % self.learner.minibatches:
             raise UserError(f"--minibatches {self.learner.minibatches} does not divide --conditions {self.conditions}")
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):

@@ -22,7 +22,9 @@ from data.conditions import spread
 from launch.actors import Placement
 from launch.config import GrpoConfig
 from launch.learner_group import LearnerGroup, Together
-from launch.placement import split_units
+from launch.placement import ROLES, split_units
+from launch.plan.budget import Choice, choose
+from launch.plan.text import parse_size
 from launch.pool import Calls, Pool
 from launch.refuge import Refuge
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
@@ -32,7 +34,9 @@ from launch.weights import Weights
 from learner.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.merge import MergeAction
 from learner.trainer import saved_base
+from stylevar.checkpoint import read_architecture
 from stylevar.contracts import PolicyVersion, Scores, TrajectoryRows
+from stylevar.errors import UserError
 from stylevar.policy import PolicySource
 
 PIPELINE = "pipeline.json"
@@ -54,9 +58,11 @@ class DistributedRun:
 
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         """Place and load everything. Raises UserError if the cluster cannot hold the plan, or for unusable files."""
-        self._config, cluster = config, config.cluster
+        cluster = config.cluster
         self._calls = Calls(cluster.call_timeout)
         self._placement = placement = Placement(cluster, config.name, config.device)
+        choice = self._choose(config)
+        self._config = config = choice.config
         self._learners = LearnerGroup(placement, config, self._calls)
         self._rollout = Pool(
             placement.names("rollout", cluster.rollout_workers),
@@ -96,7 +102,11 @@ class DistributedRun:
         self._until(lambda: self._rollout.ready and self._reward.ready and self._reader.ready)
         sizes = {f"{name} conditions": size for name, size in self._reader.facts.items()}
         workers = f"{cluster.rollout_workers} rollout, {cluster.reward_workers} reward, {cluster.learners} learner"
-        return {"device": placement.device, "workers": workers, **facts, **sizes}
+        return {"device": placement.device, "workers": workers, **facts, **sizes, **choice.facts()}
+
+    def settings(self) -> GrpoConfig:
+        """The run's settings, with what they left open as it was chosen by `setup`."""
+        return self._config
 
     def restart(self, checkpoint: Path | None) -> None:
         """After a `LearnerLost`: new learners, all weights and versions as in `checkpoint` (None: as at the start)."""
@@ -215,6 +225,17 @@ class DistributedRun:
             "learner": self._learners.restarts,
         }
 
+    def _choose(self, config: GrpoConfig) -> Choice:
+        """What to compute at once: the same for all workers of a role, by the smallest of their devices."""
+        budgets = self._placement.free_memory()
+        if config.memory_budget is not None:
+            budgets = dict.fromkeys(ROLES, parse_size(config.memory_budget))
+        arch = read_architecture(config.init, config.vae, config.revision)
+        choice = choose(config, arch, budgets, self._placement.device == "cuda")
+        if choice.shortage:
+            raise UserError(choice.shortage)
+        return choice
+
     def _source_of(self, checkpoint: Path | None) -> PolicySource:
         source = self._config.policy_source()
         if checkpoint is None:
@@ -254,7 +275,7 @@ class DistributedRun:
         if step in self._launched:
             return
         config, version = self._config, self._ahead.pop(step, self._weights.version)
-        at_once = max(1, config.rollout.rollout_batch // config.rollout.group)
+        at_once = config.rollout.at_once(config.conditions)
         units: list[Unit] = []
         for minibatch, cuts in enumerate(
             split_units(config.conditions, config.learner.minibatches, config.cluster, at_once)

@@ -100,6 +100,7 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: St
             facts = worker.setup(config, point.checkpoint if point else None)
         except LearnerLost as lost:
             raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
+        config = worker.settings()
         path = config.runs / config.name
         keep = config.monitor.keep_checkpoints
         # Only now: a run that cannot start leaves no folder behind.

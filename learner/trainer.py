@@ -91,7 +91,8 @@ class Trainer:
             path = folder / f"snapshot_{name}.safetensors"
             if path.is_file():
                 self.snapshots[name] = load_file(str(path), device=str(device))
-        self.learner.load_state_dict(torch.load(folder / OPTIMIZER, map_location=device, weights_only=True))
+        # The optimizer moves what it is given to where its own state lies.
+        self.learner.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
         facts = json.loads((folder / FACTS).read_text())
         if device.type == "cpu" and self.adapters.fingerprint() != facts["fingerprint"]:
             raise UserError(

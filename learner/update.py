@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from learner.guard import guard_trajectories, too_few_left
 from learner.kl import MAX_LOG_RATIO, KlKind
 from learner.lesson import Lesson, UpdateResult
 from learner.loss import LossTerms, grpo_loss
+from learner.optimizer import OptimizerDevice, build_optimizer
 from learner.panw import panw_weights
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
 from learner.report import PassReport, TrajectoryStats, step_metrics
@@ -23,6 +25,7 @@ from stylevar.conditions import ConditionState, guide_queries, teacher_forced_fe
 from stylevar.contracts import Trajectories
 from stylevar.errors import UserError
 from stylevar.logprobs import token_logprobs
+from stylevar.recompute import recomputed
 from stylevar.transformer import StyleVAR
 
 
@@ -57,7 +60,11 @@ class LearnerConfig:
     minibatches: int = 1
     """Optimizer steps per pass, each on an equal share of the conditions."""
     micro_batch: int = 0
-    """Trajectories per forward and backward pass; 0 for a whole group. A smaller number saves memory."""
+    """Trajectories of a group per forward and backward pass; 0 for as many as the memory budget holds."""
+    recompute: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
+    optimizer_device: OptimizerDevice = "auto"
+    """Where AdamW's moments lie: beside the model (device) or in the host's memory (cpu, slower); auto asks the budget."""
     mismatch_limit: float = 0.0
     """The most that log-probs of rollout and learner may differ at equal weights; 0 chooses by precision (fp32: 1e-4)."""
     importance_cap: float = 0.0
@@ -119,9 +126,8 @@ class GrpoLearner:
     def reset_optimizer(self) -> None:
         """A fresh optimizer, as after a merge or a rollback."""
         c = self.config
-        self.optimizer = torch.optim.AdamW(
-            self.adapters.parameters(), lr=c.lr, betas=c.adam_betas, weight_decay=c.weight_decay
-        )
+        settings = {"lr": c.lr, "betas": c.adam_betas, "weight_decay": c.weight_decay}
+        self.optimizer = build_optimizer(self.adapters.parameters(), c.optimizer_device, **settings)
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -136,6 +142,13 @@ class GrpoLearner:
         x = teacher_forced_features(self.model, state, queries, tokens)
         x = self.model.head_input(x, state.head_adaln)
         return token_logprobs(self.model.head, x, tokens, self.temperature, support)
+
+    def logprobs_to_learn(
+        self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`logprobs` for a backward pass, which with `recompute` runs the blocks again."""
+        with recomputed(self.model.blocks) if self.config.recompute else nullcontext():
+            return self.logprobs(state, queries, tokens, support)
 
     @torch.no_grad()
     def reference_logprobs(self, state: ConditionState, trajectories: Trajectories) -> Tensor:
@@ -224,7 +237,7 @@ class GrpoLearner:
         # The group shares these queries: their gradient is gathered at a leaf and sent back once.
         leaves = [q.detach().requires_grad_() for q in queries]
         for tokens, support, span in self._micro_batches(lesson.trajectories, b):
-            new, entropy = (t.squeeze(0) for t in self.logprobs(one, leaves, tokens, support))
+            new, entropy = (t.squeeze(0) for t in self.logprobs_to_learn(one, leaves, tokens, support))
             old = study.old[b, span]
             mismatch = self._mismatch(step, new.detach(), old) if on_policy else None
             importance = None
@@ -244,7 +257,7 @@ class GrpoLearner:
             elif keep.any():
                 # Once more without the dropped ones: 0 * NaN would still poison the gradients.
                 kept_support = None if support is None else support[:, keep]
-                again = self.logprobs(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
+                again = self.logprobs_to_learn(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
                 self._loss(again, recorded.only(keep), at_one).total.sum().backward()
             stats.add(term, scales, entropy=entropy, mismatch=mismatch, importance=importance)
         wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]

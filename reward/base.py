@@ -18,7 +18,7 @@ DreamSimType = Literal["dino_vitb16", "clip_vitb32", "open_clip_vitb32", "ensemb
 """The package's models that load from files alone; its DINOv2 models exist only as code behind torch.hub."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RewardConfig:
     """How generated images are compared with their targets."""
 

@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import Tensor
 
-from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
+from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.contracts import CallInfo, ConditionBatch, PolicyVersion, Trajectories
 from stylevar.policy import Policy, PolicySource
 from stylevar.role_log import RoleLog
@@ -45,7 +45,7 @@ class RolloutWorker:
         self._seed = source.seed
         self._samplers = {
             False: GroupSampler(self._policy.model, config),
-            True: GroupSampler(self._policy.model, config, ConditionCache(self._policy.model), CoupledStreams),
+            True: GroupSampler(self._policy.model, config, streams=CoupledStreams),
         }
         self._version: PolicyVersion | None = None  # no adapters yet
         return self._policy.describe()

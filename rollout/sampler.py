@@ -18,6 +18,7 @@ from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.sampling import CoupledStreams, Stream, TrajectoryStreams, Truncation, UniformStream, trajectory_seeds
 from stylevar.transformer import StyleVAR
+from stylevar.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class RolloutConfig:
     """exact samples from the policy that the learner sees; paper reproduces the released cache."""
     logprob: Literal["full", "support"] = "full"
     """Log-probs under the full softmax (as published), or renormalised over the tokens that could be drawn."""
-    rollout_batch: int = 128
-    """The most trajectories that are sampled at once; a smaller number saves memory."""
+    rollout_batch: int = 0
+    """The most trajectories that are sampled at once; 0 for as many as the memory budget holds."""
+    decode_batch: int = 0
+    """The most images that pass through the VQ-VAE at once; 0 for as many as the memory budget holds."""
     cuda_graphs: bool = False
     """Record the kernels of a rollout once per shape and replay them: fewer waits between small ones; takes memory."""
 
@@ -50,8 +53,13 @@ class RolloutConfig:
             raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
         if not self.temperature > 0:
             raise UserError(f"--temperature {self.temperature}: must be positive")
-        if self.rollout_batch < 1:
-            raise UserError(f"--rollout-batch {self.rollout_batch}: must be at least 1")
+        for name in ("rollout_batch", "decode_batch"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0 (0 is automatic)")
+
+    def at_once(self, conditions: int, group: int | None = None) -> int:
+        """Of so many conditions, how many are sampled together, at least one; without a bound all of them."""
+        return max(1, self.rollout_batch // (group or self.group)) if self.rollout_batch else max(1, conditions)
 
 
 class ConditionCache:
@@ -60,15 +68,18 @@ class ConditionCache:
     It outlives updates and merges, since the adapters touch nothing that it holds.
     """
 
-    def __init__(self, model: StyleVAR, batches: int = 2) -> None:
+    def __init__(self, model: StyleVAR, batches: int = 2, images: int = 0) -> None:
+        """`images` bounds how many pass through encoders and VQ-VAE at once; a condition has two. 0 for no bound."""
         self.model, self.batches = model, batches
+        self._at_once = max(1, images // 2) if images else None
         self._states: dict[tuple[str, ...], ConditionState] = {}
 
     def get(self, batch: ConditionBatch) -> ConditionState:
         """The encoded conditions of `batch`."""
         state = self._states.pop(batch.keys, None)
         if state is None:
-            state = encode_batch(self.model, batch)
+            parts = [encode_batch(self.model, batch.select(rows)) for rows in self._spans(batch)]
+            state = ConditionState.join(parts)
         self._states[batch.keys] = state
         while len(self._states) > self.batches:
             self._states.pop(next(iter(self._states)))
@@ -80,9 +91,17 @@ class ConditionCache:
         if batch.tokens is not None:
             return batch
         device, vae = self.model.device, self.model.vae
-        images = torch.cat([u8_to_pm1(image.to(device)) for image in (batch.content, batch.style)])
-        content, style = torch.cat(vae.img_to_idxBl(images), dim=1).to("cpu", torch.int16).chunk(2)
-        return dataclasses.replace(batch, tokens=torch.stack([content, style, torch.full_like(style, -1)], dim=1))
+        rows = []
+        for some in map(batch.select, self._spans(batch)):
+            images = torch.cat([u8_to_pm1(image.to(device)) for image in (some.content, some.style)])
+            content, style = torch.cat(vae.img_to_idxBl(images), dim=1).to("cpu", torch.int16).chunk(2)
+            rows.append(torch.stack([content, style, torch.full_like(style, -1)], dim=1))
+        return dataclasses.replace(batch, tokens=torch.cat(rows))
+
+    def _spans(self, batch: ConditionBatch) -> list[slice]:
+        """The conditions of `batch` in parts that are encoded at once."""
+        size = self._at_once or len(batch)
+        return [slice(at, at + size) for at in range(0, len(batch), size)]
 
 
 class GroupSampler:
@@ -105,7 +124,7 @@ class GroupSampler:
             raise UserError(f"--cuda-graphs: the model is on {model.device}; leave the flag out, or give --device cuda")
         self._record = record
         self._recorded: dict[tuple[int, ...], Captured] = {}
-        self.conditions = ConditionCache(model) if conditions is None else conditions
+        self.conditions = ConditionCache(model, images=config.decode_batch) if conditions is None else conditions
 
     @torch.no_grad()
     def sample(
@@ -119,7 +138,7 @@ class GroupSampler:
         group = config.group if group is None else group
         seeds = trajectory_seeds(seed, step, batch.keys, group)
         state = self.conditions.get(batch)
-        at_once = max(1, config.rollout_batch // group)
+        at_once = config.at_once(len(batch), group)
         parts = [
             self._sample_part(state.select(slice(i, i + at_once)), seeds[i : i + at_once])
             for i in range(0, len(batch), at_once)
@@ -130,7 +149,8 @@ class GroupSampler:
     def _sample_part(self, state: ConditionState, seeds: Tensor) -> list[Tensor]:
         """Tokens, log-probs, kept masses, images and support for seeds [b, G]; a large group is sampled in several runs."""
         queries = guide_queries(self.model, state)
-        return _joined([self._run(state, queries, some) for some in seeds.split(self.config.rollout_batch, dim=1)], dim=1)
+        runs = seeds.split(self.config.rollout_batch or seeds.shape[1], dim=1)
+        return _joined([self._run(state, queries, some) for some in runs], dim=1)
 
     def _run(self, state: ConditionState, queries: list[Tensor], seeds: Tensor) -> list[Tensor]:
         stream = self.streams(seeds, self.model.arch.tokens, self.model.device)
@@ -139,7 +159,7 @@ class GroupSampler:
         else:
             alphas = self.model.alphas()
             tokens, logp, kept_mass, f_hat, *support = self._generate(state, queries, stream, alphas, seeds.shape[1])
-        images = pm1_to_u8(self.model.vae.fhat_to_img(f_hat)).unflatten(0, tuple(seeds.shape))
+        images = decode(self.model.vae, f_hat, self.config.decode_batch).unflatten(0, tuple(seeds.shape))
         return [tokens, logp, kept_mass, images, *support]
 
     def _generate(
@@ -175,6 +195,11 @@ class GroupSampler:
         if shape not in self._recorded:
             self._recorded[shape] = Captured(sample, inputs, self._record)
         return self._recorded[shape](inputs)
+
+
+def decode(vae: VQVAE, f_hat: Tensor, at_once: int = 0) -> Tensor:
+    """Quantised latents [N, D, h, w] -> images uint8 [N, 3, H, W], `at_once` at a time (0 for all)."""
+    return torch.cat([pm1_to_u8(vae.fhat_to_img(some)) for some in f_hat.split(at_once or len(f_hat))])
 
 
 def _joined(parts: Sequence[Sequence[Tensor]], dim: int) -> list[Tensor]:

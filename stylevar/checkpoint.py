@@ -216,8 +216,7 @@ def load_pair(
     state, vae_state = read_model_state(model_path), read_vae_state(vae_path)
     if is_vanilla_var(state):
         raise UserError(f"{init} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
-    beside = fetch_beside(init, model_path, CONFIG_FILE, revision)
-    config = None if beside is None else _own_config(beside)
+    config = _config_beside(init, revision)
     if config is None:
         try:
             config = infer_config(state, vae_state, alphas)
@@ -231,6 +230,17 @@ def load_pair(
     load_into(tokenizer, vae_state, vae)
     load_into(model, state, init)
     return tokenizer, model
+
+
+def read_architecture(init: str, vae: str, revision: str | None = None) -> ModelConfig:
+    """The architecture of `load_pair`'s model: from the config beside it, or else from the weights, which are then read."""
+    return _config_beside(init, revision) or load_pair(init, vae, revision=revision)[1].arch
+
+
+def _config_beside(init: str, revision: str | None) -> ModelConfig | None:
+    """The config that was saved with a model, if it was."""
+    beside = fetch_beside(init, fetch(init, MODEL_FILE, revision), CONFIG_FILE, revision)
+    return None if beside is None else _own_config(beside)
 
 
 def _own_config(path: Path) -> ModelConfig | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from stylevar.contracts import ConditionBatch
 from stylevar.images import to_device, u8_to_pm1
+from stylevar.recompute import recomputed
 from stylevar.transformer import StyleVAR, without_autocast
 
 
@@ -33,6 +34,18 @@ class ConditionState:
         """The state of some of the conditions."""
         return ConditionState(
             self.start[rows], self.guides[rows], [a[:, rows] for a in self.adaln], self.head_adaln[:, rows]
+        )
+
+    @staticmethod
+    def join(parts: Sequence[ConditionState]) -> ConditionState:
+        """The state of all conditions of `parts`, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        return ConditionState(
+            torch.cat([part.start for part in parts]),
+            torch.cat([part.guides for part in parts]),
+            [torch.cat(layer, dim=1) for layer in zip(*(part.adaln for part in parts), strict=True)],
+            torch.cat([part.head_adaln for part in parts], dim=1),
         )
 
 
@@ -117,7 +130,7 @@ def teacher_forced_features(
     x = torch.cat([state.start.unsqueeze(1).expand(b, g, 1, -1), later.view(b, g, length - 1, model.arch.width)], dim=2)
     alphas = model.alphas() if alphas is None else alphas
     spans = model.causal_spans()
-    for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
-        inputs = (x, adaln, q, alphas, spans)
-        x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+    with recomputed(model.blocks) if recompute else nullcontext():
+        for block, adaln, q in zip(model.blocks, state.adaln, queries, strict=True):
+            x = block(x, adaln, q, alphas, spans)
     return x

@@ -43,6 +43,11 @@ class ConditionBatch:
         moved = {name: getattr(self, name).to(device) for name in ("content", "style", "target")}
         return replace(self, **moved)
 
+    def select(self, rows: slice) -> ConditionBatch:
+        """Some of the conditions."""
+        images = {name: getattr(self, name)[rows] for name in ("content", "style", "target")}
+        return replace(self, keys=self.keys[rows], tokens=None if self.tokens is None else self.tokens[rows], **images)
+
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> ConditionBatch:
         """Stack single conditions of one image size; a mixture of sizes raises ValueError.

@@ -101,7 +101,7 @@ class Measurement:
             torch.set_num_threads(threads["rollout"])
             batch = self._read(conditions)
             read = self._seconds(lambda: self._read(conditions))
-            encode = self._seconds(lambda: ConditionCache(model).get(batch))
+            encode = self._seconds(lambda: ConditionCache(model, images=config.rollout.decode_batch).get(batch))
             sampler = GroupSampler(model, config.rollout)
             known = sampler.conditions.tokenised(batch)
             state = sampler.conditions.get(batch)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from launch.plan.phases import Phases, Workload, over_depth
+from launch.plan.phases import Phases, Workload, over_depth, score
 from launch.plan.trace import count_flops_of
 
 
@@ -97,7 +97,7 @@ def _measure(phases: Phases) -> dict[str, int]:
 
 
 def _reward(work: Workload) -> dict[str, int]:
-    scorer = Phases(work, blocks=1)
-    _, one = count_flops_of(lambda: scorer.score(1, 1))
-    _, two = count_flops_of(lambda: scorer.score(1, 2))
+    size = work.arch.image_size
+    _, one = count_flops_of(lambda: score(work.reward, size, 1, 1))
+    _, two = count_flops_of(lambda: score(work.reward, size, 1, 2))
     return {"reward": two - one, "target": 2 * one - two}

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
-from launch.plan.phases import Phases, Workload, meta_scorer, over_depth
+from launch.plan.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
 from launch.plan.trace import peak_bytes, saved_bytes
+from reward.base import RewardConfig
 from stylevar.conditions import ConditionState
+from stylevar.config import ModelConfig
 from stylevar.lowrank import MERGED
 
 ALWAYS = "always"
@@ -51,26 +55,43 @@ class RoleMemory:
         return sum(part.bytes for part in self.components if part.phase == ALWAYS) + max(self.phases.values(), default=0)
 
 
+@dataclass(frozen=True)
+class Batches:
+    """How much is computed at once."""
+
+    micro: int
+    """Trajectories of a group in a forward and backward pass, and in the reference pass."""
+    rollout: int
+    """Trajectories that are sampled."""
+    images: int
+    """Images that pass through the VQ-VAE."""
+
+    @classmethod
+    def of(cls, work: Workload, conditions: int) -> Batches:
+        """Those of the settings; where they give none, everything that `conditions` have."""
+        group, settings = work.rollout.group, work.rollout
+        every = conditions * group
+        return cls(work.learner.micro_batch or group, settings.rollout_batch or every, settings.decode_batch or every)
+
+
 class MemoryPlan:
     """Measures a workload's phases and composes them into roles.
 
     Args:
-        unit: conditions that are sampled at once.
-        scored: conditions that are scored in one call.
-        encoded: conditions that the sampling process encodes at once.
+        conditions: that are encoded, sampled and scored in one call; of all roles together a step's (B), of a distributed
+            run's a unit's.
         process: bytes of the interpreter and its libraries, in every process.
+        batches: in place of the settings'.
     """
 
-    def __init__(self, work: Workload, unit: int, scored: int, encoded: int, process: int = 0) -> None:
-        self.work, self.process = work, process
-        self.unit, self.encoded = unit, encoded
-        self.shared = _weights(work)
-        self.measured = over_depth(work, lambda phases: _measure(phases, unit, encoded))
-        self.reward = _reward(work, scored)
+    def __init__(self, work: Workload, conditions: int, process: int = 0, batches: Batches | None = None) -> None:
+        self.work, self.process, self.conditions = work, process, conditions
+        batches = batches or Batches.of(work, conditions)
+        self.measured = measure(work, batches, conditions)
 
     def rollout(self) -> RoleMemory:
         """A rollout worker."""
-        return RoleMemory((*self._model(), *self._state(self.encoded), *self._sampling()))
+        return RoleMemory((*self._model(), *self._state(self.conditions), *self._sampling()))
 
     def reward_worker(self) -> RoleMemory:
         """A reward worker."""
@@ -82,20 +103,20 @@ class MemoryPlan:
 
     def colocated(self) -> RoleMemory:
         """All roles in one process over one copy of the weights."""
-        parts = (*self._model(), *self._state(self.encoded), *self._sampling(), *self._scoring(), *self._learning())
+        parts = (*self._model(), *self._state(self.conditions), *self._sampling(), *self._scoring(), *self._learning())
         return RoleMemory(parts)
 
     def _libraries(self) -> list[Component]:
         return [Component("interpreter and libraries", self.process)] if self.process else []
 
     def _model(self) -> list[Component]:
-        s = self.shared
+        m = self.measured
         return [
             *self._libraries(),
-            Component("transformer", s["transformer"]),
-            Component("VQ-VAE", s["VQ-VAE"]),
-            Component("adapters", s["adapters"]),
-            Component("merged weights", s["merged"]),
+            Component("transformer", m["transformer"]),
+            Component("VQ-VAE", m["VQ-VAE"]),
+            Component("adapters", m["adapters"]),
+            Component("merged weights", m["merged"]),
         ]
 
     def _state(self, conditions: int, cached: int = _CACHED_BATCHES) -> list[Component]:
@@ -106,34 +127,37 @@ class MemoryPlan:
 
     def _sampling(self) -> list[Component]:
         m = self.measured
+        # What a recorded rollout works on stays reserved for it.
+        phase = ALWAYS if self.work.rollout.cuda_graphs else "sample"
         return [
             *self._encoding(),
-            Component("guide queries", m["queries"], "sample"),
-            Component("KV cache", m["cache"], "sample"),
-            Component("logits and sampling", m["sample"] - m["cache"], "sample"),
+            Component("guide queries", m["queries"], phase),
+            Component("KV cache", m["cache"], phase),
+            Component("logits and sampling", m["sample"] - m["cache"], phase),
             Component("guide queries", m["queries"], "decode"),
             Component("VQ-VAE decoder", m["decode"], "decode"),
+            Component("sampled images", self._pictures()),
         ]
 
+    def _pictures(self) -> int:
+        """uint8, and twice: those of single runs are joined."""
+        return 2 * self.conditions * self.work.rollout.group * 3 * self.work.arch.image_size**2
+
     def _scoring(self) -> list[Component]:
-        weights, activations = self.reward
+        weights, activations = _reward(self.work.reward, self.work.arch, self.work.rollout.group, self.conditions)
         return [Component("reward model", weights), Component("reward activations", activations, "score")]
 
     def _learning(self) -> list[Component]:
-        m, adapters = self.measured, self.shared["adapters"]
+        m, adapters = self.measured, self.measured["adapters"]
+        on_host = self.work.on_gpu and self.work.learner.optimizer_device == "cpu"
         return [
-            Component("optimizer moments", 2 * adapters),
+            *([] if on_host else [Component("optimizer moments", 2 * adapters)]),
             Component("adapter snapshots (peak, best)", 2 * adapters),
             Component("logits and activations", m["reference"], "reference"),
             Component("gradients", adapters, "update"),
             Component("saved activations", m["saved"], "update"),
             Component("logits and backward", m["update"] - m["saved"] - m["gradients"], "update"),
         ]
-
-
-def adapter_bytes(work: Workload) -> int:
-    """Bytes of the adapters in fp32."""
-    return _weights(work)["adapters"]
 
 
 def parameter_counts(work: Workload) -> dict[str, int]:
@@ -158,44 +182,54 @@ def saved_activations(work: Workload, group: int) -> int:
     return over_depth(work, measure)["saved"]
 
 
-def _weights(work: Workload) -> dict[str, int]:
-    phases = Phases(work)
+def _weights(phases: Phases) -> dict[str, int]:
     adapters = _bytes(phases.adapters.parameters())
     with phases.adapters.merged():
         merged = _bytes(_merged(phases))
-    model = _bytes([*phases.model.parameters(), *phases.model.buffers()])
     vae = phases.model.vae
     return {
-        "transformer": model - adapters,
+        "transformer": _bytes([*phases.model.parameters(), *phases.model.buffers()]) - adapters,
         "VQ-VAE": _bytes([*vae.parameters(), *vae.buffers()]),
         "adapters": adapters,
         "merged": merged,
     }
 
 
-def _measure(phases: Phases, unit: int, encoded: int) -> dict[str, int]:
-    work, group = phases.work, phases.work.rollout.group
-    micro = work.learner.micro_batch or group
-    _, encode = peak_bytes(lambda: phases.encode(encoded))
-    one, some = phases.encode(1), phases.encode(unit)
-    sampled = min(group, work.rollout.rollout_batch)
+@lru_cache(maxsize=8)
+def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]:
+    """Bytes by what they are for; see `MemoryPlan`."""
+    arch, group = work.arch, work.rollout.group
+    sampled, unit = min(group, batches.rollout), min(conditions, max(1, batches.rollout // group))
+    chunk = min(unit * sampled, batches.images)
+    phases = first_blocks(work, 1)
+    state = phases.encode(unit, tokens_known=True)
+    _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
+    _, decode = peak_bytes(lambda: phases.decode(chunk))
+    with phases.adapters.merged():
+        # A block hands on what the next one takes, and keeps nothing but its part of the cache, which is there at once.
+        queries = phases.queries(state)
+        _, sample = peak_bytes(lambda: phases.sample(state, queries, sampled))
+    # Keys and values [depth, 2, b, G, H, L, 64].
+    cache = arch.depth * 2 * unit * sampled * arch.tokens * arch.width * phases.model.compute_dtype.itemsize
+    blocks = over_depth(work, lambda phases: _measure(phases, batches.micro, unit))
+    return {**blocks, "encode": encode, "decode": decode, "sample": sample, "cache": cache}
+
+
+def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
+    """What grows with the depth."""
+    some = phases.encode(unit, tokens_known=True)
+    one = some.select(slice(0, 1))
+    phases.adapters.model.zero_grad()
     with phases.adapters.merged():
         queries = phases.queries(some)
-        _, sample = peak_bytes(lambda: phases.sample(some, queries, sampled))
-        _, decode = peak_bytes(lambda: phases.decode(unit * sampled))
         _, reference = peak_bytes(lambda: phases.reference(one, micro))
         saved = _saved(phases, one, micro)
         _, update = peak_bytes(lambda: _update(phases, one, micro))
     gradients = _bytes(p.grad for p in phases.adapters.parameters() if p.grad is not None)
-    # Keys and values in fp32: [depth, 2, b, G, H, L, 64], all of it however many blocks are measured here.
-    cache = work.arch.depth * 2 * unit * sampled * work.arch.tokens * work.arch.width * 4
     return {
-        "state": _bytes(_tensors(one)),
-        "encode": encode,
+        **_weights(phases),
+        "state": _bytes(_tensors(some)) // unit,
         "queries": _bytes(queries),
-        "cache": cache,
-        "sample": sample,
-        "decode": decode,
         "reference": reference,
         "saved": saved,
         "update": update,
@@ -210,17 +244,16 @@ def _saved(phases: Phases, state: ConditionState, group: int) -> int:
 
 def _update(phases: Phases, state: ConditionState, group: int) -> None:
     queries, leaves, end = phases.forward(state, group)
-    end.backward()
+    torch.autograd.backward(end)
     phases.backward_queries(queries, leaves)
 
 
-def _reward(work: Workload, conditions: int) -> tuple[int, int]:
+@lru_cache
+def _reward(config: RewardConfig, arch: ModelConfig, group: int, conditions: int) -> tuple[int, int]:
     """Bytes of the reward's weights, and of scoring `conditions`, a batch of images at a time."""
-    scorer = meta_scorer(work.reward)
-    phases = Phases(work, blocks=1)
-    at_once = min(conditions, max(1, work.reward.reward_batch // work.rollout.group))
-    _, activations = peak_bytes(lambda: phases.score(at_once, work.rollout.group))
-    distance = scorer.distance
+    distance = meta_scorer(config).distance
+    at_once = min(conditions, max(1, config.reward_batch // group))
+    _, activations = peak_bytes(lambda: score(config, arch.image_size, at_once, group))
     return _bytes([*distance.parameters(), *distance.buffers()]), activations
 
 

@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.plan.trace import ShapesOnly
+from launch.plan.trace import shapes_only
 from learner.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig, build_distance
 from reward.scorer import RewardScorer
-from rollout.sampler import RolloutConfig
+from rollout.sampler import RolloutConfig, decode
 from stylevar.adapters import Adapters
 from stylevar.build import build_from_config
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
 from stylevar.config import ModelConfig
 from stylevar.contracts import PolicyVersion, Trajectories
 from stylevar.generate import Generation, generate
+from stylevar.policy import Precision
 from stylevar.sampling import Truncation
 
 META = torch.device("meta")
@@ -37,15 +37,25 @@ class Workload:
     reward: RewardConfig
     tokens_known: bool = False
     """The shards bring VQ tokens along, so that conditions need no VQ encoder."""
+    precision: Precision = "fp32"
+    """What the blocks multiply in. The decoder counts as fp32, an upper bound: autocast knows no meta device."""
+    on_gpu: bool = False
+    """The model is on a GPU, so that the host's memory is another."""
 
 
 def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> dict[str, int]:
     """`measure` of the whole model, from one and two of its blocks: all blocks are alike, so that it is exact."""
-    one = measure(Phases(work, blocks=1))
+    one = measure(first_blocks(work, 1))
     if work.arch.depth == 1:
         return one
-    two = measure(Phases(work, blocks=2))
+    two = measure(first_blocks(work, 2))
     return {name: one[name] + (work.arch.depth - 1) * (two[name] - one[name]) for name in one}
+
+
+@lru_cache(maxsize=4)
+def first_blocks(work: Workload, blocks: int) -> Phases:
+    """The phases of the model's first `blocks`, built once. Gradients of an earlier measurement may be there."""
+    return Phases(work, blocks)
 
 
 class Phases:
@@ -58,6 +68,8 @@ class Phases:
         if blocks is not None:
             del self.model.blocks[blocks:]
         self.adapters = Adapters(self.model, work.learner.lora_rank)
+        if work.precision == "bf16":
+            self.model.compute_in(torch.bfloat16)
         self.learner = GrpoLearner(self.adapters, work.learner, work.rollout.temperature)
 
     @torch.no_grad()
@@ -68,7 +80,7 @@ class Phases:
         tokens = None
         if self.work.tokens_known or tokens_known:
             tokens = [torch.empty(2 * conditions, p * p, dtype=torch.int64, device=META) for p in arch.patch_nums]
-        with ShapesOnly():
+        with shapes_only():
             return encode_conditions(self.model, image, image, tokens)
 
     @torch.no_grad()
@@ -91,14 +103,9 @@ class Phases:
         )
 
     @torch.no_grad()
-    def decode(self, images: int) -> Tensor:
-        return self.model.vae.fhat_to_img(self.model.vae.quantize.empty(images))
-
-    def score(self, conditions: int, group: int) -> None:
-        shape = (3, self.work.arch.image_size, self.work.arch.image_size)
-        generated = torch.empty(conditions, group, *shape, dtype=torch.uint8, device=META)
-        target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
-        meta_scorer(self.work.reward).score(generated, target)
+    def decode(self, images: int, at_once: int = 0) -> Tensor:
+        """uint8 images, decoded `at_once` at a time (0 for all)."""
+        return decode(self.model.vae, self.model.vae.quantize.empty(images), at_once)
 
     def reference(self, state: ConditionState, group: int) -> Tensor:
         """The reference pass over all conditions of `state`."""
@@ -109,7 +116,7 @@ class Phases:
         queries = guide_queries(self.model, state)
         leaves = [q.detach().requires_grad_() for q in queries]
         trajectories = self._trajectories(1, group)
-        logp, _ = self.learner.logprobs(state, leaves, trajectories.tokens, trajectories.support)
+        logp, _ = self.learner.logprobs_to_learn(state, leaves, trajectories.tokens, trajectories.support)
         return queries, leaves, logp.sum()
 
     def backward_queries(self, queries: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
@@ -153,6 +160,8 @@ class _DreamSimShapes(PerceptualDistance):
     name = "dreamsim shapes"
 
     def __init__(self, dreamsim_type: DreamSimType) -> None:
+        import timm  # slow to import, and not every run that asks for its batch sizes has this reward
+
         super().__init__()
         patches = _BACKBONES[dreamsim_type]
         self.nets = nn.ModuleList(timm.create_model(f"vit_base_patch{p}_224", num_classes=0) for p in patches)
@@ -169,6 +178,14 @@ class _DreamSimShapes(PerceptualDistance):
 def meta_scorer(config: RewardConfig) -> RewardScorer:
     """The configured scorer, as far as shapes go."""
     return RewardScorer(_distance(config.reward, config.dreamsim_type), config.reward_scale, config.reward_batch)
+
+
+def score(config: RewardConfig, image_size: int, conditions: int, group: int) -> None:
+    """Score a group of images against the target of each condition."""
+    shape = (3, image_size, image_size)
+    generated = torch.empty(conditions, group, *shape, dtype=torch.uint8, device=META)
+    target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
+    meta_scorer(config).score(generated, target)
 
 
 @lru_cache

@@ -14,14 +14,14 @@ from data.conditions import ConditionSets
 from launch.config import GrpoConfig, to_plain
 from launch.device import choose_device
 from launch.placement import ROLES, Role
+from launch.plan.budget import choose, conditions_held, workload
 from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
 from launch.plan.flops import count_flops
 from launch.plan.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
-from launch.plan.phases import Workload
 from launch.plan.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers
 from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
-from launch.plan.text import duration, operations, share, size, table
+from launch.plan.text import duration, operations, parse_size, share, size, table
 from stylevar.checkpoint import load_pair
 
 HELPS = 1.05
@@ -52,15 +52,17 @@ class Plan:
         device = choose_device(config.device)
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
         own_devices = gpus > 0 or config.plan.device_tflops is not None
-        self.config, self.device = config, device
+        self.device = device
         self.hardware = Hardware(os.cpu_count() or 1, gpus, own_devices)
         self.process = 0 if own_devices else process
         vae, self.model = load_pair(config.init, config.vae, config.alphas, config.revision)
         arch = self.model.arch
         patterns = {"train": config.shards}
         self.sets = ConditionSets(patterns, arch.image_size, vae.fingerprint(), config.conditions, config.seed)
-        known = self.sets.sets["train"].has_tokens
-        self.work = Workload(arch, config.learner, config.rollout, config.reward, known)
+        # Devices of their own are taken for GPUs.
+        self.choice = choose(config, arch, self._budgets(config), own_devices)
+        self.config = config = self.choice.config
+        self.work = workload(config, arch, own_devices, self.sets.sets["train"].has_tokens)
         self.flops = count_flops(self.work)
         self.parameters = parameter_counts(self.work)
         self.measurement: Measurement | None = None
@@ -77,8 +79,24 @@ class Plan:
     @property
     def unit(self) -> int:
         """Conditions that are sampled at once."""
-        at_once = max(1, self.config.rollout.rollout_batch // self.config.rollout.group)
-        return min(self.config.conditions, at_once) if self.colocated else self._largest(self.config)
+        conditions = self.config.conditions
+        return min(conditions, self.config.rollout.at_once(conditions)) if self.colocated else self._largest(self.config)
+
+    def _budgets(self, config: GrpoConfig) -> dict[Role, int | None]:
+        """Bytes that a process of each role may take; on CPUs, as in the run, only what --memory-budget says."""
+        if config.memory_budget is not None:
+            return dict.fromkeys(ROLES, parse_size(config.memory_budget))
+        there = self._device_memory(config)
+        if there is None or not self.hardware.own_devices:
+            return dict.fromkeys(ROLES)
+        shares = {actor.name: min(1.0, actor.gpus) for actor in place(config, self.hardware)}
+        return {role: int(there * shares.get(role, 1.0)) for role in ROLES}
+
+    def _device_memory(self, config: GrpoConfig) -> float | None:
+        """Bytes of a device, if they are known."""
+        if config.plan.device_memory_gb is not None:
+            return config.plan.device_memory_gb * 1e9
+        return torch.cuda.get_device_properties(0).total_memory if self.hardware.gpus else None
 
     def _largest(self, config: GrpoConfig) -> int:
         return max(max(minibatch) for minibatch in schedule_of(config, self.hardware).units)
@@ -100,10 +118,8 @@ class Plan:
     def _roles(self) -> dict[str, RoleMemory]:
         config = self.config
         if self.colocated:
-            memory = MemoryPlan(self.work, self.unit, config.conditions, config.conditions, self.process)
-            return {"colocated": memory.colocated()}
-        memory = MemoryPlan(self.work, self.unit, self.unit, self.unit, self.process)
-        held = -(-config.conditions // config.cluster.learners) * (1 + config.cluster.max_staleness)
+            return {"colocated": MemoryPlan(self.work, config.conditions, self.process).colocated()}
+        memory, held = MemoryPlan(self.work, self.unit, self.process), conditions_held(config)
         return {"rollout": memory.rollout(), "reward": memory.reward_worker(), "learner": memory.learner(held)}
 
     def _memory(self) -> str:
@@ -114,8 +130,14 @@ class Plan:
         rows = [(*name, *(column.get(name, "") for column in sizes)) for name in names]
         rows.append(("total", "at most", *(size(role.total) for role in roles.values())))
         counted = ", ".join(f"{n} {count:,}" for n, count in self.parameters.items())
-        head = f"memory of each actor: what is always there, and of the phases the largest\nparameters: {counted}"
-        return "\n".join([head, table(("component", "when", *roles), rows, text_columns=2), *self._against_device(roles)])
+        chosen = ", ".join(f"{name} {value}" for name, value in self.choice.facts().items())
+        head = (
+            "memory of each actor: what is always there, and of the phases the largest\n"
+            f"parameters: {counted}\ncomputed at once: {chosen}"
+        )
+        shortage = [] if self.choice.shortage is None else [f"  {self.choice.shortage}"]
+        components = table(("component", "when", *roles), rows, text_columns=2)
+        return "\n".join([head, components, *self._against_device(roles), *shortage])
 
     def _against_device(self, roles: dict[str, RoleMemory]) -> list[str]:
         given = self.config.plan.device_memory_gb
@@ -124,14 +146,14 @@ class Plan:
             there = psutil.virtual_memory().total if given is None else given * 1e9
             used = sum(actor.count * roles[actor.name].total for actor in actors)
             return [_fit("all actors", used, there, "memory")]
-        if given is not None:
-            there = given * 1e9
-        elif self.hardware.gpus:
-            there = torch.cuda.get_device_properties(0).total_memory
-        else:
+        if self.config.memory_budget is not None:
+            budget = parse_size(self.config.memory_budget)
+            return [_fit(name, role.total, budget, "its --memory-budget") for name, role in roles.items()]
+        memory = self._device_memory(self.config)
+        if memory is None:
             return ["  give --device-memory-gb to compare this with a device"]
         shares = {actor.name: min(1.0, actor.gpus) for actor in actors}
-        return [_fit(name, role.total, shares[name] * there, "its device") for name, role in roles.items()]
+        return [_fit(name, role.total, shares[name] * memory, "its device") for name, role in roles.items()]
 
     def _flops(self) -> str:
         config, group = self.config, self.config.rollout.group
@@ -232,7 +254,10 @@ class Plan:
 def _fit(what: str, used: float, there: float, device: str) -> str:
     line = f"  {what}: {size(used)} of {size(there)} of {device}, {share(used / there)}"
     if used > there:
-        line += ": too much. Lower --rollout-batch, --micro-batch or --reward-batch, or place fewer actors there"
+        line += (
+            ": too much. Give --memory-budget, --recompute or --optimizer-device cpu, lower --rollout-batch, "
+            "--micro-batch or --reward-batch, or place fewer actors there"
+        )
     return line
 
 

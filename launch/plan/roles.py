@@ -52,8 +52,7 @@ def threads_of(config: GrpoConfig, hardware: Hardware) -> dict[Role, int]:
 def schedule_of(config: GrpoConfig, hardware: Hardware) -> Schedule:
     """The schedule of a step."""
     cluster, minibatches = config.cluster, config.learner.minibatches
-    at_once = max(1, config.rollout.rollout_batch // config.rollout.group)
-    units = split_units(config.conditions, minibatches, cluster, at_once)
+    units = split_units(config.conditions, minibatches, cluster, config.rollout.at_once(config.conditions))
     return Schedule(
         units=tuple(tuple(cut.stop - cut.start for cut in minibatch) for minibatch in units),
         rollout_workers=cluster.rollout_workers,

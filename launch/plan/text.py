@@ -1,8 +1,13 @@
-"""Numbers with units and aligned columns, for reading."""
+"""Numbers with units, read and written, and aligned columns."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+from stylevar.errors import UserError
+
+_UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "GB": 10**9, "MB": 10**6}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
@@ -23,6 +28,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
 def size(count: float) -> str:
     """Bytes, in powers of 1000."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a positive number with a unit, as in "22GiB". UserError for anything else."""
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", text)
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--memory-budget {text}: give a positive number with a unit ({', '.join(_UNITS)}), as in 22GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def operations(count: float) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +20,7 @@ ResultT = TypeVar("ResultT")
 
 def count_flops_of(work: Callable[[], ResultT]) -> tuple[ResultT, int]:
     """What `work` returns, and its FLOPs: 2 x the multiply-adds of matrix products, attention and convolutions."""
-    with ShapesOnly(), FlopCounterMode(display=False) as counter:
+    with shapes_only(), FlopCounterMode(display=False) as counter:
         result = work()
     return result, counter.get_total_flops()
 
@@ -30,7 +30,7 @@ def peak_bytes(work: Callable[[], ResultT]) -> tuple[ResultT, int]:
 
     Work space inside a kernel is not seen.
     """
-    with ShapesOnly(fused_attention=True), _LiveBytes() as live:
+    with shapes_only(fused_attention=True), _LiveBytes() as live:
         result = work()
     return result, live.peak
 
@@ -49,32 +49,37 @@ def saved_bytes(work: Callable[[], ResultT], given: Iterable[Tensor]) -> tuple[R
             kept[id(storage)] = storage
         return tensor
 
-    with ShapesOnly(fused_attention=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with shapes_only(fused_attention=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = work()
     return result, sum(storage.nbytes() for storage in kept.values())
 
 
-class ShapesOnly(TorchFunctionMode):
-    """On the meta device, steps aside for what is slow there or unlike a real device.
+@contextmanager
+def shapes_only(fused_attention: bool = False) -> Iterator[None]:
+    """Inside, functions step aside on the meta device for what is slow there or unlike a real device.
 
     Bicubic resizing has no kernel of its own there (and no product that would count). With `fused_attention`, attention
     runs as one kernel, as it does on CPUs and GPUs, without a matrix of scores in memory.
+
+    The functions themselves are exchanged, for this process: a mode of torch's would not reach blocks that the backward
+    pass runs again.
     """
+    interpolate, attention = F.interpolate, F.scaled_dot_product_attention
 
-    def __init__(self, fused_attention: bool = False) -> None:
-        super().__init__()
-        self.fused_attention = fused_attention
+    def resized(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.is_meta and kwargs.get("mode") == "bicubic":
+            return x.new_empty(*x.shape[:2], *kwargs["size"])
+        return interpolate(x, *args, **kwargs)
 
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], Tensor) and args[0].is_meta:
-            if func is F.interpolate and kwargs.get("mode") == "bicubic":
-                return args[0].new_empty(*args[0].shape[:2], *kwargs["size"])
-            if func is F.scaled_dot_product_attention and self.fused_attention:
-                return _fused_attention(*args, **kwargs)
-        return func(*args, **kwargs)
+    def attended(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (_fused_attention if q.is_meta and fused_attention else attention)(q, *args, **kwargs)
+
+    functions: Any = F
+    functions.interpolate, functions.scaled_dot_product_attention = resized, attended
+    try:
+        yield
+    finally:
+        functions.interpolate, functions.scaled_dot_product_attention = interpolate, attention
 
 
 def _fused_attention(

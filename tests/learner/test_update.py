@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import nullcontext
 
 import golden_model
 import pytest
+import small_model
 import torch
 from golden_model import condition_major, tensors
 
@@ -14,6 +16,7 @@ from learner.lesson import Lesson
 from learner.loss import grpo_loss
 from learner.panw import panw_weights
 from learner.update import GrpoLearner, LearnerConfig, LogprobMismatch
+from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.conditions import encode_conditions, guide_queries
 from stylevar.contracts import PolicyVersion, Scores, Trajectories
@@ -124,6 +127,25 @@ def test_micro_batches_do_not_change_the_gradient(golden):
     actual = adapter_grads_of_update(parts, *trajectories(golden, parts), micro_batch=1)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_recomputed_blocks_give_the_same_gradient(merged):
+    gradients = []
+    for recompute in (False, True):
+        model = small_model.build(depth=2)
+        adapters = small_model.adapt(model)
+        sampler = GroupSampler(model, RolloutConfig(group=3))
+        batch = small_model.batch(model, 2)
+        config = LearnerConfig(lora_rank=4, grad_clip=1e9, micro_batch=2, recompute=recompute)
+        with adapters.merged() if merged else nullcontext():
+            rows, state = sampler.sample(batch, 0, 0, PolicyVersion(0, 0)), sampler.conditions.get(batch)
+            learner = GrpoLearner(adapters, config)
+            update(learner, state, rows, scores(2, 3))
+        gradients.append([learner.optimizer.state[p]["exp_avg"] for p in adapters.parameters()])
+        assert all("forward" not in vars(block) for block in model.blocks)
+    assert all(map(torch.equal, *gradients))
+    assert any(g.any() for g in gradients[0])
 
 
 def test_first_update_is_exactly_on_policy(golden):

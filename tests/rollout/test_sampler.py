@@ -143,7 +143,8 @@ def test_conditions_are_encoded_once_and_the_oldest_forgotten(model, monkeypatch
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"top_k": -1}, "--top-k -1"),
         ({"temperature": 0.0}, "--temperature 0"),
-        ({"rollout_batch": 0}, "--rollout-batch 0"),
+        ({"rollout_batch": -1}, "--rollout-batch -1"),
+        ({"decode_batch": -1}, "--decode-batch -1"),
     ],
 )
 def test_impossible_settings_name_the_flag(wrong, flag):
@@ -195,3 +196,17 @@ def test_a_recording_refuses_other_shapes():
 def test_cuda_graphs_need_a_gpu(model):
     with pytest.raises(UserError, match="--cuda-graphs"):
         GroupSampler(model, dataclasses.replace(CONFIG, cuda_graphs=True))
+
+
+def test_encoding_and_decoding_in_chunks_change_nothing(model, batch, whole):
+    config = dataclasses.replace(CONFIG, decode_batch=3)
+    parts = GroupSampler(model, config).sample(batch, seed=3, step=5, version=VERSION)
+    assert torch.equal(parts.tokens, whole.tokens)
+    assert torch.equal(parts.images, whole.images)
+    caches = ConditionCache(model), ConditionCache(model, images=2)
+    states = [cache.get(batch) for cache in caches]
+    torch.testing.assert_close(states[1].guides, states[0].guides, atol=1e-6, rtol=0)
+    for one, other in zip(states[1].adaln, states[0].adaln, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    tokens = [cache.tokenised(batch).tokens for cache in caches]
+    assert torch.equal(*tokens)

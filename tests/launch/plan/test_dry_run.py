@@ -95,7 +95,9 @@ def test_a_colocated_plan_from_flops_measures_nothing(argv, capsys, monkeypatch)
     text = capsys.readouterr().out
     assert "colocated      1" in text
     assert "costs from FLOPs at 1 TFLOP/s" in text
-    assert "too much. Lower --rollout-batch" in text
+    assert "too much. Give --memory-budget" in text
+    assert "computed at once: micro-batch 1, rollout batch 1, decode batch 1" in text
+    assert re.search(r"a memory budget of 1 MB.* cannot hold the run.* with --recompute", text)
     assert "load adapters" not in text
 
 

@@ -1,0 +1,67 @@
+"""AdamW over the adapters, with its moments beside them or in the host's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+OptimizerDevice = Literal["auto", "cpu", "device"]
+
+
+class HostAdamW(torch.optim.AdamW):
+    """AdamW whose moments, and a copy of the parameters, lie in the host's memory; the CPU does the arithmetic.
+
+    A step copies gradients and parameters there and the new parameters back, so whoever sets the parameters (a rollback,
+    a checkpoint) need not tell the optimizer. Its state is that of `torch.optim.AdamW`: each loads the other's.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], **settings: Any) -> None:
+        """`parameters` must be fp32, on any device; `settings` are AdamW's."""
+        self.on_device = list(parameters)
+        self.on_host = [nn.Parameter(_staging(p)) for p in self.on_device]
+        for own in self.on_host:
+            own.grad = _staging(own, pinned=own.is_pinned())
+        super().__init__(self.on_host, **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """As AdamW's; a parameter without a gradient stays as it is."""
+        if closure is not None:
+            raise ValueError("HostAdamW takes no closure: the gradients are there when it steps")
+        gradients = [own.grad for own in self.on_host]
+        for own, parameter, gradient in zip(self.on_host, self.on_device, gradients, strict=True):
+            own.copy_(parameter, non_blocking=True)
+            if parameter.grad is None:
+                own.grad = None
+            elif gradient is not None:
+                gradient.copy_(parameter.grad, non_blocking=True)
+        if any(parameter.is_cuda for parameter in self.on_device):
+            torch.cuda.synchronize()
+        super().step()
+        for own, parameter, gradient in zip(self.on_host, self.on_device, gradients, strict=True):
+            parameter.copy_(own)
+            own.grad = gradient
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of the parameters on the device; the host's copies are overwritten by the next step."""
+        for parameter in self.on_device:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+
+def _staging(like: Tensor, pinned: bool | None = None) -> Tensor:
+    """An uninitialised fp32 tensor on the CPU; page-locked for a GPU, which copies from there much faster."""
+    pinned = like.is_cuda if pinned is None else pinned
+    return torch.empty(like.shape, dtype=torch.float32, device="meta" if like.is_meta else "cpu", pin_memory=pinned)
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], where: OptimizerDevice, **settings: Any) -> torch.optim.AdamW:
+    """AdamW with its state on the parameters' device, unless `where` is "cpu"."""
+    if where == "cpu":
+        return HostAdamW(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings)
