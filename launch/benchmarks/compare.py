@@ -11,6 +11,7 @@ from torch import Tensor
 from launch.benchmarks.model import random_conditions
 from launch.benchmarks.naive import NaiveModel
 from launch.colocated import ColocatedWorker
+from launch.config import GrpoConfig
 from launch.plan.phases import META, FirstToken, Phases, Workload, over_depth
 from launch.plan.text import duration, operations, table
 from launch.plan.trace import count_flops_of
@@ -66,13 +67,9 @@ def compare_step(
 ) -> Comparison:
     """Go once through the worker's step naively, a trajectory at a time; `seconds` and `flops` are the worker's own.
 
-    Raises:
-        UserError: the worker's settings are not those of the plain equations.
-        RuntimeError: results differ.
+    The settings must be those that the plain equations know (`refuse_unlike`). Raises RuntimeError where results differ.
     """
     c = worker.config
-    if c.rollout.kv_cache != "exact" or c.rollout.temperature != 1.0 or c.rollout.logprob != "full" or c.precision != "fp32":
-        raise UserError("--compare-naive: needs --kv-cache exact, --temperature 1, --logprob full and --precision fp32")
     batch = random_conditions(c.conditions, worker.policy.image_size, seed=-1).to(worker.device)
     adapters, learner = worker.adapters, worker.trainer.learner
     with adapters.merged():
@@ -83,11 +80,11 @@ def compare_step(
     alike, difference = [], 0.0
     for b in range(c.conditions):
         for g in range(c.rollout.group):
-            drawn = steps.run(batch, b, ours.seeds[b : b + 1, g : g + 1])
-            alike.append((drawn.tokens == ours.tokens[b, g]).float().mean())
-            if alike[-1] == 1:
-                theirs = torch.stack([drawn.logp, drawn.reference])
-                difference = max(difference, float((theirs - torch.stack([ours.logp[b, g], reference[b, g]])).abs().max()))
+            tokens = ours.tokens[b : b + 1, g]
+            done = steps.run(batch, b, ours.seeds[b : b + 1, g : g + 1], tokens)
+            alike.append((done.tokens == tokens).float().mean())
+            off = torch.stack([done.logp - ours.logp[b : b + 1, g], done.reference - reference[b : b + 1, g]])
+            difference = max(difference, float(off.abs().max()))
     learner.optimizer.zero_grad()
     tokens_equal = float(torch.stack(alike).mean())
     check(tokens_equal, difference, worker.device)
@@ -107,9 +104,20 @@ def check(tokens_equal: float, logprob_difference: float, device: torch.device) 
         raise RuntimeError(f"log-probs of the naive model differ by {logprob_difference:.1e}, allowed are {TOLERANCE:g}")
 
 
+def refuse_unlike(config: GrpoConfig) -> None:
+    """UserError for settings that the plain equations do not know."""
+    rollout = config.rollout
+    plain = (rollout.kv_cache, rollout.temperature, rollout.logprob, config.precision) == ("exact", 1.0, "full", "fp32")
+    if not plain or config.tf32 or config.learner.updates_per_rollout != 1:
+        raise UserError(
+            "--compare-naive: leave --kv-cache, --temperature, --logprob, --precision, --tf32 and --updates-per-rollout as "
+            "they are, exact, 1, full, fp32, off and 1: the naive model knows nothing else"
+        )
+
+
 @dataclass(frozen=True)
-class Drawn:
-    """One naive trajectory: tokens, their log-probs and those under the base weights, [L] each."""
+class Done:
+    """A naive trajectory's tokens; and log-probs, by policy and reference, of the tokens it was given. [1, L] each."""
 
     tokens: Tensor
     logp: Tensor
@@ -123,8 +131,8 @@ class NaiveSteps:
         scale = factors(next(iter(adapters.layers.values())))[2]
         self.model, self.truncation, self.timer = NaiveModel(adapters.model, scale), truncation, timer
 
-    def run(self, batch: ConditionBatch, b: int, seeds: Tensor) -> Drawn:
-        """A trajectory of condition b with the seed `seeds` [1, 1]."""
+    def run(self, batch: ConditionBatch, b: int, seeds: Tensor, tokens: Tensor) -> Done:
+        """Sample a trajectory of condition b with the seed `seeds` [1, 1], and learn from `tokens` [1, L]."""
         model, timer = self.model, self.timer
         with torch.no_grad():
             with timer("condition"):
@@ -136,13 +144,13 @@ class NaiveSteps:
                 pm1_to_u8(model.vae.fhat_to_img(sampled.f_hat))
             with timer("reference"):
                 model.adapted = False
-                reference = model.logprobs(reading, sampled.tokens)
+                reference = model.logprobs(reading, tokens)
                 model.adapted = True
         with timer("update_forward"):
-            logp = model.logprobs(reading, sampled.tokens)
+            logp = model.logprobs(reading, tokens)
         with timer("update_backward"):
             logp.sum().backward()
-        return Drawn(sampled.tokens[0], logp[0].detach(), reference[0])
+        return Done(sampled.tokens, logp.detach(), reference)
 
 
 def naive_flops(work: Workload) -> dict[str, int]:

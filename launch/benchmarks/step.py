@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from launch.allocator import keep_freed_memory
-from launch.benchmarks.compare import Comparison, compare_step
+from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.model import ModelShape, enliven, random_conditions
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
@@ -188,8 +188,10 @@ class Step:
 
     def measure(self) -> StepResult:
         """Build the model, and run its steps. Raises UserError for settings that do not fit together."""
-        use_threads(self.threads)
         config = self._config()
+        if self.compare_naive:
+            refuse_unlike(config)
+        use_threads(self.threads)
         device = choose_device(config.device)
         policy = build_policy(config, self.model, device)
         worker = ColocatedWorker()

@@ -12,7 +12,7 @@ from program import exit_code
 
 from launch import bench
 from launch.benchmarks import step as step_module
-from launch.benchmarks.cost import Cost
+from launch.benchmarks.cost import Cell, Cost
 from launch.benchmarks.infer import BatchResult, Infer, InferResult
 from launch.benchmarks.model import ModelShape
 from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, PhaseResult, Step, StepResult
@@ -86,12 +86,8 @@ def test_rewards_of_none_differ_within_a_group():
 def test_settings_that_cannot_be_are_refused(monkeypatch, capsys):
     with pytest.raises(UserError, match="--reward pretty: unknown; choose one of none, lite, dreamsim"):
         tiny(reward="pretty")
-    with pytest.raises(UserError, match="--kv-cache exact"):
-        tiny(
-            rollout=RolloutConfig(group=2, kv_cache="paper"),
-            learner=LearnerConfig(4, mismatch_limit=9.0),
-            compare_naive=True,
-        ).measure()
+    with pytest.raises(UserError, match="--compare-naive: leave --kv-cache"):
+        tiny(rollout=RolloutConfig(group=2, kv_cache="paper"), compare_naive=True).measure()
     assert exit_code(monkeypatch, bench.main, "step", "--reward", "pretty") == 2
     assert "pretty" in "".join(capsys.readouterr())
     assert exit_code(monkeypatch, bench.main, "step", "--reward", "dreamsim", "--depth", "1", "--ch", "32") == 2
@@ -109,10 +105,16 @@ def test_inference_is_measured_for_every_batch_size(capsys):
     assert one["naive"]["flops"] > one["flops"]
 
 
-def test_cost_is_tabulated(capsys):
-    cost = Cost(TINY, RolloutConfig(), LEARNER, ONCE, groups=(2, 3), conditions=(1, 2), device="cpu")
-    cost.run()
-    lines = capsys.readouterr().out.splitlines()
+@pytest.mark.parametrize("as_json", [False, True])
+def test_cost_is_tabulated(capsys, as_json):
+    Cost(TINY, RolloutConfig(), LEARNER, ONCE, groups=(2, 3), conditions=(1, 2), device="cpu", json=as_json).run()
+    printed = capsys.readouterr().out
+    if as_json:
+        cells = [Cell(**cell) for cell in json.loads(printed)]
+        assert [(cell.group, cell.conditions) for cell in cells] == [(2, 1), (2, 2), (3, 1), (3, 2)]
+        assert all(c.seconds_per_trajectory * c.group * c.conditions == pytest.approx(c.step_seconds) for c in cells)
+        return
+    lines = printed.splitlines()
     assert lines[1].split() == ["G", "B", "=", "1", "B", "=", "2"]
     assert [line.split()[0] for line in lines[2:4]] == ["2", "3"]
 
