@@ -2,6 +2,9 @@
 
 python launch/bench.py data
 python launch/bench.py scale
+python launch/bench.py step --depth 20 --group 2
+python launch/bench.py infer --depth 20 --batch-sizes 1 4
+python launch/bench.py cost
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
+from launch.benchmarks.cost import Cost
 from launch.benchmarks.data import Data
+from launch.benchmarks.infer import Infer
 from launch.benchmarks.scale import Scale
+from launch.benchmarks.step import Step
 from launch.cli import exit_code
 
 
 def main() -> None:
-    kinds = {"data": Data, "scale": Scale}
+    kinds = {"data": Data, "scale": Scale, "step": Step, "infer": Infer, "cost": Cost}
     commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in kinds.items()}
     exit_code(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__).run())
 

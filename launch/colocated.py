@@ -20,9 +20,9 @@ from launch.telemetry import PhaseTimer, memory
 from learner.lesson import Lesson
 from learner.merge import MergeAction
 from learner.trainer import Trainer, saved_base
-from reward.scorer import build_scorer
+from reward.scorer import Scorer, build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
-from stylevar.contracts import TrajectoryRows
+from stylevar.contracts import ConditionBatch, TrajectoryRows
 from stylevar.errors import UserError
 from stylevar.policy import Policy
 from stylevar.sampling import CoupledStreams
@@ -39,41 +39,48 @@ class ColocatedWorker:
         keep_freed_memory()
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.device = choose_device(config.device)
-        budget = device_budget(config, self.device)
-        self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        device = choose_device(config.device)
+        budget = device_budget(config, device)
         source = config.policy_source()
         if checkpoint is not None:
             base, version = saved_base(checkpoint)
             source = dataclasses.replace(source, base=base, version=version)
-        self.policy = Policy(source, self.device)
-        choice = choose(config, self.policy.model.arch, dict.fromkeys(ROLES, budget), self.device.type == "cuda")
+        policy = Policy(source, device)
+        choice = choose(config, policy.model.arch, dict.fromkeys(ROLES, budget), device.type == "cuda")
         if choice.shortage:
             raise UserError(choice.shortage)
-        self.config = config = choice.config
-        self.adapters = self.policy.adapters
-        self.adapters.keep_merged = config.rollout.cuda_graphs
         self.sets = ConditionSets(
-            config.condition_patterns(), self.policy.image_size, self.policy.vae_fingerprint, config.conditions, config.seed
+            config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
         )
-        self.scorer = build_scorer(config.reward, self.device)
-        self.conditions = ConditionCache(self.policy.model, images=config.rollout.decode_batch)
-        self.sampler = GroupSampler(self.policy.model, config.rollout, self.conditions)
-        self.trainer = Trainer(self.policy, config.learner, config.rollout.temperature)
+        self.assemble(choice.config, policy, build_scorer(config.reward, device))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
-        return {"device": str(self.device), **self.policy.describe(), **sizes, **choice.facts()}
+        return {"device": str(device), **policy.describe(), **sizes, **choice.facts()}
 
     def settings(self) -> GrpoConfig:
         """The run's settings, with what they left open as it was chosen by `setup`."""
         return self.config
 
+    def assemble(self, config: GrpoConfig, policy: Policy, scorer: Scorer) -> None:
+        """The roles around a policy. What `setup` does beyond this is to load things; `learn` needs no more."""
+        self.config, self.policy, self.scorer = config, policy, scorer
+        self.device, self.adapters = policy.device, policy.adapters
+        self.adapters.keep_merged = config.rollout.cuda_graphs
+        self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        self.conditions = ConditionCache(policy.model, images=config.rollout.decode_batch)
+        self.sampler = GroupSampler(policy.model, config.rollout, self.conditions, clock=self.timer)
+        self.trainer = Trainer(policy, config.learner, config.rollout.temperature, self.timer)
+
     def step(self, step: int) -> StepReport:
-        """Sample, score and learn: one GRPO step on the conditions that the order gives to `step`."""
-        config, timer = self.config, self.timer
-        with timer("data"):
+        """One GRPO step on the conditions that the order gives to `step`."""
+        with self.timer("data"):
             batch = self.sets.of_step(step).to(self.device)
+        return self.learn(step, batch)
+
+    def learn(self, step: int, batch: ConditionBatch) -> StepReport:
+        """Sample, score and learn: one GRPO step on the conditions of `batch`, which are on the policy's device."""
+        config, timer = self.config, self.timer
         with timer("condition"):
             state = self.conditions.get(batch)
         with ExitStack() as merged:

@@ -85,20 +85,26 @@ def memory(device: torch.device) -> dict[str, float]:
 class PhaseTimer:
     """Seconds per phase: `with timer("rollout"): ...`. A phase entered several times adds up.
 
+    A phase inside another is taken out of the outer one, so that the phases add up to all that was timed.
+
     synchronize: called at both ends of a phase, for devices that run behind the host (`torch.cuda.synchronize`).
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
         self._synchronize = synchronize
         self._seconds: dict[str, float] = {}
+        self._inside = 0.0  # seconds of the phases that ended within the one now open
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        outer, self._inside = self._inside, 0.0
         start = self._now()
         try:
             yield
         finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + self._now() - start
+            passed = self._now() - start
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + passed - self._inside
+            self._inside = outer + passed
 
     def take(self) -> dict[str, float]:
         """{"time/<phase>": seconds} since the last call, which starts all phases at 0 again."""

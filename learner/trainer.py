@@ -14,6 +14,7 @@ from learner.merge import MergeAction
 from learner.update import GrpoLearner, LearnerConfig
 from stylevar.adapters import AdapterState
 from stylevar.checkpoint import save_model
+from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
@@ -25,9 +26,10 @@ FACTS, OPTIMIZER, ADAPTER = "worker.json", "optimizer.pt", "adapter"
 class Trainer:
     """What a learner holds, alone or as one of several, which all do the same."""
 
-    def __init__(self, policy: Policy, config: LearnerConfig, temperature: float = 1.0) -> None:
+    def __init__(self, policy: Policy, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
+        """`clock` is told of the phases of an update."""
         self.policy, self.adapters = policy, policy.adapters
-        self.learner = GrpoLearner(policy.adapters, config, temperature)
+        self.learner = GrpoLearner(policy.adapters, config, temperature, clock)
         self.snapshots: dict[str, AdapterState] = {}
 
     def encode(self, batch: ConditionBatch) -> ConditionState:

@@ -21,6 +21,7 @@ from learner.panw import panw_weights
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
 from learner.report import PassReport, TrajectoryStats, step_metrics
 from stylevar.adapters import Adapters
+from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features
 from stylevar.contracts import Trajectories
 from stylevar.errors import UserError
@@ -117,7 +118,9 @@ class _Study:
 class GrpoLearner:
     """Holds the adapters' optimizer and turns scored trajectories into an update of the adapters."""
 
-    def __init__(self, adapters: Adapters, config: LearnerConfig, temperature: float = 1.0) -> None:
+    def __init__(self, adapters: Adapters, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
+        """`clock` is told of the phases "update_forward", "update_backward", "optimizer" and "merge"."""
+        self._clock = clock
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
@@ -188,7 +191,8 @@ class GrpoLearner:
         for first in [True] + [False] * (c.updates_per_rollout - 1):
             for some in studies:
                 if passes:
-                    self.adapters.refresh()
+                    with self._clock("merge"):
+                        self.adapters.refresh()
                 passes.append(self._pass(step, some, on_policy=fresh and not passes, first=first))
         mine = [study.advantages for some in studies for study in some]
         everyone = gather_over_ranks((passes, mine))
@@ -216,28 +220,36 @@ class GrpoLearner:
         counts = torch.tensor([float(decision.keep.sum()), float(decision.keep.numel())], device=self.model.device)
         kept, seen = (int(count) for count in sum_over_ranks(counts).tolist())
         skipped, grad_norm = too_few_left(kept, seen), float("nan")
-        if not skipped:
-            parameters = self.adapters.parameters()
-            sum_gradients(parameters)
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.div_(kept)
-            grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip, error_if_nonfinite=False))
-            skipped = not math.isfinite(grad_norm)
+        with self._clock("optimizer"):
             if not skipped:
-                self.optimizer.step()
-        self.optimizer.zero_grad()
+                grad_norm = self._optimize(kept)
+                skipped = not math.isfinite(grad_norm)
+            self.optimizer.zero_grad()
         return PassReport(stats, decision.keep, skipped, grad_norm)
+
+    def _optimize(self, kept: int) -> float:
+        """Step on the mean over the `kept` trajectories of all ranks, if its norm, which is returned, is finite."""
+        parameters = self.adapters.parameters()
+        sum_gradients(parameters)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(kept)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip, error_if_nonfinite=False)
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return float(norm)
 
     def _accumulate(self, step: int, study: _Study, b: int, on_policy: bool, first: bool, stats: TrajectoryStats) -> None:
         """Add the gradients of one condition's group, summed over its trajectories."""
         c, lesson, scales = self.config, study.lesson, self.model.arch.scale_slices()
         one = lesson.state.select(slice(b, b + 1))
-        queries = guide_queries(self.model, one)
+        with self._clock("update_forward"):
+            queries = guide_queries(self.model, one)
         # The group shares these queries: their gradient is gathered at a leaf and sent back once.
         leaves = [q.detach().requires_grad_() for q in queries]
         for tokens, support, span in self._micro_batches(lesson.trajectories, b):
-            new, entropy = (t.squeeze(0) for t in self.logprobs_to_learn(one, leaves, tokens, support))
+            with self._clock("update_forward"):
+                new, entropy = (t.squeeze(0) for t in self.logprobs_to_learn(one, leaves, tokens, support))
             old = study.old[b, span]
             mismatch = self._mismatch(step, new.detach(), old) if on_policy else None
             importance = None
@@ -250,19 +262,21 @@ class GrpoLearner:
             recorded = _Recorded(old, lesson.reference[b, span], study.advantages.values[b, span], importance)
             term = self._loss(new, recorded, at_one)
             keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
-            if c.kl_beta == 0 and not recorded.advantages.any():
-                pass  # equal rewards and no KL penalty: the gradient is exactly zero
-            elif keep.all():
-                term.total.sum().backward()
-            elif keep.any():
-                # Once more without the dropped ones: 0 * NaN would still poison the gradients.
-                kept_support = None if support is None else support[:, keep]
-                again = self.logprobs_to_learn(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
-                self._loss(again, recorded.only(keep), at_one).total.sum().backward()
+            with self._clock("update_backward"):
+                if c.kl_beta == 0 and not recorded.advantages.any():
+                    pass  # equal rewards and no KL penalty: the gradient is exactly zero
+                elif keep.all():
+                    term.total.sum().backward()
+                elif keep.any():
+                    # Once more without the dropped ones: 0 * NaN would still poison the gradients.
+                    kept_support = None if support is None else support[:, keep]
+                    again = self.logprobs_to_learn(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
+                    self._loss(again, recorded.only(keep), at_one).total.sum().backward()
             stats.add(term, scales, entropy=entropy, mismatch=mismatch, importance=importance)
         wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]
         if wanted:
-            torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
+            with self._clock("update_backward"):
+                torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
 
     def _loss(self, new: Tensor, recorded: _Recorded, on_policy: bool) -> LossTerms:
         c, r = self.config, recorded

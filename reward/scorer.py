@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from reward.base import Embedding, PerceptualDistance, RewardConfig, build_distance
 from reward.metrics import independent_metrics
 from stylevar.contracts import Scores
+
+
+class Scorer(Protocol):
+    """What gives images rewards; see `RewardScorer.score`."""
+
+    def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores: ...
 
 
 class RewardScorer:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stylevar.capture import Captured, Record, cuda_graph
+from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch, guide_queries
 from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.errors import UserError
@@ -114,15 +115,17 @@ class GroupSampler:
         conditions: ConditionCache | None = None,
         streams: type[TrajectoryStreams | CoupledStreams] = TrajectoryStreams,
         record: Record = cuda_graph,
+        clock: Clock = untimed,
     ) -> None:
         """`streams` turns seeds into tokens; CoupledStreams costs more, and makes policies comparable.
 
+        `clock` is told of the phase "decode".
         With `cuda_graphs` the policy's merged weights must stay where they are (`Adapters.keep_merged`).
         """
         self.model, self.config, self.streams = model, config, streams
         if config.cuda_graphs and model.device.type != "cuda" and record is cuda_graph:
             raise UserError(f"--cuda-graphs: the model is on {model.device}; leave the flag out, or give --device cuda")
-        self._record = record
+        self._record, self._clock = record, clock
         self._recorded: dict[tuple[int, ...], Captured] = {}
         self.conditions = ConditionCache(model, images=config.decode_batch) if conditions is None else conditions
 
@@ -159,7 +162,8 @@ class GroupSampler:
         else:
             alphas = self.model.alphas()
             tokens, logp, kept_mass, f_hat, *support = self._generate(state, queries, stream, alphas, seeds.shape[1])
-        images = decode(self.model.vae, f_hat, self.config.decode_batch).unflatten(0, tuple(seeds.shape))
+        with self._clock("decode"):
+            images = decode(self.model.vae, f_hat, self.config.decode_batch).unflatten(0, tuple(seeds.shape))
         return [tokens, logp, kept_mass, images, *support]
 
     def _generate(

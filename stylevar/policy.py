@@ -14,6 +14,7 @@ from stylevar.checkpoint import MODEL_FILE, load_into, load_pair, read_model_sta
 from stylevar.contracts import PolicyVersion
 from stylevar.hub import fetch
 from stylevar.sampling import trajectory_seed
+from stylevar.transformer import StyleVAR
 
 START = PolicyVersion(0, 0)
 Precision = Literal["fp32", "bf16"]
@@ -39,17 +40,26 @@ class PolicySource:
     tf32: bool = False
 
 
+def _load(source: PolicySource) -> StyleVAR:
+    _, model = load_pair(source.init, source.vae, source.alphas, source.revision)
+    if source.base is not None:
+        load_into(model, read_model_state(fetch(source.base, MODEL_FILE)), source.base)
+    return model
+
+
 class Policy:
     """One process's copy of the policy; adapters are fresh until `load` is called."""
 
-    def __init__(self, source: PolicySource, device: torch.device) -> None:
-        """Raises UserError for files that are missing or do not fit. Sets whether TF32 is used in the whole process."""
+    def __init__(self, source: PolicySource, device: torch.device, model: StyleVAR | None = None) -> None:
+        """Raises UserError for files that are missing or do not fit. Sets whether TF32 is used in the whole process.
+
+        `model`, with its VQ-VAE, takes the place of the files of `source`.
+        """
         # torch allows it for convolutions, and so would let tokens and pictures differ from those of a CPU.
         torch.backends.cudnn.allow_tf32 = source.tf32
         torch.set_float32_matmul_precision("high" if source.tf32 else "highest")
-        vae, self.model = load_pair(source.init, source.vae, source.alphas, source.revision)
-        if source.base is not None:
-            load_into(self.model, read_model_state(fetch(source.base, MODEL_FILE)), source.base)
+        self.model = _load(source) if model is None else model
+        vae = self.model.vae
         self.vae_fingerprint = vae.fingerprint()
         vae.to(device)
         self.model.to(device)

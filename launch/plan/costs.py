@@ -15,6 +15,7 @@ from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
 from launch.placement import Role
 from launch.plan.flops import Flops
+from launch.plan.peak import product_peak
 from launch.plan.simulate import Costs
 from learner.lesson import Lesson
 from learner.update import GrpoLearner
@@ -85,7 +86,7 @@ class Measurement:
         """Conditions and trajectories of each that are measured for a unit: all, or as many as are quick enough."""
         group = self.config.rollout.group
         if self._rate is None:
-            self._rate = self._product_rate()
+            self._rate = product_peak(self.device, sides=(1024,))  # an upper bound of what the phases reach
         affordable = int(PASS_SECONDS * self._rate / sum(self.flops.per_trajectory(group).values()))
         if affordable < group:
             return 1, max(2, affordable)
@@ -171,12 +172,6 @@ class Measurement:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-    def _product_rate(self) -> float:
-        """FLOP/s of a large matrix product: an upper bound of what the phases reach."""
-        side = 1024
-        matrix = torch.ones(side, side, device=self.device)
-        return 2 * side**3 / self._seconds(lambda: matrix @ matrix)
 
 
 def _wire_seconds(config: GrpoConfig, adapters: int) -> float:

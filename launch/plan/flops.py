@@ -38,8 +38,10 @@ class Flops:
     """Per trajectory."""
     forward: int
     """Per trajectory: a teacher-forced pass, as of the reference and of each update."""
+    head_backward: int
+    """Per trajectory: the head's part of the backward pass, which an update's forward does, while the logits are there."""
     backward: int
-    """Per trajectory."""
+    """Per trajectory, without the head."""
 
     def per_trajectory(self, group: int) -> dict[str, float]:
         """FLOPs of one trajectory by phase, with its share of what its group of G = `group` computes once.
@@ -52,7 +54,7 @@ class Flops:
             "decode": float(self.decode),
             "reward": self.reward + self.target / group,
             "reference": self.forward + self.queries / group,
-            "update forward": self.forward + self.queries / group,
+            "update forward": self.forward + self.head_backward + self.queries / group,
             "update backward": self.backward + self.queries_backward / group,
         }
 
@@ -88,10 +90,9 @@ def _measure(phases: Phases) -> dict[str, int]:
         _, counts["decode"] = count_flops_of(lambda: phases.decode(1))
         _, reference = count_flops_of(lambda: phases.reference(state, 1))
         counts["forward"] = reference - counts["queries"]
-        # The head's part of the backward pass runs in the forward already, while a chunk's logits are there.
         (live, leaves, end), forward = count_flops_of(lambda: phases.forward(state, 1))
-        _, backward = count_flops_of(lambda: torch.autograd.backward(end))
-        counts["backward"] = forward - reference + backward
+        counts["head_backward"] = forward - reference
+        _, counts["backward"] = count_flops_of(lambda: torch.autograd.backward(end))
         _, counts["queries_backward"] = count_flops_of(lambda: phases.backward_queries(live, leaves))
     return counts
 

@@ -95,7 +95,7 @@ class Phases:
             state,
             queries,
             group,
-            _FirstToken(),
+            FirstToken(),
             Truncation(c.top_k, c.top_p),
             c.temperature,
             kv_cache=c.kv_cache,
@@ -135,7 +135,7 @@ class Phases:
         return Trajectories(keys, tokens, per_token, per_token, tokens, seeds, PolicyVersion(0, 0), support)
 
 
-class _FirstToken:
+class FirstToken:
     """A stream that always draws token 0: without values there is nothing to draw from."""
 
     def draw(self, probs: Tensor, at: slice) -> Tensor:

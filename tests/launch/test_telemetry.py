@@ -163,6 +163,18 @@ def test_phase_timer_adds_up_and_starts_again(monkeypatch):
     assert timer.take() == {}
 
 
+def test_a_phase_inside_another_is_taken_out_of_it(monkeypatch):
+    times = iter([0.0, 1.0, 3.0, 4.0, 8.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    timer = PhaseTimer()
+    with timer("update"):
+        with timer("forward"):
+            pass
+        with timer("backward"):
+            pass
+    assert timer.take() == {"time/forward": 2.0, "time/backward": 4.0, "time/update": 4.0}
+
+
 def test_phase_timer_waits_for_the_device():
     calls = []
     timer = PhaseTimer(lambda: calls.append("sync"))

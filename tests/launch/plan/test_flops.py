@@ -71,7 +71,8 @@ def test_the_backward_pass_with_factored_gradients_equals_its_closed_form(counte
     # The first layer's keys and values are of the embedding, which is frozen.
     inputs = (depth * 11 - 2) * width**2 * length
     head = width * SMALL.V * length
-    assert counted["backward"] == 2 * (factors + inputs + head + 2 * dense_attention(SMALL))
+    assert counted["backward"] == 2 * (factors + inputs + 2 * dense_attention(SMALL))
+    assert counted["head_backward"] == 2 * head
     assert counted["queries_backward"] == 2 * depth * 2 * length * 2 * rank * (2 * width)
     merged = depth * rank * sum(inside * outside for inside, outside in [*used, (width, width)])
     assert counted["merge"] == 2 * merged
@@ -103,6 +104,7 @@ def test_shared_work_is_spread_over_the_group_and_a_step_multiplies():
         decode=3,
         reward=2,
         forward=6,
+        head_backward=4,
         backward=9,
     )
     each = flops.per_trajectory(8)
@@ -112,11 +114,11 @@ def test_shared_work_is_spread_over_the_group_and_a_step_multiplies():
         "decode": 3,
         "reward": 5,
         "reference": 8,
-        "update forward": 8,
+        "update forward": 12,
         "update backward": 10,
     }
     step = flops.per_step(conditions=2, group=8, passes=3, optimizer_steps=6, copies=2)
-    assert (step["condition"], step["rollout"], step["update forward"], step["merge"]) == (320, 144, 384, 35)
+    assert (step["condition"], step["rollout"], step["update forward"], step["merge"]) == (320, 144, 576, 35)
 
 
 def test_the_reward_embeds_a_target_once():

@@ -1,0 +1,174 @@
+"""Latency and throughput of inference: `python launch/bench.py infer`, on random weights and images."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from launch.benchmarks.compare import check, naive_flops
+from launch.benchmarks.model import ModelShape, random_conditions
+from launch.benchmarks.naive import NaiveModel
+from launch.benchmarks.step import Effort, use_threads
+from launch.device import choose_device
+from launch.plan.flops import count_flops
+from launch.plan.peak import product_peak
+from launch.plan.phases import Workload
+from launch.plan.text import duration, operations, share, table
+from launch.telemetry import memory
+from learner.update import LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import RolloutConfig
+from stylevar.errors import UserError
+from stylevar.images import u8_to_pm1
+from stylevar.sampling import SharedStream, Truncation
+from stylevar.transformer import StyleVAR
+
+
+@dataclass(frozen=True)
+class NaiveResult:
+    """The naive model with the same pairs and seed: seconds, FLOPs, and the share of tokens that were sampled alike."""
+
+    seconds: float
+    flops: float
+    tokens_equal: float
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One batch size. `rss_peak_gib` and `cuda_peak_gib` are the process's peaks until then."""
+
+    batch_size: int
+    seconds: float
+    images_per_s: float
+    flops: float
+    share_of_peak: float
+    cpu_over_wall: float
+    rss_peak_gib: float
+    cuda_peak_gib: float | None
+    naive: NaiveResult | None
+
+    def row(self) -> tuple[str, ...]:
+        rate = f"{self.flops / self.seconds / 1e9:.1f}"
+        cells = [str(self.batch_size), duration(self.seconds), f"{self.images_per_s:.3g}", operations(self.flops), rate]
+        cells += [share(self.share_of_peak), f"{self.cpu_over_wall:.2f}", f"{self.rss_peak_gib:.2f} GiB"]
+        if self.naive is not None:
+            naive = self.naive
+            cells += [duration(naive.seconds), f"{naive.seconds / self.seconds:.2f}"]
+            cells += [operations(naive.flops), f"{naive.flops / self.flops:.2f}", f"{naive.tokens_equal:.2%}"]
+        return tuple(cells)
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """What `--json` prints."""
+
+    device: str
+    threads: int
+    peak_flops_per_s: float
+    batches: tuple[BatchResult, ...]
+
+    def text(self) -> str:
+        """A table for reading."""
+        header = ["images", "time", "images/s", "FLOPs", "GFLOP/s", "of peak", "CPU/wall", "peak memory"]
+        if self.batches[0].naive is not None:
+            header += ["naive", "ratio", "naive FLOPs", "ratio", "tokens alike"]
+        peak = f"peak of matrix products {self.peak_flops_per_s / 1e9:.1f} GFLOP/s on {self.device}, {self.threads} threads"
+        return f"{table(header, [batch.row() for batch in self.batches], 0)}\n{peak}"
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Stylising pairs, from images to images: time, FLOPs, share of the peak of matrix products, and memory."""
+
+    model: ModelShape = field(default_factory=ModelShape)
+    effort: Effort = field(default_factory=Effort)
+    batch_sizes: tuple[int, ...] = (1, 4, 8)
+    """Pairs at once."""
+    top_k: int = 900
+    """Only the best K tokens may be drawn; 0 for all."""
+    top_p: float = 0.96
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    compare_naive: bool = False
+    """Also run the model as its equations read, check that the tokens agree, and show how much is saved."""
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise UserError(f"--batch-sizes {self.batch_sizes}: give one or more, each at least 1")
+
+    def run(self) -> None:
+        result = self.measure()
+        print(json.dumps(asdict(result)) if self.json else result.text())
+
+    def measure(self) -> InferResult:
+        """Build the model and time every batch size, smallest first."""
+        use_threads(self.threads)
+        device = choose_device(self.device)
+        model = self.model.build()
+        model.vae.to(device)
+        model.to(device)
+        settings = RolloutConfig(top_k=self.top_k, top_p=self.top_p)
+        work = Workload(model.arch, LearnerConfig(lora_rank=1), settings, RewardConfig())
+        peak = product_peak(device)
+        batches = tuple(self._batch(model, work, size, peak) for size in sorted(self.batch_sizes))
+        return InferResult(str(device), torch.get_num_threads(), peak, batches)
+
+    def _batch(self, model: StyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
+        pairs = random_conditions(size, model.arch.image_size, seed=size).to(model.device)
+        style, content = u8_to_pm1(pairs.style), u8_to_pm1(pairs.content)
+
+        def ours() -> Tensor:
+            _, tokens = model.autoregressive_infer(
+                size, style, content, g_seed=0, top_k=self.top_k, top_p=self.top_p, return_tokens=True
+            )
+            return torch.cat(tokens, dim=1)
+
+        tokens, seconds, cpu = self._timed(ours, model.device)
+        counted = count_flops(work)
+        flops = float(size * (counted.encode + counted.queries + counted.rollout + counted.decode))
+        used = memory(model.device)
+        naive = self._naive(model, work, style, content, tokens) if self.compare_naive else None
+        rate = flops / seconds / peak
+        peaks = used["memory/rss_peak_gib"], used.get("memory/cuda_peak_gib")
+        return BatchResult(size, seconds, size / seconds, flops, rate, cpu, *peaks, naive)
+
+    def _naive(self, model: StyleVAR, work: Workload, style: Tensor, content: Tensor, tokens: Tensor) -> NaiveResult:
+        plain = NaiveModel(model)
+
+        @torch.no_grad()
+        def naive() -> Tensor:
+            stream, truncation = SharedStream(0, model.device), Truncation(self.top_k, self.top_p)
+            sampled = plain.sample(plain.read(style, content), stream, truncation)
+            model.vae.fhat_to_img(sampled.f_hat)
+            return sampled.tokens
+
+        drawn, seconds, _ = self._timed(naive, model.device)
+        counted = naive_flops(work)
+        equal = float((drawn == tokens).float().mean())
+        check(equal, 0.0, model.device)
+        return NaiveResult(seconds, float(len(style) * sum(counted[p] for p in ("condition", "rollout", "decode"))), equal)
+
+    def _timed(self, work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float, float]:
+        """What `work` returns, its median seconds, and CPU time over wall time."""
+        passed, cpu = [], 0.0
+        for number in range(self.effort.warmup + self.effort.repeat):
+            start_cpu, start = time.process_time(), time.perf_counter()
+            result = work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= self.effort.warmup:
+                passed.append(time.perf_counter() - start)
+                cpu += time.process_time() - start_cpu
+        return result, statistics.median(passed), cpu / sum(passed)

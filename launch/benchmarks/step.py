@@ -1,0 +1,267 @@
+"""Where one GRPO step's time goes: `python launch/bench.py step`, the run's own step on random weights and images."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from launch.allocator import keep_freed_memory
+from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
+from launch.benchmarks.model import ModelShape, enliven, random_conditions
+from launch.colocated import ColocatedWorker
+from launch.config import GrpoConfig
+from launch.device import choose_device
+from launch.plan.flops import count_flops
+from launch.plan.memory import saved_activations
+from launch.plan.peak import product_peak
+from launch.plan.phases import Workload
+from launch.plan.text import duration, operations, share, size, table
+from learner.update import LearnerConfig
+from reward.base import DreamSimType, RewardConfig
+from reward.scorer import build_scorer
+from rollout.sampler import RolloutConfig
+from stylevar.contracts import Scores
+from stylevar.errors import UserError
+from stylevar.policy import Policy, Precision
+
+RewardName = Literal["none", "lite", "dreamsim"]
+PHASES = ("condition", "merge", "rollout", "decode", "reward", "reference", "update forward", "update backward", "optimizer")
+TRANSFORMER = ("rollout", "reference", "update forward", "update backward")
+"""The phases that consist of the transformer's blocks and head."""
+
+
+class RandomRewards:
+    """Rewards that cost nothing, and of which no two are alike."""
+
+    def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores:
+        """See `RewardScorer.score`."""
+        rewards = torch.randn(generated_u8.shape[:2], device=generated_u8.device)
+        return Scores(rewards, {"total": -rewards})
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    repeat: int = 3
+    """Times that are measured; medians are shown."""
+    warmup: int = 1
+    """Times before that, which are not."""
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1 or self.warmup < 0:
+            raise UserError(f"--repeat {self.repeat} --warmup {self.warmup}: must be at least 1, and at least 0")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Some steps: median seconds of each phase and of a whole one, CPU time over wall time, the last one's metrics."""
+
+    phases: dict[str, float]
+    seconds: float
+    cpu_over_wall: float
+    metrics: Mapping[str, float]
+
+
+def run_steps(worker: ColocatedWorker, effort: Effort) -> Steps:
+    """Steps of an assembled worker on conditions that it has not seen, so that each of them is encoded."""
+    config, reports, cpu, wall = worker.config, [], 0.0, 0.0
+    for step in range(effort.warmup + effort.repeat):
+        batch = random_conditions(config.conditions, worker.policy.image_size, step).to(worker.device)
+        start_cpu, start = time.process_time(), time.perf_counter()
+        reports.append(worker.learn(step, batch).metrics)
+        if step >= effort.warmup:
+            cpu += time.process_time() - start_cpu
+            wall += time.perf_counter() - start
+    measured = reports[effort.warmup :]
+
+    def median(tag: str) -> float:
+        return statistics.median(metrics[tag] for metrics in measured)
+
+    tags = {phase: f"time/{phase.replace(' ', '_')}" for phase in PHASES}
+    phases = {phase: median(tag) for phase, tag in tags.items()} | {"other": median("time/update")}
+    return Steps(phases, median("time/step"), cpu / wall, measured[-1])
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """Median seconds, FLOPs, and the rate as a share of the peak of matrix products (None where nothing is multiplied)."""
+
+    seconds: float
+    flops: float
+    share_of_peak: float | None
+
+    @staticmethod
+    def of(seconds: float, flops: float, peak: float) -> PhaseResult:
+        return PhaseResult(seconds, flops, flops / seconds / peak if flops and seconds else None)
+
+    def row(self, name: str, whole: float) -> tuple[str, ...]:
+        if self.share_of_peak is None:
+            return name, duration(self.seconds), share(self.seconds / whole), "", "", ""
+        rate = f"{self.flops / self.seconds / 1e9:.1f}"
+        work = (operations(self.flops), rate, share(self.share_of_peak))
+        return name, duration(self.seconds), share(self.seconds / whole), *work
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What `--json` prints. Seconds are medians; `step` and `transformer` are of the whole and of its transformer phases."""
+
+    device: str
+    threads: int
+    conditions: int
+    group: int
+    micro_batch: int
+    peak_flops_per_s: float
+    phases: dict[str, PhaseResult]
+    transformer: PhaseResult
+    step: PhaseResult
+    seconds_per_trajectory: float
+    cpu_over_wall: float
+    rss_peak_gib: float
+    cuda_peak_gib: float | None
+    saved_activation_bytes: int
+    logprob_mismatch_max: float
+    comparison: Comparison | None
+
+    def text(self) -> str:
+        """Tables for reading."""
+        named = {**self.phases, "transformer phases": self.transformer, "step": self.step}
+        rows = [result.row(name, self.step.seconds) for name, result in named.items()]
+        peak, cpu = f"{self.peak_flops_per_s / 1e9:.1f} GFLOP/s", f"{self.cpu_over_wall:.2f}"
+        memory = f"{self.rss_peak_gib:.2f} GiB"
+        memory += "" if self.cuda_peak_gib is None else f", on the GPU {self.cuda_peak_gib:.2f} GiB"
+        lines = [
+            f"{self.conditions} x {self.group} trajectories, {self.micro_batch} at a time, on {self.device}",
+            table(("phase", "time", "of step", "FLOPs", "GFLOP/s", "of peak"), rows),
+            f"{duration(self.seconds_per_trajectory)} a trajectory; peak of matrix products {peak}",
+            f"CPU time over wall time {cpu} with {self.threads} threads",
+            f"peak memory {memory}; saved activations {size(self.saved_activation_bytes)}",
+            f"log-prob mismatch at most {self.logprob_mismatch_max:.1e}",
+        ]
+        return "\n".join(lines if self.comparison is None else [*lines, self.comparison.text()])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One GRPO step on random weights and images: time, FLOPs and share of the peak of each phase, and memory."""
+
+    model: ModelShape = field(default_factory=ModelShape)
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=2))
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(micro_batch=1))
+    effort: Effort = field(default_factory=Effort)
+    conditions: int = 1
+    """Conditions per step."""
+    reward: RewardName = "none"
+    """The reward; none gives random ones in no time."""
+    dreamsim_type: DreamSimType = "dino_vitb16"
+    """Which DreamSim model scores the images. Used only with --reward dreamsim."""
+    dreamsim_cache: str | None = None
+    """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
+    precision: Precision = "fp32"
+    """What the blocks multiply in."""
+    tf32: bool = False
+    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+    compare_naive: bool = False
+    """Also run the step as its equations read, check that both agree, and show how much is saved. Takes much longer."""
+
+    def __post_init__(self) -> None:
+        if self.reward not in get_args(RewardName):
+            raise UserError(f"--reward {self.reward}: unknown; choose one of {', '.join(get_args(RewardName))}")
+
+    def run(self) -> None:
+        result = self.measure()
+        print(json.dumps(asdict(result)) if self.json else result.text())
+
+    def measure(self) -> StepResult:
+        """Build the model, and run its steps. Raises UserError for settings that do not fit together."""
+        config = self._config()
+        if self.compare_naive:
+            refuse_unlike(config)
+        use_threads(self.threads)
+        device = choose_device(config.device)
+        policy = build_policy(config, self.model, device)
+        worker = ColocatedWorker()
+        worker.assemble(config, policy, RandomRewards() if self.reward == "none" else build_scorer(config.reward, device))
+        peak = self._peak(device)
+        steps = run_steps(worker, self.effort)
+        peak = max(peak, self._peak(device))  # where others compute too, the better of two moments
+        work = Workload(policy.model.arch, config.learner, config.rollout, config.reward)
+        flops = self._flops(work)
+        result = self._result(steps, flops, peak, saved_activations(work, self._micro_batch), device)
+        if not self.compare_naive:
+            return result
+        return replace(result, comparison=compare_step(worker, work, steps.phases, flops))
+
+    @property
+    def _micro_batch(self) -> int:
+        return self.learner.micro_batch or self.rollout.group
+
+    def _config(self) -> GrpoConfig:
+        kind: Literal["lite", "dreamsim"] = "dreamsim" if self.reward == "dreamsim" else "lite"
+        return GrpoConfig(
+            conditions=self.conditions,
+            rollout=self.rollout,
+            learner=self.learner,
+            reward=RewardConfig(kind, self.dreamsim_type, self.dreamsim_cache),
+            precision=self.precision,
+            tf32=self.tf32,
+            device=self.device,
+            threads=self.threads,
+        )
+
+    def _flops(self, work: Workload) -> dict[str, float]:
+        passes, steps = self.learner.updates_per_rollout, self.learner.updates_per_rollout * self.learner.minibatches
+        flops = count_flops(work).per_step(self.conditions, self.rollout.group, passes, steps)
+        return flops | {"reward": 0.0} if self.reward == "none" else flops
+
+    def _peak(self, device: torch.device) -> float:
+        return product_peak(device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    def _result(self, steps: Steps, flops: dict[str, float], peak: float, saved: int, device: torch.device) -> StepResult:
+        inside = {name: steps.phases[name] for name in TRANSFORMER}
+        return StepResult(
+            device=str(device),
+            threads=torch.get_num_threads(),
+            conditions=self.conditions,
+            group=self.rollout.group,
+            micro_batch=self._micro_batch,
+            peak_flops_per_s=peak,
+            phases={name: PhaseResult.of(s, flops.get(name, 0.0), peak) for name, s in steps.phases.items()},
+            transformer=PhaseResult.of(sum(inside.values()), sum(flops[name] for name in inside), peak),
+            step=PhaseResult.of(steps.seconds, sum(flops.values()), peak),
+            seconds_per_trajectory=steps.seconds / (self.conditions * self.rollout.group),
+            cpu_over_wall=steps.cpu_over_wall,
+            rss_peak_gib=steps.metrics["memory/rss_peak_gib"],
+            cuda_peak_gib=steps.metrics.get("memory/cuda_peak_gib"),
+            saved_activation_bytes=saved,
+            logprob_mismatch_max=steps.metrics["policy/logprob_mismatch_max"],
+            comparison=None,
+        )
+
+
+def use_threads(threads: int) -> None:
+    """Set the process up as a run's worker is; `threads` 0 leaves their number alone."""
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def build_policy(config: GrpoConfig, shape: ModelShape, device: torch.device) -> Policy:
+    """A policy of random weights, whose adapters have an effect."""
+    policy = Policy(config.policy_source(), device, shape.build(config.seed))
+    enliven(policy.adapters, config.seed)
+    return policy

@@ -1,0 +1,39 @@
+"""How fast this machine multiplies matrices: the bound that work made of matrix products is held against."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+SIDES = (1024, 1536, 2048)
+"""Large enough to keep a CPU's cores busy, small enough to be quick there."""
+GPU_SIDES = (4096, 8192)
+
+
+def product_peak(
+    device: torch.device, dtype: torch.dtype = torch.float32, sides: Sequence[int] | None = None, repeats: int = 3
+) -> float:
+    """FLOP/s of square matrix products with the process's threads and settings: the best of `sides`, each a median."""
+    if sides is None:
+        sides = GPU_SIDES if device.type == "cuda" else SIDES
+    return max(_rate(device, dtype, side, repeats) for side in sides)
+
+
+def _rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> float:
+    matrix = torch.rand(side, side, device=device, dtype=dtype)
+    out = torch.empty_like(matrix)
+    passed = []
+    for _ in range(repeats + 1):
+        start = _now(device)
+        torch.mm(matrix, matrix, out=out)
+        passed.append(_now(device) - start)
+    return 2 * side**3 / statistics.median(passed[1:])  # the first one warms up
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,125 @@
+"""A benchmark's step is the run's own, its FLOPs are the plan's, and what it prints can be read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from program import exit_code
+
+from launch import bench
+from launch.benchmarks import step as step_module
+from launch.benchmarks.cost import Cell, Cost
+from launch.benchmarks.infer import BatchResult, Infer, InferResult
+from launch.benchmarks.model import ModelShape
+from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, PhaseResult, Step, StepResult
+from launch.plan.flops import count_flops
+from launch.plan.phases import Workload
+from learner.update import LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import RolloutConfig
+from stylevar.errors import UserError
+
+TINY = ModelShape(depth=1, patch_nums=(1, 2, 3), ch=32, V=32, Cvae=8, ch_mult=(1, 1, 1), style_enc_dim=32)
+ONCE = Effort(repeat=1, warmup=0)
+LEARNER = LearnerConfig(lora_rank=4, micro_batch=1)
+ROLLOUT = RolloutConfig(group=2)
+
+
+@pytest.fixture(autouse=True)
+def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak is not measured: nothing here depends on it."""
+    for name in ("step", "infer"):
+        monkeypatch.setattr(f"launch.benchmarks.{name}.product_peak", lambda *_: 1e11)
+
+
+def tiny(**changes: Any) -> Step:
+    usual: dict[str, Any] = {"model": TINY, "rollout": ROLLOUT, "learner": LEARNER, "effort": ONCE, "device": "cpu"}
+    return Step(**(usual | changes))
+
+
+def test_a_step_is_measured_phase_by_phase_with_the_flops_of_the_plan():
+    result = tiny(conditions=2, reward="lite").measure()
+    assert list(result.phases) == [*PHASES, "other"]
+    work = Workload(TINY.build().arch, LEARNER, ROLLOUT, RewardConfig())
+    planned = count_flops(work).per_step(2, 2, passes=1, optimizer_steps=1)
+    counted = {name: phase.flops for name, phase in result.phases.items() if phase.flops}
+    assert counted == planned
+    assert result.step.flops == sum(planned.values())
+    assert result.transformer.flops == sum(planned[name] for name in TRANSFORMER)
+    assert all(result.phases[name].seconds > 0 for name in PHASES)
+    assert result.logprob_mismatch_max < 1e-4
+    assert result.saved_activation_bytes > 0
+    assert result.comparison is None
+
+
+def test_the_naive_model_goes_through_the_same_step():
+    result = tiny(compare_naive=True).measure()
+    comparison = result.comparison
+    assert comparison is not None
+    assert comparison.tokens_equal == 1
+    assert comparison.logprob_difference_max < 1e-4
+    for side in (comparison.naive, comparison.ours):
+        assert set(side.seconds) == set(side.flops) | {"merge"}
+    assert comparison.ours.flops["rollout"] == result.phases["rollout"].flops < comparison.naive.flops["rollout"]
+    assert "naive against ours" in result.text()
+
+
+def test_json_has_the_documented_keys(capsys):
+    tiny(json=True).run()
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {field.name for field in fields(StepResult)}
+    assert set(printed["phases"]["rollout"]) == {field.name for field in fields(PhaseResult)}
+    assert printed["phases"]["reward"]["flops"] == 0
+
+
+def test_rewards_of_none_differ_within_a_group():
+    images = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
+    rewards = step_module.RandomRewards().score(images, images[:, 0]).rewards
+    assert rewards.shape == (2, 3)
+    assert len(set(rewards.flatten().tolist())) == 6
+
+
+def test_settings_that_cannot_be_are_refused(monkeypatch, capsys):
+    with pytest.raises(UserError, match="--reward pretty: unknown; choose one of none, lite, dreamsim"):
+        tiny(reward="pretty")
+    with pytest.raises(UserError, match="--compare-naive: leave --kv-cache"):
+        tiny(rollout=RolloutConfig(group=2, kv_cache="paper"), compare_naive=True).measure()
+    assert exit_code(monkeypatch, bench.main, "step", "--reward", "pretty") == 2
+    assert "pretty" in "".join(capsys.readouterr())
+    assert exit_code(monkeypatch, bench.main, "step", "--reward", "dreamsim", "--depth", "1", "--ch", "32") == 2
+    assert "dreamsim_cache" in capsys.readouterr().err
+
+
+def test_inference_is_measured_for_every_batch_size(capsys):
+    Infer(TINY, ONCE, batch_sizes=(2, 1), device="cpu", json=True, compare_naive=True).run()
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {field.name for field in fields(InferResult)}
+    one, two = printed["batches"]
+    assert set(one) == {field.name for field in fields(BatchResult)}
+    assert (one["batch_size"], two["batch_size"], two["flops"] / one["flops"]) == (1, 2, 2)
+    assert one["naive"]["tokens_equal"] == 1
+    assert one["naive"]["flops"] > one["flops"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_cost_is_tabulated(capsys, as_json):
+    Cost(TINY, RolloutConfig(), LEARNER, ONCE, groups=(2, 3), conditions=(1, 2), device="cpu", json=as_json).run()
+    printed = capsys.readouterr().out
+    if as_json:
+        cells = [Cell(**cell) for cell in json.loads(printed)]
+        assert [(cell.group, cell.conditions) for cell in cells] == [(2, 1), (2, 2), (3, 1), (3, 2)]
+        assert all(c.seconds_per_trajectory * c.group * c.conditions == pytest.approx(c.step_seconds) for c in cells)
+        return
+    lines = printed.splitlines()
+    assert lines[1].split() == ["G", "B", "=", "1", "B", "=", "2"]
+    assert [line.split()[0] for line in lines[2:4]] == ["2", "3"]
+
+
+def test_a_result_reads_as_tables():
+    text = tiny(effort=Effort(repeat=2, warmup=0)).measure().text()
+    assert all(phase in text for phase in PHASES)
+    assert "of peak" in text
