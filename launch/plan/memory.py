@@ -149,14 +149,16 @@ class MemoryPlan:
 
     def _learning(self) -> list[Component]:
         m, adapters = self.measured, self.measured["adapters"]
+        # As the gradients come, what was saved for them goes.
+        saved = min(m["saved"], m["update"] - m["gradients"])
         on_host = self.work.on_gpu and self.work.learner.optimizer_device == "cpu"
         return [
             *([] if on_host else [Component("optimizer moments", 2 * adapters)]),
             Component("adapter snapshots (peak, best)", 2 * adapters),
             Component("logits and activations", m["reference"], "reference"),
-            Component("gradients", adapters, "update"),
-            Component("saved activations", m["saved"], "update"),
-            Component("logits and backward", m["update"] - m["saved"] - m["gradients"], "update"),
+            Component("gradients", m["gradients"], "update"),
+            Component("saved activations", saved, "update"),
+            Component("logits and backward", m["update"] - m["gradients"] - saved, "update"),
         ]
 
 
