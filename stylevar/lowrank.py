@@ -24,25 +24,32 @@ class _FactoredLinear(torch.autograd.Function):
     """y = x W_eff^T + bias with gradients for x, A and B; `merged` is W_eff, already computed, and `bias` is frozen.
 
     The forward is the very call that a layer without adapters makes, so that adapters without effect change no bit.
+    With `gelu` it is applied to x first. The backward does that again: a fifth of all saved activations is not kept.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, merged: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+        ctx: Any, x: Tensor, merged: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float, gelu: bool
     ) -> Tensor:
         ctx.save_for_backward(x, merged, lora_a, lora_b)
-        ctx.scale = scale
-        return F.linear(x, merged, bias)
+        ctx.scale, ctx.gelu = scale, gelu
+        return F.linear(tanh_gelu(x) if gelu else x, merged, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, merged, lora_a, lora_b = ctx.saved_tensors
         dy = grads[0]
-        dy_rows, x_rows = dy.flatten(0, -2), x.flatten(0, -2)
+        dy_rows, x_rows = dy.flatten(0, -2), (tanh_gelu(x) if ctx.gelu else x).flatten(0, -2)
         dx = dy @ merged if ctx.needs_input_grad[0] else None
         d_a = ctx.scale * ((dy_rows @ lora_b.to(dy.dtype)).t() @ x_rows).float()
         d_b = ctx.scale * (dy_rows.t() @ (x_rows @ lora_a.to(dy.dtype).t())).float()
-        return dx, None, None, d_a, d_b, None
+        if dx is not None and ctx.gelu:
+            dx = torch.ops.aten.gelu_backward(dx, x, approximate="tanh")
+        return dx, None, None, d_a, d_b, None, None
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
 
 
 def base_linear(layer: nn.Module) -> nn.Linear:
@@ -78,13 +85,16 @@ def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
         return torch.addmm(base_weight(layer)[rows], lora_b[rows], lora_a, alpha=scale)
 
 
-def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor | None = None) -> Tensor:
+def project(
+    layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
     """x [..., in] -> [..., len(rows)], of the layer's compute type: `layer` restricted to `rows` of its weight.
 
     Args:
         layer: an `nn.Linear`, or PEFT's LoRA layer around one. Switched-off adapters are not applied.
         rows: which outputs are wanted (all by default); the others are not multiplied.
         bias: [len(rows)], in place of the layer's own.
+        gelu: apply GELU (tanh) to x first.
     """
     rows = slice(None) if rows is None else rows
     if bias is None:
@@ -93,11 +103,11 @@ def project(layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor
     dtype = compute_dtype(layer)
     x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
-        return F.linear(x, base_weight(layer)[rows].to(dtype), bias)
+        return F.linear(tanh_gelu(x) if gelu else x, base_weight(layer)[rows].to(dtype), bias)
     merged = getattr(layer, MERGED, None)
     if merged is None:
         merged = merged_rows(layer, rows).to(dtype)
     if not torch.is_grad_enabled():
-        return F.linear(x, merged, bias)
+        return F.linear(tanh_gelu(x) if gelu else x, merged, bias)
     lora_a, lora_b, scale = factors(layer)
-    return _FactoredLinear.apply(x, merged, bias, lora_a, lora_b[rows], scale)
+    return _FactoredLinear.apply(x, merged, bias, lora_a, lora_b[rows], scale, gelu)

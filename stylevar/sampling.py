@@ -31,8 +31,8 @@ class Truncation:
             return None if k == vocab else logits >= logits.topk(k, dim=-1).values[..., -1:]
         best = logits.topk(k, dim=-1).values  # descending
         # Ties with the k-th value all stay, so the shares are taken over everything at or above it.
-        kept = logits >= best[..., -1:]
-        total = logits.masked_fill(~kept, -torch.inf).logsumexp(-1, keepdim=True)
+        ties = (logits >= best[..., -1:]).sum(-1, keepdim=True) - k
+        total = torch.logaddexp(best.logsumexp(-1, keepdim=True), best[..., -1:] + ties.log())
         tied_extra = 1.0 - (best - total).exp().sum(-1, keepdim=True)
         share_up_to = tied_extra + (best - total).exp().flip(-1).cumsum(-1).flip(-1)  # of this token and all smaller
         stays = share_up_to > 1.0 - self.top_p

@@ -151,7 +151,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return project(self.fc2, F.gelu(project(self.fc1, x), approximate="tanh"))
+        return project(self.fc2, project(self.fc1, x), gelu=True)
 
 
 class DropPath(nn.Module):

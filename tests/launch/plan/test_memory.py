@@ -191,5 +191,5 @@ def test_the_published_size_fits_where_it_is_said_to():
     plan = MemoryPlan(work, conditions=16)
     sizes = {part.name: part.bytes / 1e9 for part in plan.colocated().components}
     assert sizes["transformer"] == pytest.approx(721_000_720 * 4 / 1e9, rel=0.01)
-    assert 1.3 < sizes["saved activations"] < 1.9
+    assert 1.0 < sizes["saved activations"] < 1.4
     assert plan.colocated().total < 48e9
