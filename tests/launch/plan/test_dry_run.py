@@ -155,11 +155,12 @@ def test_costs_follow_from_flops_and_bytes():
         decode=3,
         reward=2,
         forward=6,
+        head_backward=1,
         backward=9,
     )
     cluster = ClusterConfig(placement="distributed", learners=4, wire="bf16")
     costs = costs_from_flops(flops, config(rollout=RolloutConfig(group=8), cluster=cluster), adapters=10**9, tflops=1e-12)
-    assert (costs.encode, costs.sample, costs.score, costs.reference, costs.update) == (80, 96, 40, 64, 144)
+    assert (costs.encode, costs.sample, costs.score, costs.reference, costs.update) == (80, 96, 40, 64, 152)
     assert costs.sync == 5 + 2e9 / NETWORK_BYTES_PER_S
     assert costs.reduce == 2 * 0.75 * 4e9 / NETWORK_BYTES_PER_S
 
@@ -178,6 +179,7 @@ def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
         decode=0,
         reward=0,
         forward=0,
+        head_backward=0,
         backward=0,
     )
     settings = dataclasses.replace(settings, rollout=RolloutConfig(group=4))
@@ -190,7 +192,7 @@ def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(measurement, "_seconds", one_second)
-    monkeypatch.setattr(measurement, "_product_rate", lambda: 8 / PASS_SECONDS)
+    monkeypatch.setattr("launch.plan.costs.product_peak", lambda device, sides: 8 / PASS_SECONDS)
     assert measurement.amount(4) == (2, 4)
     assert measurement.amount(1) == (1, 4)
     whole = measurement.costs(2, {"rollout": 1, "reward": 1, "learner": 1})
