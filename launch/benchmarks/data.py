@@ -144,8 +144,7 @@ def _batches(shards: TripletShards, config: AugmentConfig) -> MicroBatches:
 
 def _many(folder: Path, count: int) -> list[Path]:
     """Shards with a manifest of `count` rows, made by repeating the prepared set's."""
-    out = folder / f"many-{count}"
-    out.mkdir()
+    out = Path(tempfile.mkdtemp(prefix=f"many-{count}-", dir=folder))
     table = pq.read_table(folder / "set" / MANIFEST)
     repeated = table.take(pa.array(np.arange(count) % len(table)))
     keys = pa.array([f"omnistyle-{i // 100:05d}-{i % 100:05d}" for i in range(count)])
