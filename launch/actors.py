@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from data.actor import ConditionReader
-from launch.placement import ROLES, ClusterConfig, Role, bundles, check_fits, threads_per_actor
+from launch.placement import ROLES, ClusterConfig, Role, bundles, check_fits, crowded, threads_per_actor
 from learner.actor import LearnerWorker
 from reward.actor import RewardWorker
 from rollout.actor import RolloutWorker
@@ -45,7 +45,7 @@ class Placement:
         self.asked = bundles(config, there, wanted)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         check_fits(config, self.asked, nodes)
-        self.run = run
+        self.run, self._config = run, config
         places: list[Place] = [(role, number) for role in ROLES for number in range(config.workers(role))]
         # The largest first, or small ones may take the room that a large one needs.
         places.sort(key=lambda place: (-self.asked[place[0]].get("GPU", 0), -self.asked[place[0]]["CPU"]))
@@ -118,6 +118,11 @@ class Placement:
     def threads(self, role: Role, wanted: int) -> int:
         """CPU threads of an actor of this role."""
         return threads_per_actor(wanted, self.asked[role])
+
+    def crowded(self, wanted: int) -> bool:
+        """Whether that gives all actors together more threads than the cluster has CPUs."""
+        threads = {role: self.threads(role, wanted) for role in ROLES}
+        return crowded(self._config, threads, ray.cluster_resources().get("CPU", 0))
 
     def remove(self) -> None:
         """End all actors and give the resources back."""

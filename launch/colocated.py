@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from data.conditions import ConditionSets, spread
-from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
 from launch.device import choose_device
 from launch.placement import ROLES
@@ -22,6 +21,7 @@ from learner.merge import MergeAction
 from learner.trainer import Trainer, saved_base
 from reward.scorer import Scorer, build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
+from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import ConditionBatch, TrajectoryRows
 from stylevar.errors import UserError
 from stylevar.policy import Policy

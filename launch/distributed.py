@@ -92,7 +92,8 @@ class DistributedRun:
         members = {"rollout": self._rollout.members, "reward": self._reward.members, "learner": self._learners.members}
         self._usage = RoleUsage(config.name, members, {"rollout": self._rollout, "reward": self._reward})
         self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
-        self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync)
+        in_turn = placement.device == "cpu" and placement.crowded(config.threads)
+        self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn)
         self._refuge = Refuge(placement, self._rollout, self._reward, self._learners)
         self._source = self._source_of(checkpoint)
         self._rollout.start()

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from data.triplets import load_image_u8, load_rgb, to_u8
 from launch import cli
-from launch.allocator import keep_freed_memory
 from launch.atomic import file_aside
 from launch.defaults import DEMO_MODEL, DEMO_VAE
 from launch.device import choose_device
 from launch.grids import draw_table
+from stylevar.allocator import keep_freed_memory
 from stylevar.checkpoint import load_pair
 from stylevar.conditions import encode_conditions, guide_queries
 from stylevar.errors import UserError

@@ -107,6 +107,11 @@ def threads_per_actor(wanted: int, bundle: Bundle) -> int:
     return wanted or max(1, int(bundle["CPU"]))
 
 
+def crowded(config: ClusterConfig, threads: Mapping[Role, int], cpus: float) -> bool:
+    """Whether actors that compute on CPUs have more threads than there are CPUs."""
+    return sum(config.workers(role) * threads[role] for role in ROLES) > cpus
+
+
 def check_fits(config: ClusterConfig, asked: Mapping[Role, Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
     """Raise UserError at once if the actors do not fit on `nodes` (what each has): what is asked, what is there, and
     which flags to change. First-fit decreasing, as good as it gets for a few sizes."""

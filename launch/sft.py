@@ -26,7 +26,6 @@ from tqdm import tqdm
 from data.mixture import MixtureOrder
 from data.shards import TripletShards
 from launch import cli
-from launch.allocator import keep_freed_memory
 from launch.atomic import file_aside, folder_aside
 from launch.device import choose_device
 from launch.grids import GridRow, draw_grid
@@ -40,6 +39,7 @@ from learner.parallel import rank_and_world, sum_over_ranks
 from learner.sft import SftLearner, SftMetrics
 from learner.token_cache import TokenCache
 from rollout.sampler import GroupSampler, RolloutConfig
+from stylevar.allocator import keep_freed_memory
 from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError

@@ -16,13 +16,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from data.index import expand_shards
-from launch.allocator import keep_freed_memory
 from launch.cluster import join_cluster
 from launch.run_folder import ResumePoint, RunFolder, find_resume
 from launch.sft import SftRun
 from launch.sft_config import SftConfig
 from launch.stop import StopRequest
 from learner.parallel import rank_and_world
+from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 
 STOP_FILE, ERROR_FILE = ".stop", ".error"

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch import cli
-from launch.allocator import keep_freed_memory
 from learner.tokenizer import CodeRevival, tokenizer_loss
 from reward.lite import LiteFeatures
+from stylevar.allocator import keep_freed_memory
 from stylevar.checkpoint import load_into, read_vae_state, save_vae
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.images import pm1_to_u8, u8_to_pm1

@@ -62,9 +62,15 @@ class UnitFlow:
         reward: Pool,
         learners: LearnerGroup,
         sync: Callable[[Member, PolicyVersion], None],
+        in_turn: bool = False,
     ) -> None:
-        """`sync` brings a rollout worker to a version, before it samples with it."""
+        """`sync` brings a rollout worker to a version, before it samples with it.
+
+        `in_turn`: a unit is prepared once it is scored, not meanwhile. On cores that both would have to share, their
+        threads wait for each other's, and both took twice as long.
+        """
         self._reader, self._rollout, self._reward, self._learners, self._sync = reader, rollout, reward, learners, sync
+        self._in_turn = in_turn
 
     def start(self, unit: Unit) -> None:
         """Begin, or begin again: the same seeds and weights give the same trajectories."""
@@ -100,17 +106,22 @@ class UnitFlow:
 
     def _on_sampled(self, unit: Unit, _: CallInfo) -> None:
         self._reward.submit(self._task("scoring", unit, self._score, self._on_scored))
-        if unit.learner is not None:
-            attempt, what = unit.attempt, f"preparing {unit}"
+        if not self._in_turn:
+            self._prepare(unit)
 
-            def done() -> None:
-                unit.prepared = unit.prepared or unit.attempt == attempt
+    def _prepare(self, unit: Unit) -> None:
+        if unit.learner is None:
+            return
+        attempt, what = unit.attempt, f"preparing {unit}"
 
-            def lost_input() -> None:
-                if unit.attempt == attempt:
-                    self.start(unit)
+        def done() -> None:
+            unit.prepared = unit.prepared or unit.attempt == attempt
 
-            self._learners.prepare(what, unit.learner, (unit.step, unit.number, unit.work_ref), done, lost_input)
+        def lost_input() -> None:
+            if unit.attempt == attempt:
+                self.start(unit)
+
+        self._learners.prepare(what, unit.learner, (unit.step, unit.number, unit.work_ref), done, lost_input)
 
     def _score(self, unit: Unit, member: Member) -> Any:
         arguments = (unit.images_ref, unit.batch_ref, unit.step)
@@ -119,3 +130,5 @@ class UnitFlow:
 
     def _on_scored(self, unit: Unit, _: CallInfo) -> None:
         unit.scored = True
+        if self._in_turn:
+            self._prepare(unit)

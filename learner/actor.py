@@ -20,6 +20,7 @@ from learner.lesson import Lesson
 from learner.merge import MergeAction
 from learner.trainer import Trainer
 from learner.update import LearnerConfig
+from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import ConditionState
 from stylevar.contracts import (
     CallInfo,
@@ -79,6 +80,7 @@ class LearnerWorker:
         threads: int,
     ) -> dict[str, Any]:
         """Load the run's base. Returns facts about the model. Raises UserError for files that cannot be used."""
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
         self._trainer = Trainer(self._policy, config, temperature)

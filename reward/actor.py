@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
+from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import CallInfo, ConditionBatch, Scores
 from stylevar.role_log import RoleLog
 
@@ -21,6 +22,7 @@ class RewardWorker:
 
     def setup(self, config: RewardConfig, device: str, threads: int) -> None:
         """Raises UserError for settings or weights that cannot be used."""
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._scorer = build_scorer(config, device)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rollout.sampler import GroupSampler, RolloutConfig
+from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import CallInfo, ConditionBatch, PolicyVersion, Trajectories
 from stylevar.policy import Policy, PolicySource
 from stylevar.role_log import RoleLog
@@ -39,6 +40,7 @@ class RolloutWorker:
 
     def setup(self, source: PolicySource, config: RolloutConfig, device: str, threads: int) -> dict[str, Any]:
         """Load the run's base. Raises UserError for files that cannot be used."""
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
         self._policy.adapters.keep_merged = config.cuda_graphs

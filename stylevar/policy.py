@@ -40,6 +40,15 @@ class PolicySource:
     tf32: bool = False
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether a GPU may round the inputs of fp32 products and convolutions to TF32, in the whole process.
+
+    By itself torch allows it for convolutions, and so would let tokens and pictures differ from those of a CPU.
+    """
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def _load(source: PolicySource) -> StyleVAR:
     _, model = load_pair(source.init, source.vae, source.alphas, source.revision)
     if source.base is not None:
@@ -55,9 +64,7 @@ class Policy:
 
         `model`, with its VQ-VAE, takes the place of the files of `source`.
         """
-        # torch allows it for convolutions, and so would let tokens and pictures differ from those of a CPU.
-        torch.backends.cudnn.allow_tf32 = source.tf32
-        torch.set_float32_matmul_precision("high" if source.tf32 else "highest")
+        allow_tf32(source.tf32)
         self.model = _load(source) if model is None else model
         vae = self.model.vae
         self.vae_fingerprint = vae.fingerprint()

@@ -27,6 +27,7 @@ from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
+from stylevar.policy import Precision, allow_tf32
 from stylevar.sampling import SharedStream, Truncation
 from stylevar.transformer import StyleVAR
 
@@ -95,6 +96,12 @@ class Infer:
     """Only the best K tokens may be drawn; 0 for all."""
     top_p: float = 0.96
     """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    precision: Precision = "fp32"
+    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
+    tf32: bool = False
+    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    compile: bool = False
+    """Compile the model first, as `infer.py --compile` does."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto takes a GPU if there is one."""
     threads: int = 0
@@ -105,6 +112,8 @@ class Infer:
     """Also run the model as its equations read, check that the tokens agree, and show how much is saved."""
 
     def __post_init__(self) -> None:
+        if self.compare_naive and (self.precision == "bf16" or self.tf32):
+            raise UserError("--compare-naive checks for equal tokens: leave out --precision bf16 and --tf32")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise UserError(f"--batch-sizes {self.batch_sizes}: give one or more, each at least 1")
 
@@ -119,9 +128,15 @@ class Infer:
         model = self.model.build()
         model.vae.to(device)
         model.to(device)
+        allow_tf32(self.tf32)
+        if self.precision == "bf16":
+            model.hold_in(torch.bfloat16)
+            model.vae.decode_in_bf16 = device.type == "cuda"
+        if self.compile:
+            model.compile_blocks()
         settings = RolloutConfig(top_k=self.top_k, top_p=self.top_p)
         work = Workload(model.arch, LearnerConfig(lora_rank=1), settings, RewardConfig())
-        peak = product_peak(device)
+        peak = product_peak(device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
         batches = tuple(self._batch(model, work, size, peak) for size in sorted(self.batch_sizes))
         return InferResult(str(device), torch.get_num_threads(), peak, batches)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,69 +24,75 @@ from launch.plan.text import table
 WARM_UP = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
-    """Medians over the steps of a run: seconds, the driver's share of CPU, and the share that went into syncs."""
+    """Of every step: seconds, the driver's share of CPU, and the share that went into syncs."""
 
-    step: float
-    driver: float
-    sync: float
+    step: list[float] = field(default_factory=list)
+    driver: list[float] = field(default_factory=list)
+    sync: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Scale:
     """One worker per role against the colocated run, and predicted against measured step times."""
 
-    steps: int = 8
-    """Steps that are timed, after two that are not."""
+    steps: int = 4
+    """Steps that are timed in each round, after two that are not."""
+    rounds: int = 3
+    """How often all cases are gone through: a machine's speed drifts by more than what is to be seen. Medians count."""
     threads: int = os.cpu_count() or 1
     """Threads of the colocated worker, and of each of the distributed ones where they take turns."""
     conditions: int = 4
     """Conditions per step."""
 
     def run(self) -> None:
-        alone, pair = ClusterConfig(), ClusterConfig(placement="distributed")
+        alone, pair = ClusterConfig(), ClusterConfig(placement="distributed", unit=self.conditions)
         cases: dict[str, tuple[ClusterConfig, int]] = {
             "colocated": (alone, self.threads),
             "1 + 1 + 1, in turn": (pair, self.threads),
-            "1 + 1 + 1, one step ahead": (replace(pair, max_staleness=1), 1),
-            "2 + 1 + 1": (replace(pair, rollout_workers=2), 1),
+            "1 + 1 + 1, one step ahead": (replace(pair, unit=0, max_staleness=1), 1),
+            "2 + 1 + 1": (replace(pair, unit=0, rollout_workers=2), 1),
         }
-        rows = []
-        measured: dict[str, Measured] = {}
+        measured: dict[str, Measured] = {name: Measured() for name in cases}
+        predicted: dict[str, list[float]] = {name: [] for name in cases}
         with TemporaryDirectory(prefix="stylevar-bench-") as runs:
             usual = replace(demo(), runs=Path(runs), conditions=self.conditions, device="cpu", novel=None)
             configs = {name: replace(usual, cluster=c, threads=t) for name, (c, t) in cases.items()}
-            # Before Ray and its actors are there to disturb.
-            predicted = {name: Plan(config).predict(config)[2].step_seconds for name, config in configs.items()}
-            for name, config in configs.items():
-                measured[name] = found = self._measure(config)
-                off = predicted[name] / found.step - 1
-                times = (f"{found.step:.2f} s", f"{predicted[name]:.2f} s", f"{off:+.0%}")
-                rows.append((name, str(config.threads), *times, f"{found.driver:.1%}", f"{found.sync:.1%}"))
-                print(f"{name}: {found.step:.2f} s a step", flush=True)
+            for number in range(self.rounds):
+                for name, config in configs.items():
+                    # Before Ray and its actors are there to disturb.
+                    predicted[name].append(Plan(config).predict(config)[2].step_seconds)
+                    self._measure(config, measured[name])
+                    print(f"round {number + 1}, {name}: {measured[name].step[-1]:.2f} s the last step", flush=True)
+        rows = []
+        for name, config in configs.items():
+            found = measured[name]
+            step, guess, driver, sync = map(statistics.median, (found.step, predicted[name], found.driver, found.sync))
+            times = (f"{step:.2f} s", f"{guess:.2f} s", f"{guess / step - 1:+.0%}")
+            rows.append((name, str(config.threads), *times, f"{driver:.1%}", f"{sync:.1%}"))
         header = ("rollout + reward + learner", "threads", "step", "predicted", "off", "driver CPU", "sync")
         print(table(header, rows))
-        cost = measured["1 + 1 + 1, in turn"].step / measured["colocated"].step - 1
-        print(f"distributed over colocated, {self.threads} threads each: {cost:+.1%}")
+        turn, alone_seconds = (statistics.median(measured[name].step) for name in ("1 + 1 + 1, in turn", "colocated"))
+        print(f"distributed over colocated, {self.threads} threads each: {turn / alone_seconds - 1:+.1%}")
 
-    def _measure(self, config: GrpoConfig) -> Measured:
+    def _measure(self, config: GrpoConfig, into: Measured) -> None:
         there = join_cluster()
         worker: Any = ColocatedActor(config, there) if config.cluster.placement == "colocated" else DistributedRun()
-        steps, driver, sync = [], [], []
         process = psutil.Process()
         try:
             worker.setup(replace(config, steps=self.steps + WARM_UP), None)
             for step in range(self.steps + WARM_UP):
                 start, cpu = time.perf_counter(), _cpu_seconds(process)
                 metrics = worker.step(step).metrics
-                steps.append(time.perf_counter() - start)
-                driver.append((_cpu_seconds(process) - cpu) / steps[-1])
-                sync.append(metrics.get("sync/seconds", 0.0) / steps[-1])
+                seconds = time.perf_counter() - start
+                if step >= WARM_UP:
+                    into.step.append(seconds)
+                    into.driver.append((_cpu_seconds(process) - cpu) / seconds)
+                    into.sync.append(metrics.get("sync/seconds", 0.0) / seconds)
         finally:
             worker.close()
             ray.shutdown()
-        return Measured(*(statistics.median(values[WARM_UP:]) for values in (steps, driver, sync)))
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

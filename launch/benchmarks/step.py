@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from launch.allocator import keep_freed_memory
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.model import ModelShape, enliven, random_conditions
 from launch.colocated import ColocatedWorker
@@ -27,6 +26,7 @@ from learner.update import LearnerConfig
 from reward.base import DreamSimType, RewardConfig
 from reward.scorer import build_scorer
 from rollout.sampler import RolloutConfig
+from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import Scores
 from stylevar.errors import UserError
 from stylevar.policy import Policy, Precision

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 import torch
 
 from data.conditions import ConditionSets
-from launch.allocator import keep_freed_memory
 from launch.config import GrpoConfig
 from launch.placement import Role
 from launch.plan.flops import Flops
@@ -22,6 +21,7 @@ from learner.update import GrpoLearner
 from reward.scorer import build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
+from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.transformer import StyleVAR

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from launch.config import GrpoConfig
-from launch.placement import ROLES, Role, bundles, split_units, threads_per_actor
+from launch.placement import ROLES, Role, bundles, crowded, split_units, threads_per_actor
 from launch.plan.simulate import Schedule
 
 
@@ -53,6 +53,7 @@ def schedule_of(config: GrpoConfig, hardware: Hardware) -> Schedule:
     """The schedule of a step."""
     cluster, minibatches = config.cluster, config.learner.minibatches
     units = split_units(config.conditions, minibatches, cluster, config.rollout.at_once(config.conditions))
+    threads = threads_of(config, hardware)
     return Schedule(
         units=tuple(tuple(cut.stop - cut.start for cut in minibatch) for minibatch in units),
         rollout_workers=cluster.rollout_workers,
@@ -61,7 +62,8 @@ def schedule_of(config: GrpoConfig, hardware: Hardware) -> Schedule:
         max_staleness=cluster.max_staleness,
         updates_per_rollout=config.learner.updates_per_rollout,
         cores=None if hardware.own_devices else float(hardware.cpus),
-        threads=threads_of(config, hardware),
+        threads=threads,
+        in_turn=not hardware.own_devices and crowded(cluster, threads, hardware.cpus),
     )
 
 

@@ -1,10 +1,10 @@
 """How long a GRPO step takes and who is busy meanwhile: a discrete-event simulation of the schedule.
 
 A step's conditions are cut into units. Idle rollout workers pull the next unit, in order of step and unit. A sampled
-unit's images go to the next idle reward worker, and at the same time its trajectories to the unit's learner, which
-encodes the conditions and takes the reference pass. Once all units of a step are scored and prepared, the learners update
-together, one optimizer step per minibatch. Then a new version of the adapters goes out, which every rollout worker loads
-before the first unit it samples with it.
+unit's images go to the next idle reward worker, and at the same time (or then, in turn) its trajectories to the unit's
+learner, which encodes the conditions and takes the reference pass. Once all units of a step are scored and prepared, the
+learners update together, one optimizer step per minibatch. Then a new version of the adapters goes out, which every
+rollout worker loads before the first unit it samples with it.
 
 With staleness s, the units of the s steps after the one that is updated are out by the time its update begins.
 """
@@ -64,6 +64,8 @@ class Schedule:
     """Cores that all actors share; None where each has a device of its own."""
     threads: Mapping[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 1))
     """Threads of each actor of a role."""
+    in_turn: bool = False
+    """A unit is prepared once it is scored, not meanwhile."""
 
     @property
     def conditions(self) -> int:
@@ -164,7 +166,16 @@ class _Run:
             return load + size * (c.read + c.encode + c.sample)
 
         def sampled() -> None:
-            self.reward_queue.append(_job(size * c.score, lambda: self._close(step)))
+            self.reward_queue.append(_job(size * c.score, scored))
+            if not self.schedule.in_turn:
+                prepare()
+
+        def scored() -> None:
+            self._close(step)
+            if self.schedule.in_turn:
+                prepare()
+
+        def prepare() -> None:
             learner.queue.append(_job(size * (c.encode_again + c.reference), lambda: self._close(step)))
 
         self.rollout_queue.append(Job(seconds, sampled))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from launch import cli
-from launch.allocator import keep_freed_memory
+from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.placement import ClusterConfig, bundles, check_fits, split_units
+from launch.placement import ClusterConfig, bundles, check_fits, crowded, split_units
 from stylevar.errors import UserError
 
 
@@ -23,6 +23,12 @@ def test_there_is_work_for_all_rollout_workers_twice_if_there_can_be():
     assert len(split_units(16, 1, ClusterConfig(rollout_workers=4), at_once=8)[0]) == 8
     assert len(split_units(16, 1, ClusterConfig(rollout_workers=1), at_once=8)[0]) == 2
     assert len(split_units(4, 1, ClusterConfig(rollout_workers=64), at_once=8)[0]) == 4
+
+
+def test_more_threads_than_cpus_are_a_crowd():
+    config = ClusterConfig(rollout_workers=2)
+    assert not crowded(config, {"rollout": 1, "reward": 1, "learner": 2}, 5)
+    assert crowded(config, {"rollout": 2, "reward": 1, "learner": 1}, 5)
 
 
 def test_equal_shares_always_fit_one_node():

@@ -37,6 +37,11 @@ def test_one_of_each_works_in_turn_on_a_single_unit():
     assert step_seconds(Schedule(((1,),)), score=7.0) == pytest.approx(expected - PREPARE + 7.0)
 
 
+def test_in_turn_preparing_waits_for_the_scores():
+    expected = COSTS.sync + ROLLOUT + COSTS.score + PREPARE + COSTS.update + COSTS.optimizer + COSTS.driver
+    assert step_seconds(Schedule(((1,),), in_turn=True)) == pytest.approx(expected)
+
+
 def test_work_grows_with_the_conditions_of_a_unit():
     expected = COSTS.sync + 3 * (ROLLOUT + PREPARE + COSTS.update) + COSTS.optimizer + COSTS.driver
     assert step_seconds(Schedule(((3,),))) == pytest.approx(expected)
