@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -171,8 +172,17 @@ class VQVAE(nn.Module):
         self.quantize = MultiScaleQuantizer(config.V, config.Cvae, config.patch_nums, config.share_quant_resi)
         self.quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(config.Cvae, config.Cvae, 3, padding=1)
-        # Channels-last kernels are the faster ones on CPUs and on tensor cores; shapes and names stay the same.
         self.to(memory_format=torch.channels_last)
+
+    def to(self, *args: Any, **kwargs: Any) -> VQVAE:
+        """`nn.Module.to`, with the layout that is faster where the weights then are; shapes and names stay the same.
+
+        Channels last on a CPU. Not on a GPU, where GroupNorm turns every map round and back: decoding took 1.1 (fp32) to
+        1.4 (bf16) times as long on an H200.
+        """
+        super().to(*args, **kwargs)
+        on_gpu = next(self.parameters()).is_cuda
+        return super().to(memory_format=torch.contiguous_format if on_gpu else torch.channels_last)
 
     def fingerprint(self) -> str:
         """A hash of the weights and scales, to the last bit: equal ones give equal tokens."""

@@ -52,10 +52,10 @@ def least() -> int:
 
 
 def test_a_large_budget_takes_all_at_once_and_a_tight_one_one_by_one(least):
-    assert sizes(chosen(10**12)) == (8, 32, 32)
+    assert sizes(chosen(10**12)) == (8, 32, 8)
     tight = chosen(int(1.001 * least / (1 - RESERVE)))
     assert tight.shortage is None
-    assert sizes(tight) < (8, 32, 32)
+    assert sizes(tight) < (8, 32, 8)
 
 
 @pytest.mark.parametrize("times", [1.05, 1.3, 2.0])
@@ -72,7 +72,7 @@ def test_what_is_chosen_fits(least, times, graphs):
 
 def test_what_is_set_stays_and_a_resolved_config_is_final(least):
     config = dataclasses.replace(CONFIG, learner=LearnerConfig(lora_rank=4, micro_batch=3))
-    assert sizes(chosen(10**12, config)) == (3, 32, 32)
+    assert sizes(chosen(10**12, config)) == (3, 32, 8)
     resolved = chosen(10**12, config).config
     assert chosen(1, resolved).config == resolved
     assert chosen(1, resolved).shortage is None
@@ -110,7 +110,7 @@ def test_roles_choose_by_their_own_devices_whatever_their_number(least):
 
 
 def test_without_a_budget_small_models_compute_all_at_once():
-    assert sizes(chosen(None, on_gpu=False)) == (8, 32, 32)
+    assert sizes(chosen(None, on_gpu=False)) == (8, 32, 8)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("22GiB", 22 << 30), ("1.5 GB", 1_500_000_000), ("512MiB", 1 << 29)])
