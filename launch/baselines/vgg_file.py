@@ -28,17 +28,14 @@ def load_vgg(path: Path) -> VggEncoder:
     encoder = VggEncoder("vgg19-normalised" if first.shape[-1] == 1 else "vgg19-torchvision")
     convolutions = encoder.convolutions
     if len(layers) < len(convolutions):
-        raise UserError(
-            f"--adain-vgg {path} has {len(layers)} convolutions and VGG-19 {len(convolutions)} up to relu4_1: give {FILES}"
-        )
+        raise UserError(f"{path} has {len(layers)} convolutions and VGG-19 {len(convolutions)} up to relu4_1: give {FILES}")
     for (number, found), layer in zip(layers, convolutions, strict=False):
         for name, own in (("weight", layer.weight), ("bias", layer.bias)):
             assert own is not None
             if name not in found or found[name].shape != own.shape:
                 has = f"is {list(found[name].shape)}" if name in found else "is missing"
                 raise UserError(
-                    f"--adain-vgg {path} is no VGG-19: the {name} of its layer {number} {has}, not {list(own.shape)}: "
-                    f"give {FILES}"
+                    f"{path} is no VGG-19: the {name} of its layer {number} {has}, not {list(own.shape)}: give {FILES}"
                 )
             with torch.no_grad():
                 own.copy_(found[name])
@@ -52,11 +49,9 @@ def _numbered(path: Path, content: object) -> list[tuple[int, dict[str, Tensor]]
         if isinstance(value, Tensor) and (match := _LAYER.fullmatch(str(key))):
             layers.setdefault(int(match[1]), {})[match[2]] = value
     if any("running_mean" in layer for layer in layers.values()):
-        raise UserError(
-            f"--adain-vgg {path} has batch normalisation (vgg19_bn?), with which AdaIN does not work: give {FILES}"
-        )
+        raise UserError(f"{path} has batch normalisation (vgg19_bn?), with which AdaIN does not work: give {FILES}")
     weighted = [(number, layer) for number, layer in sorted(layers.items()) if "weight" in layer]
     if not weighted or weighted[0][1]["weight"].ndim != 4:
         keys = ", ".join(str(key) for key in list(content)[:3]) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"--adain-vgg {path} holds no numbered convolutions (it starts with {keys}): give {FILES}")
+        raise UserError(f"{path} holds no numbered convolutions (it starts with {keys}): give {FILES}")
     return weighted
