@@ -158,8 +158,8 @@ class AdainRun:
         """One optimizer step. Raises UserError once the loss is not finite; what was saved before stays."""
         content, style = (u8_to_01(to_device(images, self.device)) for images in (batch.content, batch.style))
         loss = adain_loss(self.encoder, self.decoder, content, style, self.config.style_weight, self.config.identity_weight)
-        if not math.isfinite(loss.total):
-            raise UserError(f"the loss is {float(loss.total)}: start again with a lower --lr than {self.config.lr}")
+        if not math.isfinite(value := loss.total.item()):
+            raise UserError(f"the loss is {value}: start again with a lower --lr than {self.config.lr}")
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         loss.total.backward()
@@ -196,21 +196,17 @@ class AdainRun:
             raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another place") from error
 
     def _log(self, writer: SummaryWriter, done: int, loss: AdaINLoss, lr: float) -> None:
-        for name, value in {
-            "loss/content": loss.content,
-            "loss/style": loss.style,
-            "loss/identity": loss.identity,
-            "loss/total": loss.total,
-            "lr": lr,
-        }.items():
-            writer.add_scalar(name, float(value), done)
+        for name in ("content", "style", "identity", "total"):
+            writer.add_scalar(f"loss/{name}", getattr(loss, name).item(), done)
+        writer.add_scalar("lr", lr, done)
 
     def _save(self, writer: SummaryWriter, done: int) -> None:
         config, heldout = self.config, self.validate()
-        writer.add_scalar("heldout/content", float(heldout.content), done)
-        writer.add_scalar("heldout/style", float(heldout.style), done)
+        for name in ("content", "style", "identity"):
+            writer.add_scalar(f"heldout/{name}", getattr(heldout, name).item(), done)
         tqdm.write(f"step {done}: held-out content loss {heldout.content:.4f}, style loss {heldout.style:.4f}")
-        notes = {"steps": done, "alpha": 1.0, "style_weight": config.style_weight, "shards": " ".join(config.shards)}
+        weights = {"style_weight": config.style_weight, "identity_weight": config.identity_weight}
+        notes = {"steps": done, "alpha": 1.0, **weights, "shards": " ".join(config.shards)}
         save_decoder(self.average, config.out / DECODER_FILE, self.encoder, notes)
         grid = self.pictures()
         writer.add_image("samples", grid, done)
@@ -231,7 +227,7 @@ class AdainRun:
             keys = ("",) * len(styles)
             stylised = full.samples(repeated, styles, keys, 1, 0)[:, 0]
             rows.append([content, plain.samples(repeated[:1], styles[:1], keys[:1], 1, 0)[0, 0], *stylised])
-        return draw_table(rows, ["content", "rebuilt", *("styles" for _ in styles)])
+        return draw_table(rows, ["content", "rebuilt", *(f"style {i + 1}" for i in range(len(styles)))])
 
 
 def _plain(value: object) -> object:

@@ -14,7 +14,7 @@ from launch.baselines.encoders import Encoder
 
 @dataclass(frozen=True)
 class AdaINLoss:
-    """Scalars; `total` is content + style_weight * style + identity_weight * identity, and has the gradient."""
+    """Scalars; `total` is content + style_weight * style + identity_weight * identity, and alone has a gradient."""
 
     total: Tensor
     content: Tensor
@@ -49,4 +49,5 @@ def adain_loss(
     ]
     style = torch.stack(gaps).sum()
     identity = F.l1_loss(decoder(features), content_01) if identity_weight else torch.zeros_like(content)
-    return AdaINLoss(content + style_weight * style + identity_weight * identity, content, style, identity)
+    total = content + style_weight * style + identity_weight * identity
+    return AdaINLoss(total, content.detach(), style.detach(), identity.detach())
