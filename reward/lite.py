@@ -28,8 +28,9 @@ class LiteFeatures(nn.Module):
     def __init__(self, levels: int = 5) -> None:
         """`levels`: give, and compute, only so many of the maps, the finest first."""
         super().__init__()
-        wanted = {"features_only": True, "out_indices": tuple(range(levels))}
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, **wanted)
+        self.net = timm.create_model(
+            "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=tuple(range(levels))
+        )
         full = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         full.load_state_dict(_wheel_weights(list(full.state_dict())))
         # The feature network is the full one without its head.

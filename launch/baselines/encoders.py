@@ -63,7 +63,7 @@ class VggEncoder(Encoder):
         else:
             self.preprocessing = "RGB in [0, 1] minus ImageNet's mean, over its deviation; borders zero"
             first = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-        padding = "reflect" if kind == "vgg19-normalised" else "zeros"
+        padding: Literal["reflect", "zeros"] = "reflect" if kind == "vgg19-normalised" else "zeros"
         self.stages = nn.ModuleList()
         channels = 3
         for number, widths in enumerate(VGG_STAGES):
