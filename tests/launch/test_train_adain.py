@@ -12,6 +12,7 @@ import torch
 import vgg_files
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from data.augment import AugmentConfig
 from launch import train_adain
@@ -38,20 +39,24 @@ def config(shards: str, out: Path, **settings) -> TrainAdainConfig:
     return TrainAdainConfig((shards,), out=out, **{**small, **settings})
 
 
+def weights(path: Path) -> torch.Tensor:
+    """All of a decoder's numbers in one row."""
+    return torch.cat([value.flatten() for _, value in sorted(load_file(str(path)).items())])
+
+
 def test_a_few_steps_on_the_demo_set_lower_the_loss_and_the_file_loads(tmp_path):
     run = AdainRun(
         config(
             str(DEMO_DATA / "train-00000.tar"),
             tmp_path / "out",
             heldout=(str(DEMO_DATA / "heldout-*.tar"),),
-            steps=12,
-            batch=4,
+            steps=8,
             lr=2e-3,
             log_every=4,
         )
     )
     before = run.validate()
-    assert run.train(StopRequest()) == 12
+    assert run.train(StopRequest()) == 8
     after = run.validate()
     assert after.total < 0.8 * before.total
     assert decoder_notes(tmp_path / "out" / DECODER_FILE)["encoder"] == "lite"
@@ -61,7 +66,7 @@ def test_a_few_steps_on_the_demo_set_lower_the_loss_and_the_file_loads(tmp_path)
     assert method.samples(images, run.heldout.style[:2], ("a", "b"), 1, 0).float().std() > 1
     with Image.open(tmp_path / "out" / "samples.png") as grid:
         assert grid.width > 8 * 80
-    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["steps"] == 12
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["steps"] == 8
     assert any((tmp_path / "out" / "tensorboard").iterdir())
 
 
@@ -81,8 +86,9 @@ def test_a_vgg_decoder_goes_with_its_encoder_only(shard, tmp_path, kind):
 
 def test_the_same_seed_gives_the_same_decoder(shard, tmp_path):
     runs = {"a": 0, "b": 0, "c": 1}
-    files = [train_adain.train(config(shard, tmp_path / name, seed=seed))[0].read_bytes() for name, seed in runs.items()]
-    assert files[0] == files[1] != files[2]
+    found = [weights(train_adain.train(config(shard, tmp_path / name, seed=seed))[0]) for name, seed in runs.items()]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_stopped_it_saves_what_it_has_and_goes_on_from_there(shard, tmp_path):
@@ -120,12 +126,12 @@ def test_contents_and_styles_are_drawn_apart(shard):
     assert set(own.values()) >= {style for _, style in drawn}
 
 
+@pytest.mark.slow
 def test_reading_processes_give_the_same_pairs(shard, tmp_path):
-    files = [
-        train_adain.train(config(shard, tmp_path / str(workers), loader_workers=workers))[0].read_bytes()
-        for workers in (0, 1)
-    ]
-    assert files[0] == files[1]
+    alone, with_reader = (
+        weights(train_adain.train(config(shard, tmp_path / str(readers), loader_workers=readers))[0]) for readers in (0, 1)
+    )
+    assert torch.equal(alone, with_reader)
 
 
 def test_an_existing_decoder_is_kept(shard, tmp_path):

@@ -40,7 +40,7 @@ def test_a_flat_content_takes_the_styles_mean():
     result = ColorTransfer().samples(flat, muted(1, 1), ("a",), 1, 0)[0, 0]
     assert result.flatten(1).float().std(1).max() < 1
     means = [rgb_to_lab(u8_to_01(images)).mean((2, 3)) for images in (result[None], muted(1, 1))]
-    torch.testing.assert_close(means[0], means[1], atol=0.3, rtol=0)
+    torch.testing.assert_close(means[0], means[1], atol=0.6, rtol=0)  # one colour, rounded to whole grey levels
 
 
 def test_copy_gives_the_content():
