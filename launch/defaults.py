@@ -9,3 +9,4 @@ import data
 DEMO_DATA = Path(data.__path__[0]).resolve() / "demo"
 DEMO_MODEL = DEMO_DATA / "weights" / "model.safetensors"
 DEMO_VAE = DEMO_DATA / "weights" / "vqvae.safetensors"
+DEMO_ADAIN = DEMO_DATA / "weights" / "adain_lite.safetensors"

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.transformer import StyleVAR
 
+BatchT = TypeVar("BatchT", covariant=True)
 PREFETCHED = 4
 """Micro-batches that each loading process keeps ready."""
 
@@ -88,7 +89,15 @@ class MicroBatches(Dataset):
         return ConditionBatch.stack(found)
 
 
-def load_steps(batches: MicroBatches, start: int, steps: int, workers: int) -> Iterator[list[ConditionBatch]]:
+class Numbered(Protocol[BatchT]):
+    """Micro-batches of a whole run, `per_step` for each of its steps, that any process can make at any time."""
+
+    per_step: int
+
+    def __getitem__(self, number: int) -> BatchT | UserError: ...
+
+
+def load_steps(batches: Numbered[BatchT], start: int, steps: int, workers: int) -> Iterator[list[BatchT]]:
     """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked)."""
     ahead: dict[str, Any] = {}
     if workers:
@@ -97,8 +106,9 @@ def load_steps(batches: MicroBatches, start: int, steps: int, workers: int) -> I
         context.set_forkserver_preload([__name__])
         ahead = {"prefetch_factor": PREFETCHED, "multiprocessing_context": context}
     numbers = range(start * batches.per_step, steps * batches.per_step)
+    source = cast(Dataset, batches)  # all that a loader asks of one is __getitem__
     loader = DataLoader(
-        batches, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_leave_signals, **ahead
+        source, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_leave_signals, **ahead
     )
     items = iter(loader)
     for _ in range(start, steps):

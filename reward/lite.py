@@ -25,9 +25,12 @@ class LiteFeatures(nn.Module):
 
     channels = (16, 24, 40, 112, 320)
 
-    def __init__(self) -> None:
+    def __init__(self, levels: int = 5) -> None:
+        """`levels`: give, and compute, only so many of the maps, the finest first."""
         super().__init__()
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True)
+        self.net = timm.create_model(
+            "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=tuple(range(levels))
+        )
         full = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         full.load_state_dict(_wheel_weights(list(full.state_dict())))
         # The feature network is the full one without its head.

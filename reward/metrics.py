@@ -53,3 +53,13 @@ def rgb_to_lab(images_01: Tensor) -> Tensor:
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-8) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = f.unbind(1)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """Inverse of `rgb_to_lab`: CIELAB [N, 3, H, W] -> sRGB in [0, 1]; each channel of a colour outside sRGB is clamped."""
+    y = (lab[:, 0] + 16) / 116
+    f = torch.stack((y + lab[:, 1] / 500, y, y - lab[:, 2] / 200), dim=1)
+    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * lab.new_tensor(_WHITE_D65).view(3, 1, 1)
+    from_xyz = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)).to(lab)
+    linear = torch.einsum("ij,njhw->nihw", from_xyz, xyz).clamp(0, 1)
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward.metrics import color_distance, independent_metrics, rgb_to_lab
+from reward.metrics import color_distance, independent_metrics, lab_to_rgb, rgb_to_lab
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -65,3 +65,15 @@ def test_colour_distance_follows_the_palette_not_the_place():
     assert color_distance(halves, grey).item() == pytest.approx(50.0, abs=0.1)
     plain = torch.zeros(1, 3, 16, 16)
     assert color_distance(plain, plain + 1).item() == pytest.approx(100.0, abs=0.05)
+
+
+def test_lab_and_back():
+    image = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)) / 255
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(image)), image, atol=2e-5, rtol=0)
+
+
+def test_colours_that_no_screen_has_are_clamped():
+    lab = torch.tensor([50.0, 120.0, -120.0]).view(1, 3, 1, 1)
+    rgb = lab_to_rgb(lab)
+    assert rgb.min() == 0
+    assert rgb.max() <= 1

@@ -1,0 +1,68 @@
+"""What AdaIN is trained on: any content of the shards with any style of the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.augment import AugmentConfig, augment
+from data.convert.split import SPLITS
+from data.index import expand_shards, index_triplets
+from data.shard_writer import ROLES
+from data.shards import TripletShards
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Contents and styles, uint8 [B, 3, H, W] each; row i of one has nothing to do with row i of the other."""
+
+    content: Tensor
+    style: Tensor
+
+
+class PairBatches(Dataset):
+    """Item i is the batch of step i, a function of (seed, i): contents and styles are drawn independently of each other."""
+
+    per_step = 1
+
+    def __init__(self, triplets: TripletShards, config: AugmentConfig, batch: int, seed: int) -> None:
+        self.triplets, self.config, self.batch, self.seed = triplets, config, batch, seed
+
+    def __getitem__(self, step: int) -> PairBatch | UserError:
+        """UserErrors are handed over, since what a loading process raises arrives with its traceback in the text."""
+        rows = np.random.default_rng([self.seed, step]).integers(len(self.triplets), size=(2, self.batch))
+        try:
+            contents, styles = (
+                [augment(self.triplets.usable(int(row)), self.config, self.seed, step) for row in some] for some in rows
+            )
+        except UserError as error:
+            return error
+        return PairBatch(torch.stack([c.content for c in contents]), torch.stack([s.style for s in styles]))
+
+
+def open_train(patterns: Sequence[str], memory_gb: float) -> tuple[TripletShards, bool]:
+    """The split "train" of some shards, and whether its triplets are kept in memory, as they fit.
+
+    All must have the size of the first. UserError as `TripletShards`, and if there is nothing of that split.
+    """
+    index = index_triplets(expand_shards(patterns))
+    train = index.of_split("train")
+    if len(index) and not len(train):
+        only = ", ".join(index.splits)
+        raise UserError(f"{patterns[0]} holds no triplet of the split train, only {only}: add the train shards")
+    size = TripletShards(train).usable(0).content.shape[-1]
+    in_memory = len(train) * len(ROLES) * 3 * size**2 <= memory_gb * 1e9
+    return TripletShards(train, size, cache=in_memory), in_memory
+
+
+def open_heldout(patterns: Sequence[str], size: int) -> TripletShards:
+    """The validation splits of some shards; all of them, if they know no splits. UserError as `TripletShards`."""
+    index = index_triplets(expand_shards(patterns))
+    rows = np.isin(index.split, [n for n, name in enumerate(index.splits) if name in SPLITS[1:]])
+    return TripletShards(index.select(rows) if rows.any() else index, size)
