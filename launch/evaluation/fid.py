@@ -70,4 +70,4 @@ def _gaussian(features: NDArray) -> tuple[NDArray, NDArray]:
     features = features.astype(np.float64)
     mean = features.mean(0)
     root = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, root if len(root) <= root.shape[1] else np.linalg.qr(root, mode="r")
+    return mean, root if len(root) <= root.shape[1] else np.asarray(np.linalg.qr(root, mode="r"))

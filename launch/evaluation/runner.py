@@ -88,7 +88,7 @@ class ResultsFolder:
                 aside.write_bytes(encoded)
         if part.features:
             with file_aside(self._file(task).with_suffix(".npz")) as aside, aside.open("wb") as file:
-                np.savez(file, **part.features)
+                np.savez(file, **part.features)  # type: ignore[arg-type]
         with file_aside(self._file(task)) as aside:
             pq.write_table(pa.table({"method": [task.method.name] * len(part.columns["key"]), **part.columns}), aside)
 
@@ -190,15 +190,18 @@ def _on_ray(
         if config.device == "cuda" and not gpus:
             raise UserError("--device cuda: the cluster has no GPU; give --device cpu, or join another cluster")
         # As many on each GPU, so that all find room. CPUs are shared out as threads and not reserved.
-        share = 1 / math.ceil(workers / gpus) if gpus else 0
+        share = math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0  # Ray counts ten-thousandths
         kind = ray.remote(EvalWorker).options(num_cpus=0, num_gpus=share, scheduling_strategy="SPREAD")
         threads = max(1, int(there.get("CPU", 1) / workers))
-        idle = [kind.remote(arguments, threads) for _ in range(workers)]
-        waiting, running = list(reversed(tasks)), {}
+        idle: list[Any] = [kind.remote(arguments, threads) for _ in range(workers)]
+        waiting = list(reversed(tasks))
+        running: dict[Any, tuple[Any, Task]] = {}
         while running or (waiting and not stopped()):
             while idle and waiting and not stopped():
                 worker, task = idle.pop(), waiting.pop()
                 running[worker.run.remote(task)] = worker, task
+            if not running:
+                break
             ready = ray.wait(list(running))[0][0]
             worker, task = running.pop(ready)
             try:

@@ -21,7 +21,7 @@ from launch.evaluation.columns import choose_columns
 from launch.evaluation.conditions import PairedSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
-from launch.evaluation.runner import file_name
+from launch.evaluation.runner import PARTS, file_name
 from launch.evaluation.stylizer import Method, parse_methods
 from reward.base import MissingWeights, RewardConfig
 from reward.scorer import build_scorer
@@ -169,7 +169,8 @@ def test_results_are_kept_and_never_mixed(files, tmp_path, monkeypatch):
         program.main(settings)
     program.main(dataclasses.replace(settings, overwrite=True, limit=2))
     assert len(table(settings.out)["key"]) == 2
-    (settings.out / "samples.parquet").unlink()  # as if it had been cut short
+    (settings.out / PARTS).mkdir()  # as if it had been cut short
+    (settings.out / "samples.parquet").rename(settings.out / PARTS / "one-0.parquet")
     with pytest.raises(UserError, match="other settings or weights"):
         program.main(settings)
     other = tmp_path / "photos"
