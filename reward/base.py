@@ -9,7 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from reward.terms import Term, parse_terms
 from stylevar.errors import UserError
+
+
+class MissingWeights(UserError):
+    """The weights of a distance are not there; the message says what to put where."""
+
 
 Embedding = tuple[Tensor, ...]
 """What a distance needs to remember of N images: tensors with N rows each."""
@@ -22,23 +28,45 @@ DreamSimType = Literal["dino_vitb16", "clip_vitb32", "open_clip_vitb32", "ensemb
 class RewardConfig:
     """How generated images are compared with their targets."""
 
-    reward: Literal["lite", "dreamsim"] = "lite"
-    """The distance: dreamsim is the published reward and needs its weights on disk; lite is built in and needs none."""
+    reward: str = "lite"
+    """The distance: dreamsim (the published reward), lite (built in, needs no weights), lpips, lpips_alex, style, content,
+    cfsd, clip, dino, ssim, psnr or color; a weighted sum as dreamsim=5.0,lpips=1.0; or your own package.module:Class."""
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
-    """Folder that holds DreamSim's weight files; nothing is downloaded into it. Required with --reward dreamsim."""
+    """Folder that holds DreamSim's weight files, in place of `dreamsim` in --metric-weights; nothing is downloaded."""
     reward_scale: float = 5.0
-    """Lambda: the reward is -scale * distance."""
+    """Lambda: the reward is -scale * distance. In a sum it is the weight of distances that have none of their own."""
     reward_batch: int = 64
     """The most generated images that are scored at once; a smaller number saves memory."""
+    metric_weights: str | None = None
+    """Folder that holds the weight files of the other distances (docs/rewards.md lists them); nothing is downloaded."""
+
+    def __post_init__(self) -> None:
+        self.terms()
+
+    def terms(self) -> tuple[Term, ...]:
+        """The distances that are summed, with their weights. Raises UserError for what --reward cannot name."""
+        return parse_terms(self.reward, self.reward_scale)
+
+    @property
+    def scale(self) -> float:
+        """What the whole distance is multiplied with: the weight of a single one; 1 for a sum, which has its weights."""
+        terms = self.terms()
+        return terms[0].weight if len(terms) == 1 else 1.0
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """A frozen distance between images: embed each image once, then compare embeddings row by row."""
+    """A frozen distance between images: embed each image once, then compare embeddings row by row. Smaller is nearer."""
 
     name: str
     """What the distance is called in logs and reports."""
+    _anchor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Says where a distance without weights is.
+        self.register_buffer("_anchor", torch.empty(0, device="cpu"), persistent=False)
 
     @abstractmethod
     def embed(self, images_01: Tensor) -> Embedding:
@@ -46,12 +74,15 @@ class PerceptualDistance(nn.Module, ABC):
 
     @abstractmethod
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
-        """Distances fp32 [N] between rows of equal index: "total", and the parts it is made of."""
+        """Distances fp32 [N] between rows of equal index: "total", and the parts it is made of.
+
+        `first` is the reference (the target), `second` what was generated.
+        """
 
     @property
     def device(self) -> torch.device:
         """Where the weights are, and so where images have to be."""
-        return next(self.parameters()).device
+        return self._anchor.device
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """A distance is never trained: it stays in eval mode whatever a surrounding module switches to."""
@@ -72,28 +103,20 @@ class PerceptualDistance(nn.Module, ABC):
         rows = {part.shape[0] for part in embedding}
         if rows != {b}:
             raise ValueError(f"generated images of {b} conditions cannot be compared with {sorted(rows)} embedded targets")
-        targets = tuple(part.repeat_interleave(g, dim=0) for part in embedding)
-        parts = self.compare(targets, self.embed(generated_01.flatten(0, 1)))
-        return {name: value.float().view(b, g) for name, value in parts.items()}
+        generated = self.embed(generated_01.flatten(0, 1))
+        groups = []
+        for i in range(b):
+            # A view: G copies of a target's feature maps would take more memory than all else.
+            target = tuple(part[i : i + 1].expand(g, *part.shape[1:]) for part in embedding)
+            groups.append(self.compare(target, tuple(part[i * g : (i + 1) * g] for part in generated)))
+        return {name: torch.stack([group[name].float() for group in groups]) for name in groups[0]}
 
 
 def build_distance(config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
     """The configured distance, in eval mode on `device`. Raises UserError if its settings or weights are unusable."""
-    if config.reward == "lite":
-        from reward.lite import LiteDistance
+    from reward.build import build
 
-        return LiteDistance().to(device)
-    if config.reward == "dreamsim":
-        # Imported here: the dreamsim package takes seconds to import, and the lite reward does without.
-        from reward.dreamsim import DreamSimDistance
-
-        if config.dreamsim_cache is None:
-            raise UserError(
-                "the dreamsim reward has no dreamsim_cache: name the folder that holds DreamSim's weights, "
-                "or take the built-in lite reward"
-            )
-        return DreamSimDistance(config.dreamsim_type, config.dreamsim_cache, device)
-    raise UserError(f"unknown reward {config.reward!r}: choose lite or dreamsim")
+    return build(config, device)
 
 
 def _check_images(what: str, images: Tensor, dims: int) -> None:

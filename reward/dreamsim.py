@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_s
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from reward.base import Embedding, PerceptualDistance
+from reward.base import Embedding, MissingWeights, PerceptualDistance
 from stylevar.errors import UserError
 
 DINO_HUB_FILE = "checkpoints/dino_vitbase16_pretrain.pth"
@@ -41,17 +41,18 @@ class DreamSimDistance(PerceptualDistance):
         """
         super().__init__()
         cache = Path(cache).expanduser()
-        _check_weights(dreamsim_type, cache)
+        check_weights(dreamsim_type, cache)
         self.name = f"dreamsim_{dreamsim_type}"
         self.size: int = dreamsim_args["img_size"]
         try:
             model = _LocalPerceptualModel(dreamsim_type, cache, torch.device(device))
-            self.model = _merge_lora(model, cache / _lora_folder(dreamsim_type)).to(device)
+            self.model = _merge_lora(model, cache / _lora_folder(dreamsim_type))
         except Exception as error:  # A damaged file raises almost anything inside the unpickler.
             raise UserError(
                 f"DreamSim's {dreamsim_type} weights in {cache} cannot be used ({type(error).__name__}: {error}): "
                 f"unpack {dreamsim_weights[dreamsim_type]} there again"
             ) from error
+        self.to(device)
         self.requires_grad_(False)
         self.eval()
 
@@ -144,8 +145,8 @@ def _lora_folder(dreamsim_type: str) -> str:
     return f"{dreamsim_type}_single_lora"
 
 
-def _check_weights(dreamsim_type: str, cache: Path) -> None:
-    """Every file that will be read is there, or else a UserError with what to put where."""
+def check_weights(dreamsim_type: str, cache: Path) -> None:
+    """Raises MissingWeights, with what to put where, unless every file that will be read is there."""
     known = {name: config for name, config in dreamsim_args["model_config"].items() if "dinov2" not in name}
     if dreamsim_type not in known:
         raise UserError(f"unknown dreamsim_type {dreamsim_type!r}: choose one of {', '.join(known)}")
@@ -162,7 +163,7 @@ def _check_weights(dreamsim_type: str, cache: Path) -> None:
     missing = [names for names in needed if not any((cache / name).is_file() for name in names)]
     if missing:
         files = ", ".join(" or ".join(str(cache / name) for name in names) for names in missing)
-        raise UserError(
+        raise MissingWeights(
             f"DreamSim's {dreamsim_type} weights are missing: {files}. "
             f"Download {dreamsim_weights[dreamsim_type]} and unpack it into {cache}, or take the built-in lite reward"
         )

@@ -10,7 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 _RGB_TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 _WHITE_D65 = (0.95047, 1.0, 1.08883)
-_PSNR_CAP = 100.0
+PSNR_CAP = 100.0
 """What two identical images score; the closest different uint8 images of any usual size stay below."""
 
 
@@ -24,13 +24,23 @@ def independent_metrics(generated_01: Tensor, target_01: Tensor) -> dict[str, Te
     """
     if generated_01.shape != target_01.shape or generated_01.ndim != 4:
         raise ValueError(f"images {list(generated_01.shape)} and targets {list(target_01.shape)} must be alike and 4-D")
-    ssim = structural_similarity_index_measure(generated_01, target_01, data_range=1.0, reduction="none")
-    mse = (generated_01 - target_01).square().mean(dim=(1, 2, 3))
     return {
-        "ssim": cast(Tensor, ssim).reshape(len(generated_01)),
-        "psnr": (-10 * mse.log10()).clamp(max=_PSNR_CAP),
+        "ssim": ssim(generated_01, target_01),
+        "psnr": psnr(generated_01, target_01),
         "color": color_distance(generated_01, target_01),
     }
+
+
+def ssim(generated_01: Tensor, target_01: Tensor) -> Tensor:
+    """Structural similarity fp32 [N] of images fp32 [N, 3, H, W] in [0, 1] (Wang et al. 2004), 1 is best."""
+    found = structural_similarity_index_measure(generated_01, target_01, data_range=1.0, reduction="none")
+    return cast(Tensor, found).reshape(len(generated_01))
+
+
+def psnr(generated_01: Tensor, target_01: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio fp32 [N] in dB of images fp32 [N, 3, H, W] in [0, 1], capped at `PSNR_CAP`."""
+    mse = (generated_01 - target_01).square().mean(dim=(1, 2, 3))
+    return (-10 * mse.log10()).clamp(max=PSNR_CAP)
 
 
 def color_distance(first_01: Tensor, second_01: Tensor) -> Tensor:

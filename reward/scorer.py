@@ -65,7 +65,7 @@ class RewardScorer:
 
 def build_scorer(config: RewardConfig, device: str | torch.device = "cpu") -> RewardScorer:
     """The configured scorer on `device`. Raises UserError if the settings or the weights are unusable."""
-    return RewardScorer(build_distance(config, device), config.reward_scale, config.reward_batch)
+    return RewardScorer(build_distance(config, device), config.scale, config.reward_batch)
 
 
 def _to_01(images_u8: Tensor, device: torch.device) -> Tensor:

@@ -211,7 +211,7 @@ class Step:
         return self.learner.micro_batch or self.rollout.group
 
     def _config(self) -> GrpoConfig:
-        kind: Literal["lite", "dreamsim"] = "dreamsim" if self.reward == "dreamsim" else "lite"
+        kind = "dreamsim" if self.reward == "dreamsim" else "lite"
         return GrpoConfig(
             conditions=self.conditions,
             rollout=self.rollout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from launch.plan.trace import shapes_only
 from learner.update import GrpoLearner, LearnerConfig
-from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig, build_distance
+from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
+from reward.build import build_term, distance_class, weighted_sum
 from reward.scorer import RewardScorer
 from rollout.sampler import RolloutConfig, decode
 from stylevar.adapters import Adapters
@@ -175,9 +177,25 @@ class _DreamSimShapes(PerceptualDistance):
         return {"total": 1 - torch.cosine_similarity(first[0], second[0], dim=-1)}
 
 
+class _Uncounted(PerceptualDistance):
+    """In place of a user's own class, which may do what has no meaning without values: counts for nothing, and says so."""
+
+    def __init__(self, spec: str) -> None:
+        super().__init__()
+        self.name = spec.rpartition(":")[2]
+        self.to(META)
+        warnings.warn(f"the plan does not count the memory and the FLOPs of --reward {spec}", stacklevel=2)
+
+    def embed(self, images_01: Tensor) -> Embedding:
+        return (images_01.mean((1, 2, 3)),)
+
+    def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        return {"total": first[0] - second[0]}
+
+
 def meta_scorer(config: RewardConfig) -> RewardScorer:
-    """The configured scorer, as far as shapes go."""
-    return RewardScorer(_distance(config.reward, config.dreamsim_type), config.reward_scale, config.reward_batch)
+    """The configured scorer, as far as shapes go; no weights are read."""
+    return RewardScorer(_distance(config), config.scale, config.reward_batch)
 
 
 def score(config: RewardConfig, image_size: int, conditions: int, group: int) -> None:
@@ -189,8 +207,16 @@ def score(config: RewardConfig, image_size: int, conditions: int, group: int) ->
 
 
 @lru_cache
-def _distance(reward: str, dreamsim_type: DreamSimType) -> PerceptualDistance:
-    if reward == "dreamsim":
-        with META:
-            return _DreamSimShapes(dreamsim_type)
-    return build_distance(RewardConfig(reward="lite")).to(META)
+def _distance(config: RewardConfig) -> PerceptualDistance:
+    terms = config.terms()
+    shapes = [_term_shapes(term.name, config) for term in terms]
+    return shapes[0] if len(terms) == 1 else weighted_sum(terms, shapes).to(META)
+
+
+def _term_shapes(name: str, config: RewardConfig) -> PerceptualDistance:
+    if ":" in name:
+        return _Uncounted(name)
+    if name == "lite":  # its wheel is always there, and its names are those of its file
+        return build_term(name, config).to(META)
+    with META:
+        return (_DreamSimShapes(config.dreamsim_type) if name == "dreamsim" else distance_class(name)()).eval().to(META)

@@ -135,3 +135,16 @@ def test_models_of_every_kind_can_be_counted():
     settings = RolloutConfig(kv_cache="paper", logprob="support", temperature=0.5)
     kind = Workload(small_model.build(**shape).arch, LearnerConfig(), settings, RewardConfig())
     assert all(n > 0 for n in over_depth(kind, _measure).values())
+
+
+def test_a_sum_of_distances_counts_all_of_them_without_their_weights():
+    lpips, lite, both = (_reward(work(ModelConfig(), name)) for name in ("lpips", "lite", "lite=1,lpips=1"))
+    assert lpips["target"] > 0
+    # Metrics beside the reward are counted once, and comparing features is no product.
+    assert both["target"] == pytest.approx(lpips["target"] + lite["target"], rel=1e-2)
+    assert all(_reward(work(ModelConfig(), name))["reward"] > 0 for name in ("style=1,cfsd=1", "clip", "dino", "ssim"))
+
+
+def test_a_users_own_reward_is_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match="does not count .* users:Mine"):
+        assert _reward(work(reward="users:Mine"))["reward"] >= 0

@@ -1,0 +1,92 @@
+"""Evaluate checkpoints and baselines: the metrics of the paper, their errors, and pictures of the best and worst.
+
+python launch/eval.py --checkpoint runs/demo/model
+python launch/eval.py --shards data/val-*.tar --methods sft=runs/sft/model grpo=runs/grpo/model copy --compare grpo sft
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from launch.allocator import keep_freed_memory
+from launch.cli import exit_code
+from launch.evaluation.columns import Column, choose_columns
+from launch.evaluation.conditions import open_conditions
+from launch.evaluation.config import EvalConfig
+from launch.evaluation.fid import ART_INCEPTION
+from launch.evaluation.pictures import draw_best_worst
+from launch.evaluation.runner import ResultsFolder, Stopped, make_tasks, run_all
+from launch.evaluation.stylizer import image_size, parse_methods
+from launch.evaluation.summary import headings, markdown, summarise, write
+from launch.stop import STOPPED
+from reward.base import MissingWeights
+
+
+def main(config: EvalConfig) -> None:
+    """From the first check to the table. Exits with 130 if a signal ended it early."""
+    keep_freed_memory()
+    methods = parse_methods(config)
+    columns, left_out = choose_columns(config)
+    artfid = _has_artfid(config, left_out)
+    size = 0 if config.paired else config.size or image_size(methods, config)
+    conditions = open_conditions(config, size)
+    tasks = make_tasks(methods, len(conditions), config.batch)
+    folder = ResultsFolder(config, methods, columns, conditions.keys)
+    todo = folder.missing(tasks)
+    if len(todo) < len(tasks):
+        print(f"{len(tasks) - len(todo)} of {len(tasks)} batches were done before")
+    try:
+        run_all(config, conditions, columns, artfid, todo, folder.save)
+    except Stopped:
+        print(f"stopped; what was measured is in {folder.path}, and the same command goes on from there")
+        sys.exit(STOPPED)
+    rows = folder.rows(tasks)
+    of_method = {m.name: [task for task in tasks if task.method == m] for m in methods}
+    features = {name: folder.features(own, "samples") for name, own in of_method.items()} if artfid else {}
+    styles = folder.features(of_method[methods[0].name], "styles") if artfid else None
+    shown = headings(columns, config.paired, artfid)
+    summary = summarise(rows, shown, features, styles, config.compare, left_out)
+    write(summary, folder.path)
+    if config.images:
+        column, higher = _rank_by(config, columns)
+        for method in methods:
+            print(f"picture  {draw_best_worst(folder.path, method.name, rows, conditions, column, higher)}")
+    folder.finish(rows)
+    print(f"results  {folder.path}\n\n{markdown(summary)}", end="")
+
+
+def _has_artfid(config: EvalConfig, left_out: dict[str, str]) -> bool:
+    """Whether the weights of ArtFID's Inception are there; if not, that is noted as for any metric."""
+    try:
+        ART_INCEPTION.find(config.reward.metric_weights, "ArtFID")
+    except MissingWeights as error:
+        if config.strict:
+            raise MissingWeights(f"--strict: {error}") from error
+        left_out["artfid"] = str(error)
+        logging.getLogger(__name__).warning("left out: %s", error)
+        return False
+    return True
+
+
+def _rank_by(config: EvalConfig, columns: tuple[Column, ...]) -> tuple[str, bool]:
+    """The column that tells good from bad, and whether higher is better: the reward, or else nearness to the style."""
+    if config.paired:
+        return "reward/target", True
+    keys = [column.key for column in columns]
+    return ("clip/style", True) if "clip/style" in keys else ("color/style", False)
+
+
+def cli(argv: list[str] | None = None) -> None:
+    """The program; `argv` is the command line by default."""
+    logging.basicConfig(format="%(message)s")
+    exit_code(lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[EvalConfig], description=__doc__, args=argv)))
+
+
+if __name__ == "__main__":
+    cli()

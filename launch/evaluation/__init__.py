@@ -1,0 +1,1 @@
+"""The rooms behind launch/eval.py."""

@@ -1,0 +1,108 @@
+"""The columns of the table: which distance, against what, and how it is shown."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from launch.evaluation.config import EvalConfig
+from reward.base import MissingWeights
+from reward.build import check_weights
+from reward.metrics import PSNR_CAP
+from stylevar.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Reference = Literal["target", "content", "style"]
+Better = Literal["lower", "higher"]
+_SIMILARITIES = ("ssim", "clip", "dino")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A distance of `reward.terms.NAMES` between each sample and the reference of its condition."""
+
+    distance: str
+    reference: Reference
+    title: str
+
+    @property
+    def key(self) -> str:
+        """The name in files, as `lpips/target`."""
+        return f"{self.distance}/{self.reference}"
+
+    @property
+    def better(self) -> Better:
+        """Which way is better."""
+        return "higher" if self.distance in (*_SIMILARITIES, "psnr") else "lower"
+
+    def shown(self, distance: Tensor) -> Tensor:
+        """A distance as it is reported: similarities for ssim, clip and dino, decibels for psnr."""
+        if self.distance == "psnr":
+            return PSNR_CAP * (1 - distance)
+        return 1 - distance if self.distance in _SIMILARITIES else distance
+
+
+TITLES = {
+    "style": "Style Loss",
+    "content": "Content Loss",
+    "lpips": "LPIPS",
+    "ssim": "SSIM",
+    "dreamsim": "DreamSim",
+    "clip": "CLIP-Sim",
+    "dino": "DINO",
+    "lite": "lite",
+    "color": "color",
+    "psnr": "PSNR",
+}
+TARGET = tuple(Column(distance, "target", title) for distance, title in TITLES.items())
+"""Of paired sets."""
+INPUTS = (
+    Column("style", "style", "Style Loss"),
+    Column("content", "content", "Content Loss"),
+    Column("lpips", "content", "LPIPS"),
+    Column("ssim", "content", "SSIM"),
+    Column("dreamsim", "content", "DreamSim"),
+    Column("dreamsim", "style", "DreamSim"),
+    Column("clip", "content", "CLIP-Sim"),
+    Column("dino", "style", "DINO"),
+    Column("lite", "content", "lite"),
+    Column("color", "style", "color"),
+)
+"""Style metrics against the style image, content metrics against the content."""
+ALWAYS = (
+    Column("cfsd", "content", "CFSD"),
+    Column("dino", "content", "DINO"),
+    Column("clip", "style", "CLIP-I"),
+    Column("lpips_alex", "content", "LPIPS (ArtFID)"),
+)
+"""What is by definition about the inputs."""
+
+
+def choose_columns(config: EvalConfig) -> tuple[tuple[Column, ...], dict[str, str]]:
+    """The columns whose weights are there, and {distance: why not} of the others, which are logged.
+
+    Raises MissingWeights instead with `config.strict`, and for a distance that --reward names.
+    """
+    wanted: list[Column] = []
+    if "target" in config.references:
+        wanted += TARGET
+    if "inputs" in config.references:
+        wanted += INPUTS
+    wanted += ALWAYS
+    missing: dict[str, str] = {}
+    for distance in dict.fromkeys(column.distance for column in wanted):
+        try:
+            check_weights(distance, config.reward)
+        except MissingWeights as error:
+            if config.strict:
+                raise MissingWeights(f"--strict: {error}") from error
+            missing[distance] = str(error)
+            logger.warning("left out: %s", error)
+    for term in config.reward.terms():
+        if term.name in missing:
+            raise UserError(f"--reward {config.reward.reward}: {missing[term.name]}")
+    return tuple(column for column in wanted if column.distance not in missing), missing

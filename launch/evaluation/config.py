@@ -1,0 +1,108 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from launch.defaults import DEMO_DATA, DEMO_MODEL
+from reward.base import RewardConfig
+from stylevar.errors import UserError
+
+Against = Literal["auto", "target", "inputs", "both"]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured. Without any flags: the demo model on the demo's held-out conditions."""
+
+    methods: tuple[str, ...] = (f"demo={DEMO_MODEL.parent}",)
+    """What to evaluate, as NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file, a folder, a hub
+    id, or a checkpoint of a GRPO run (adapters on their base); methods are copy, color-transfer and adain, and adain=FILE
+    gives its decoder."""
+    checkpoint: str | None = None
+    """Evaluate this one checkpoint in place of --methods."""
+    out: Path = Path("runs/eval")
+    """Folder of the results."""
+    shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
+    """Triplets with targets: shards, globs, or folders of shards."""
+    content: Path | None = None
+    """Evaluate without targets instead: content pictures, as a picture, a folder, or a .txt list of files."""
+    style: Path | None = None
+    """Style pictures, likewise."""
+    pairing: Literal["all", "zip"] = "all"
+    """Without targets: every content with every style, or the first with the first, and so on."""
+    size: int = 0
+    """Without targets: side of the square that is cut from each picture; 0 for that of the first checkpoint, else 256."""
+    limit: int = 0
+    """Conditions that are evaluated, spread evenly over all; 0 for all."""
+    against: Against = "auto"
+    """Compare with the target, with content and style, or with both; auto takes the target if there is one."""
+    seeds: int = 1
+    """Samples per condition; deterministic methods make one."""
+    seed: int = 0
+    """Seed of the samples: one depends on it, on its condition's key, and on its number alone."""
+    vae: str | None = None
+    """VQ-VAE of all checkpoints; by default the one beside each, or the one that its run names."""
+    style_strength: float = 0.0
+    """From -1 (more content) to 1 (more style)."""
+    top_k: int = 900
+    """Only the best K tokens may be drawn; 0 for all."""
+    top_p: float = 0.96
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    temperature: float = 1.0
+    """Above 1 for more varied, below for safer results."""
+    kv_cache: Literal["exact", "paper"] = "exact"
+    """paper reproduces how the released weights were sampled."""
+    coupled: bool = True
+    """Let checkpoints share random numbers, so that differences are theirs; it costs a few per cent of the sampling time."""
+    adain_vgg: Path | None = None
+    """Encoder weights of the adain method."""
+    adain_decoder: Path | None = None
+    """Decoder weights of the adain method."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    compare: tuple[str, str] | None = None
+    """Test two of the methods against each other, over the same conditions."""
+    strict: bool = False
+    """Fail if the weights of a metric are missing, instead of leaving it out."""
+    images: bool = True
+    """Keep the first sample of every condition as a PNG, and draw the best, median and worst."""
+    batch: int = 8
+    """Conditions that are stylised and measured at once."""
+    workers: int = 0
+    """Ray actors that share the work; 0 does it in this process."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run; auto takes a GPU if there is one."""
+    overwrite: bool = False
+    """Start again in a folder that holds results."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("limit", "workers", "size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0")
+        if not -1 <= self.style_strength <= 1:
+            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
+        if self.temperature <= 0:
+            raise UserError(f"--temperature {self.temperature}: must be positive")
+        if (self.content is None) != (self.style is None):
+            raise UserError("--content and --style belong together: give both, or --shards alone")
+        if self.content is not None and self.against in ("target", "both"):
+            raise UserError(f"--against {self.against}: pictures without targets can be compared with the inputs only")
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are targets."""
+        return self.content is None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What is compared with, of "target" and "inputs"."""
+        if self.against == "auto":
+            return ("target",) if self.paired else ("inputs",)
+        return ("target", "inputs") if self.against == "both" else (self.against,)

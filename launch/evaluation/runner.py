@@ -1,0 +1,241 @@
+"""Going through all tasks, here or on Ray workers, and keeping each one's results as soon as they are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from launch.atomic import ASIDE, file_aside, remove
+from launch.config import to_plain
+from launch.evaluation.checkpoints import weight_files
+from launch.evaluation.columns import Column
+from launch.evaluation.conditions import ConditionSet
+from launch.evaluation.config import EvalConfig
+from launch.evaluation.measure import Evaluator, Part, Task
+from launch.evaluation.stylizer import Method
+from launch.stop import StopRequest
+from stylevar.errors import UserError
+
+PARTS, SETTINGS, SAMPLES = "parts", "settings.json", "samples.parquet"
+
+
+class Stopped(Exception):
+    """A signal ended the evaluation early; what it found is kept."""
+
+
+def make_tasks(methods: Sequence[Method], conditions: int, batch: int) -> list[Task]:
+    """All methods on all conditions, a batch at a time."""
+    starts = range(0, conditions, batch)
+    return [
+        Task(method, number, tuple(range(start, min(start + batch, conditions))), method is methods[0])
+        for method in methods
+        for number, start in enumerate(starts)
+    ]
+
+
+class ResultsFolder:
+    """The folder of an evaluation: parts while it goes, one table afterwards."""
+
+    def __init__(
+        self, config: EvalConfig, methods: Sequence[Method], columns: Sequence[Column], keys: Sequence[str]
+    ) -> None:
+        """Open a new folder, or one that an evaluation with the same settings and weights left unfinished.
+
+        Raises UserError if it holds something else, unless `config.overwrite`.
+        """
+        self.path = config.out
+        self._methods = methods
+        settings = _settings(config, methods, columns, keys)
+        try:
+            if config.overwrite:
+                self._clear()
+            if (self.path / SAMPLES).exists():
+                raise UserError(f"{self.path} holds results already: choose another --out, or replace them with --overwrite")
+            begun = any((self.path / PARTS).glob("*.parquet"))
+            if begun and json.loads((self.path / SETTINGS).read_text()) != settings:
+                raise UserError(
+                    f"{self.path} was begun with other settings or weights: choose another --out, or --overwrite it"
+                )
+            (self.path / PARTS).mkdir(parents=True, exist_ok=True)
+            for leftover in (self.path / PARTS).glob(f"{ASIDE}*"):
+                remove(leftover)
+            with file_aside(self.path / SETTINGS) as aside:
+                aside.write_text(json.dumps(settings, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be written ({error.strerror}): choose another place") from error
+
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those without results."""
+        return [task for task in tasks if not self._file(task).is_file()]
+
+    def save(self, task: Task, part: Part) -> None:
+        """Keep a task's results: pictures and features first, and the rows, which say that all is there, last."""
+        folder = self.path / "images" / task.method.name
+        if part.pictures:
+            folder.mkdir(parents=True, exist_ok=True)
+        for key, encoded in part.pictures.items():
+            with file_aside(folder / f"{file_name(key)}.png") as aside:
+                aside.write_bytes(encoded)
+        if part.features:
+            with file_aside(self._file(task).with_suffix(".npz")) as aside, aside.open("wb") as file:
+                np.savez(file, **part.features)  # type: ignore[arg-type]
+        with file_aside(self._file(task)) as aside:
+            pq.write_table(pa.table({"method": [task.method.name] * len(part.columns["key"]), **part.columns}), aside)
+
+    def rows(self, tasks: Sequence[Task]) -> pa.Table:
+        """The rows of all tasks, which are done."""
+        return pa.concat_tables([pq.read_table(self._file(task)) for task in tasks])
+
+    def features(self, tasks: Sequence[Task], what: str) -> np.ndarray:
+        """Inception features of some tasks, [n, D]: those of "samples" or "styles"."""
+        return np.concatenate([np.load(self._file(task).with_suffix(".npz"))[what] for task in tasks])
+
+    def finish(self, rows: pa.Table) -> None:
+        """Write the table of all rows; the parts are not needed any more."""
+        with file_aside(self.path / SAMPLES) as aside:
+            pq.write_table(rows, aside)
+        remove(self.path / PARTS)
+
+    def _file(self, task: Task) -> Path:
+        return self.path / PARTS / f"{task.name}.parquet"
+
+    def _clear(self) -> None:
+        """Remove what an evaluation wrote, and nothing else."""
+        if not self.path.is_dir():
+            return
+        if any(self.path.iterdir()) and not (self.path / SETTINGS).is_file():
+            raise UserError(f"--overwrite: {self.path} holds no evaluation, so that it is left alone; choose another --out")
+        for name in (PARTS, "images", SAMPLES, *(f"summary.{end}" for end in ("md", "csv", "json"))):
+            remove(self.path / name)
+        for picture in self.path.glob("best_worst_*.png"):
+            remove(picture)
+        remove(self.path / SETTINGS)
+
+
+def file_name(key: str) -> str:
+    """A key as a file name; keys that differ stay different."""
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in key)[:120]
+    return plain if plain == key else f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def run_all(
+    config: EvalConfig,
+    conditions: ConditionSet,
+    columns: tuple[Column, ...],
+    artfid: bool,
+    tasks: Sequence[Task],
+    save: Callable[[Task, Part], None],
+) -> None:
+    """Do `tasks` and `save` each result. Raises Stopped after a signal, when the tasks at hand are saved."""
+    if not tasks:
+        return
+    results, done = (_local if config.workers == 0 else _on_ray), 0
+    with StopRequest() as stop, tqdm(total=sum(len(task.rows) for task in tasks), unit="condition") as bar:
+        for task, part in results(config, (config, conditions, columns, artfid), tasks, lambda: stop.requested):
+            save(task, part)
+            bar.set_postfix_str(task.method.name)
+            bar.update(len(task.rows))
+            done += 1
+        if done < len(tasks):
+            raise Stopped
+
+
+Arguments = tuple[EvalConfig, ConditionSet, tuple[Column, ...], bool]
+
+
+def _local(
+    config: EvalConfig, arguments: Arguments, tasks: Sequence[Task], stopped: Callable[[], bool]
+) -> Iterator[tuple[Task, Part]]:
+    evaluator = Evaluator(*arguments)
+    for task in tasks:
+        if stopped():
+            return
+        yield task, evaluator.run(task)
+
+
+class EvalWorker:
+    """An evaluator in an actor's process."""
+
+    def __init__(self, arguments: Arguments, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._evaluator = Evaluator(*arguments)
+
+    def run(self, task: Task) -> Part:
+        """See `Evaluator.run`."""
+        return self._evaluator.run(task)
+
+
+def _on_ray(
+    config: EvalConfig, arguments: Arguments, tasks: Sequence[Task], stopped: Callable[[], bool]
+) -> Iterator[tuple[Task, Part]]:
+    import ray
+
+    from launch.cluster import join_cluster
+
+    ours = not ray.is_initialized()
+    there = join_cluster()
+    try:
+        workers = min(config.workers, len(tasks))
+        gpus = 0 if config.device == "cpu" else int(there.get("GPU", 0))
+        if config.device == "cuda" and not gpus:
+            raise UserError("--device cuda: the cluster has no GPU; give --device cpu, or join another cluster")
+        # As many on each GPU, so that all find room. CPUs are shared out as threads and not reserved.
+        share = math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0  # Ray counts ten-thousandths
+        kind = ray.remote(EvalWorker).options(num_cpus=0, num_gpus=share, scheduling_strategy="SPREAD")
+        threads = max(1, int(there.get("CPU", 1) / workers))
+        idle: list[Any] = [kind.remote(arguments, threads) for _ in range(workers)]
+        waiting = list(reversed(tasks))
+        running: dict[Any, tuple[Any, Task]] = {}
+        while running or (waiting and not stopped()):
+            while idle and waiting and not stopped():
+                worker, task = idle.pop(), waiting.pop()
+                running[worker.run.remote(task)] = worker, task
+            if not running:
+                break
+            ready = ray.wait(list(running))[0][0]
+            worker, task = running.pop(ready)
+            try:
+                part = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, UserError) else error) from None
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                raise UserError(
+                    f"a worker ended ({str(error).splitlines()[0]}); the same command goes on where it was, with fewer "
+                    "--workers if memory ran out"
+                ) from error
+            idle.append(worker)
+            yield task, part
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _settings(
+    config: EvalConfig, methods: Sequence[Method], columns: Sequence[Column], keys: Sequence[str]
+) -> dict[str, Any]:
+    """All that decides the results, as JSON: settings, what is measured, the conditions, and the weights' files."""
+    plain = to_plain(config)
+    for name in ("out", "overwrite", "workers", "strict", "compare", "methods", "checkpoint"):
+        del plain[name]
+    files = [file for method in methods if method.source for file in weight_files(method.source)]
+    return json.loads(
+        json.dumps(
+            {
+                "config": plain,
+                "methods": [[m.name, m.baseline, m.source] for m in methods],
+                "columns": [column.key for column in columns],
+                "conditions": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+                "files": {str(f): [f.stat().st_size, f.stat().st_mtime_ns] for f in files},
+            }
+        )
+    )

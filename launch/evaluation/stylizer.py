@@ -1,0 +1,133 @@
+"""The methods under evaluation, behind one interface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from launch.evaluation.checkpoints import load_model
+from launch.evaluation.config import EvalConfig
+from stylevar.conditions import encode_conditions, guide_queries
+from stylevar.errors import UserError
+from stylevar.generate import generate
+from stylevar.images import pm1_to_u8, u8_to_pm1
+from stylevar.sampling import CoupledStreams, TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.transformer import StyleVAR
+
+BASELINES = ("copy", "color-transfer", "adain")
+
+
+class Stylizer(Protocol):
+    """Anything that turns contents and styles into pictures."""
+
+    name: str
+
+    def samples(self, content_u8: Tensor, style_u8: Tensor, keys: tuple[str, ...], group: int, seed: int) -> Tensor:
+        """uint8 [B, 3, H, W] twice -> `group` samples of each pair, uint8 [B, group, 3, H, W] on CPU.
+
+        A sample depends on its pair, its key, its number and `seed`, not on the other pairs.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: a baseline of that name, or a checkpoint. `source` is AdaIN's decoder, or the checkpoint."""
+
+    name: str
+    baseline: str | None
+    source: str | None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether one sample of a pair says all."""
+        return self.baseline is not None
+
+
+def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
+    """What --methods or --checkpoint name. UserError for an empty list, and for two methods of one name."""
+    specs = config.methods if config.checkpoint is None else (config.checkpoint,)
+    methods = tuple(_parse(spec) for spec in specs)
+    names = [method.name for method in methods]
+    if not methods:
+        raise UserError("--methods: give at least one, as NAME=CHECKPOINT or one of " + ", ".join(BASELINES))
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--methods: two are named {repeated[0]}; name them apart as NAME=CHECKPOINT")
+    for name in config.compare or ():
+        if name not in names:
+            raise UserError(f"--compare {name}: no such method; there are {', '.join(names)}")
+    return methods
+
+
+def _parse(spec: str) -> Method:
+    name, equals, source = spec.partition("=")
+    if not equals:
+        if spec in BASELINES:
+            return Method(spec, spec, None)
+        path = Path(spec)
+        name, source = (path.parent.name if path.name == "model" else path.stem), spec
+    if not re.fullmatch(r"[\w.-]+", name) or not source:
+        raise UserError(f"--methods {spec}: give NAME=CHECKPOINT, with a name of letters, digits and . _ -")
+    if source in BASELINES:
+        return Method(name, source, None)
+    return Method(name, name, source) if name == "adain" else Method(name, None, source)
+
+
+class CheckpointStylizer:
+    """Samples of a StyleVAR model."""
+
+    def __init__(self, name: str, model: StyleVAR, config: EvalConfig) -> None:
+        self.name, self.model, self.config = name, model, config
+
+    @torch.no_grad()
+    def samples(self, content_u8: Tensor, style_u8: Tensor, keys: tuple[str, ...], group: int, seed: int) -> Tensor:
+        """See `Stylizer.samples`. Raises UserError for pictures of another size than the model's."""
+        config, model = self.config, self.model
+        size = model.arch.image_size
+        if content_u8.shape[-2:] != (size, size):
+            shape = "x".join(str(side) for side in content_u8.shape[-2:])
+            raise UserError(f"{self.name} makes pictures of {size}x{size}, the conditions are {shape}: take others")
+        content, style = (u8_to_pm1(images.to(model.device)) for images in (content_u8, style_u8))
+        state = encode_conditions(model, style, content)
+        seeds = trajectory_seeds(seed, 0, keys, group)
+        streams = CoupledStreams if config.coupled else TrajectoryStreams
+        result = generate(
+            model,
+            state,
+            guide_queries(model, state),
+            group=group,
+            stream=streams(seeds, model.arch.tokens, model.device),
+            truncation=Truncation(config.top_k, config.top_p),
+            temperature=config.temperature,
+            alphas=model.alphas(config.style_strength),
+            kv_cache=config.kv_cache,
+        )
+        return pm1_to_u8(model.vae.fhat_to_img(result.f_hat)).unflatten(0, (len(keys), group)).cpu()
+
+
+def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> Stylizer:
+    """The method on `device`. Raises UserError if its files cannot be used."""
+    if method.baseline is not None:
+        from launch.baselines.build import build_baseline
+
+        build: Callable[..., Stylizer] = build_baseline
+        decoder = config.adain_decoder if method.source is None else Path(method.source)
+        return build(method.baseline, adain_vgg=config.adain_vgg, adain_decoder=decoder, device=device)
+    assert method.source is not None
+    model = load_model(method.source, config.vae)
+    model.vae.to(device)
+    return CheckpointStylizer(method.name, model.to(device), config)
+
+
+def image_size(methods: Sequence[Method], config: EvalConfig) -> int:
+    """The side of the first checkpoint's pictures; 256 without any."""
+    for method in methods:
+        if method.baseline is None and method.source is not None:
+            return load_model(method.source, config.vae).arch.image_size
+    return 256

@@ -1,0 +1,178 @@
+"""From rows to the table: estimates by method and column, as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from launch.atomic import file_aside
+from launch.evaluation.columns import Better, Column
+from launch.evaluation.fid import FEATURES, frechet_distance
+from launch.evaluation.statistics import Estimate, PairedTest, by_condition, compare, estimate
+
+LPIPS_PART = "lpips_alex/content"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column as it is shown."""
+
+    key: str
+    title: str
+    better: Better
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The whole result. `estimates` by method and column key; `tests` by column key, of the two `compared` methods."""
+
+    headings: tuple[Heading, ...]
+    estimates: dict[str, dict[str, Estimate]]
+    compared: tuple[str, str] | None
+    tests: dict[str, PairedTest]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def headings(columns: Sequence[Column], reward: bool, artfid: bool) -> tuple[Heading, ...]:
+    """All columns of the table, in their order."""
+    found = [Heading(column.key, column.title, column.better) for column in columns]
+    if reward:
+        found.insert(0, Heading("reward/target", "Reward", "higher"))
+    if artfid:
+        found.append(Heading("fid/style", "FID (ArtFID)", "lower"))
+        if any(column.key == LPIPS_PART for column in columns):
+            found.append(Heading("artfid", "ArtFID", "lower"))
+    return (*found, Heading("seconds", "s/image", "lower"))
+
+
+def summarise(
+    rows: pa.Table,
+    shown: Sequence[Heading],
+    features: dict[str, np.ndarray],
+    styles: np.ndarray | None,
+    compared: tuple[str, str] | None,
+    left_out: dict[str, str],
+) -> Summary:
+    """Estimates of every method in `rows`; `features` by method and `styles` are Inception features [n, D]."""
+    methods = list(dict.fromkeys(rows["method"].to_pylist()))
+    values = {m: _values(rows.filter(pc.equal(rows["method"], m)), shown) for m in methods}
+    estimates = {m: {key: estimate(np.array(list(of_key.values()))) for key, of_key in values[m].items()} for m in methods}
+    notes: list[str] = []
+    if styles is not None:
+        for m in methods:
+            estimates[m] |= _artfid(features[m], styles, estimates[m].get(LPIPS_PART))
+        fewest = min(len(styles), *(len(features[m]) for m in methods))
+        if fewest <= FEATURES:
+            notes.append(
+                f"FID is biased upwards for few pictures ({fewest} here, for {FEATURES} dimensions): compare it within "
+                "this table only, not with published values"
+            )
+    tests = {}
+    if compared is not None:
+        a, b = (values[name] for name in compared)
+        tests = {
+            h.key: compare(a[h.key], b[h.key], h.better == "higher") for h in shown if h.key in a and h.key != "seconds"
+        }
+    return Summary(tuple(shown), estimates, compared, tests, left_out, tuple(notes))
+
+
+def _values(rows: pa.Table, shown: Sequence[Heading]) -> dict[str, dict[str, float]]:
+    """{column: {condition: mean over its samples}} of one method."""
+    keys = rows["key"].to_pylist()
+    return {h.key: by_condition(keys, rows[h.key].to_pylist()) for h in shown if h.key in rows.column_names}
+
+
+def _artfid(features: np.ndarray, styles: np.ndarray, lpips: Estimate | None) -> dict[str, Estimate]:
+    if min(len(features), len(styles)) < 2:
+        return {}  # a single picture has no spread
+    fid = frechet_distance(features, styles)
+    found = {"fid/style": Estimate(fid, None, None, None, len(features))}
+    if lpips is not None:
+        found["artfid"] = Estimate((1 + lpips.mean) * (1 + fid), None, None, None, len(features))
+    return found
+
+
+def write(summary: Summary, folder: Path) -> None:
+    """summary.md, summary.csv and summary.json."""
+    texts = {"md": markdown(summary), "csv": _csv(summary), "json": json.dumps(_plain(summary), indent=2) + "\n"}
+    for ending, text in texts.items():
+        with file_aside(folder / f"summary.{ending}") as aside:
+            aside.write_text(text, encoding="utf-8")
+
+
+def markdown(summary: Summary) -> str:
+    """The table, the tests, and what was left out, as they are printed and written."""
+    arrow = {"higher": "↑", "lower": "↓"}
+    present = [h for h in summary.headings if any(h.key in e for e in summary.estimates.values())]
+    names = [f"{h.title}{_of(h.key)} {arrow[h.better]}" for h in present]
+    lines = [_row(["method", "n", *names]), _row(["---"] * (2 + len(names)))]
+    for method, found in summary.estimates.items():
+        cells = [_cell(found[h.key]) if h.key in found else "" for h in present]
+        lines.append(_row([method, str(found["seconds"].n), *cells]))
+    lines += ["", "Mean over n conditions ± standard error."]
+    lines += [f"{note}." for note in summary.notes]
+    if summary.compared is not None:
+        first, second = summary.compared
+        lines += ["", f"{first} against {second}, paired over conditions:", ""]
+        lines += [_row(["metric", "difference", "95 % interval", "better in", "p (Wilcoxon)"]), _row(["---"] * 5)]
+        for h in present:
+            if (test := summary.tests.get(h.key)) is not None:
+                d = test.difference
+                interval = "" if d.low is None else f"{d.low:+.4g} to {d.high:+.4g}"
+                name = f"{h.title}{_of(h.key)} {arrow[h.better]}"
+                lines.append(_row([name, f"{d.mean:+.4g}", interval, f"{test.wins:.0%}", f"{test.p_value:.2g}"]))
+    if summary.left_out:
+        lines += ["", "Left out, for want of weights:", ""]
+        lines += [f"- {reason}" for reason in dict.fromkeys(summary.left_out.values())]
+    return "\n".join(lines) + "\n"
+
+
+def _of(key: str) -> str:
+    return f" ({key.partition('/')[2]})" if "/" in key else ""
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: Estimate) -> str:
+    """As many digits as the error justifies."""
+    if value.error is None:
+        return f"{value.mean:.4g}"
+    if value.error == 0:
+        return f"{value.mean:.4g} ± 0"
+    digits = max(0, 1 - int(np.floor(np.log10(value.error))))
+    if digits > 6:
+        return f"{value.mean:.4g} ± {value.error:.1g}"
+    return f"{value.mean:.{digits}f} ± {value.error:.{digits}f}"
+
+
+def _csv(summary: Summary) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", "metric", "better", "mean", "standard_error", "low", "high", "n"])
+    for method, found in summary.estimates.items():
+        for h in summary.headings:
+            if (e := found.get(h.key)) is not None:
+                writer.writerow([method, h.key, h.better, e.mean, e.error, e.low, e.high, e.n])
+    return buffer.getvalue()
+
+
+def _plain(summary: Summary) -> dict:
+    return {
+        "columns": [asdict(h) for h in summary.headings],
+        "methods": {m: {key: asdict(e) for key, e in found.items()} for m, found in summary.estimates.items()},
+        "compared": summary.compared,
+        "tests": {key: asdict(test) for key, test in summary.tests.items()},
+        "left_out": summary.left_out,
+        "notes": list(summary.notes),
+    }

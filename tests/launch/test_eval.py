@@ -1,0 +1,278 @@
+"""`launch/eval.py` on tiny models: what it writes, that it is right, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from PIL import Image
+from program import exit_code
+
+from launch import eval as program
+from launch.evaluation import measure
+from launch.evaluation.columns import choose_columns
+from launch.evaluation.conditions import PairedSet
+from launch.evaluation.config import EvalConfig
+from launch.evaluation.pictures import ranked
+from launch.evaluation.runner import PARTS, file_name
+from launch.evaluation.stylizer import Method, parse_methods
+from reward.base import MissingWeights, RewardConfig
+from reward.scorer import build_scorer
+from stylevar.errors import UserError
+
+TRIPLETS = 5
+
+
+class Copy:
+    """The content itself, as often as asked for."""
+
+    name = "copy"
+
+    def samples(self, content_u8, style_u8, keys, group, seed):
+        return content_u8[:, None].expand(-1, group, -1, -1, -1)
+
+
+@pytest.fixture
+def copying(monkeypatch):
+    """Every baseline is `Copy`."""
+    found = types.ModuleType("launch.baselines.build")
+    found.__dict__["build_baseline"] = lambda name, adain_vgg, adain_decoder, device: Copy()
+    monkeypatch.setitem(sys.modules, "launch.baselines", types.ModuleType("launch.baselines"))
+    monkeypatch.setitem(sys.modules, "launch.baselines.build", found)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    tiny.save(folder / "one")
+    tiny.save(folder / "two", seed=1)
+    tiny.shard(folder / "heldout-0.tar", TRIPLETS)
+    for name, count in {"content": 2, "style": 2}.items():
+        (folder / name).mkdir()
+        for i in range(count):
+            tiny.picture(len(name) + i, 20).save(folder / name / f"{name[0]}{i}.png")
+    return folder
+
+
+def config(files: Path, out: Path, **settings) -> EvalConfig:
+    given = {
+        "methods": (f"one={files / 'one'}",),
+        "out": out,
+        "shards": (str(files / "heldout-*.tar"),),
+        "batch": 2,
+        "top_k": 20,
+        "device": "cpu",
+    }
+    return EvalConfig(**{**given, **settings})
+
+
+def table(out: Path) -> dict[str, list]:
+    return pq.read_table(out / "samples.parquet").to_pydict()
+
+
+def test_what_it_writes(files, tmp_path, copying, capsys):
+    methods = (f"one={files / 'one'}", f"two={files / 'two'}", "copy")
+    program.main(config(files, tmp_path / "out", methods=methods, seeds=2, compare=("one", "two")))
+    out = tmp_path / "out"
+    rows = table(out)
+    assert rows["method"] == ["one"] * 10 + ["two"] * 10 + ["copy"] * 5  # a deterministic method has one sample
+    assert rows["sample"][:4] == [0, 1, 0, 1]
+    summary = json.loads((out / "summary.json").read_text())
+    ssim = summary["methods"]["one"]["ssim/target"]
+    assert ssim["n"] == TRIPLETS
+    assert ssim["mean"] == pytest.approx(sum(rows["ssim/target"][:10]) / 10)
+    assert ssim["low"] < ssim["mean"] < ssim["high"]
+    assert set(summary["tests"]) == {"reward/target", "ssim/target", "lite/target", "color/target", "psnr/target"}
+    assert "lpips" in summary["left_out"]
+    markdown = (out / "summary.md").read_text()
+    for part in (
+        "| method | n | Reward (target) ↑ |",
+        "SSIM (target) ↑",
+        "one against two",
+        "Left out",
+        "vgg16-397923af.pth",
+    ):
+        assert part in markdown
+    assert markdown in capsys.readouterr().out
+    assert (out / "summary.csv").read_text().startswith("method,metric,better,mean,")
+    with Image.open(out / "best_worst_copy.png") as picture:
+        assert picture.width > picture.height / 2
+    assert len(list((out / "images" / "one").iterdir())) == TRIPLETS
+    assert not (out / "parts").exists()
+
+
+def test_a_copied_content_is_measured_against_the_target(files, tmp_path, copying):
+    program.main(config(files, tmp_path, methods=("copy",), overwrite=True))
+    rows = table(tmp_path)
+    batch = PairedSet((str(files / "heldout-*.tar"),)).batch(range(TRIPLETS))
+    scores = build_scorer(RewardConfig()).score(batch.content[:, None], batch.target)
+    torch.testing.assert_close(torch.tensor(rows["reward/target"]), scores.rewards[:, 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(rows["ssim/target"]), scores.components["ssim"][:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(rows["psnr/target"]), scores.components["psnr"][:, 0], atol=1e-3, rtol=0)
+    assert tuple(rows["key"]) == batch.keys
+
+
+def test_both_references_and_a_weighted_reward(files, tmp_path, copying):
+    reward = RewardConfig("lite=2,ssim=1")
+    program.main(config(files, tmp_path / "out", methods=("copy",), against="both", reward=reward, limit=3))
+    rows = table(tmp_path / "out")
+    assert len(rows["key"]) == 3
+    assert rows["lite/content"] == pytest.approx([0] * 3, abs=1e-5)
+    assert rows["color/style"] != rows["color/target"]
+    expected = [-2 * lite - (1 - ssim) for lite, ssim in zip(rows["lite/target"], rows["ssim/target"], strict=True)]
+    assert rows["reward/target"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_samples_do_not_depend_on_batches(files, tmp_path):
+    for batch in (1, 5):
+        program.main(config(files, tmp_path / str(batch), batch=batch, seeds=2))
+    one, five = (table(tmp_path / str(batch)) for batch in (1, 5))
+    assert one["key"] == five["key"]
+    assert one["ssim/target"] == pytest.approx(five["ssim/target"], abs=1e-5)
+
+
+def test_it_goes_on_where_it_stopped(files, tmp_path, monkeypatch, capsys):
+    whole = config(files, tmp_path / "whole")
+    program.main(whole)
+    cut = dataclasses.replace(whole, out=tmp_path / "cut")
+    run, done = measure.Evaluator.run, []
+
+    def interrupted(self, task):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(task)
+        return run(self, task)
+
+    monkeypatch.setattr(measure.Evaluator, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        program.main(cut)
+    monkeypatch.setattr(measure.Evaluator, "run", lambda self, task: done.append(task) or run(self, task))
+    program.main(cut)
+    assert [task.number for task in done] == [0, 1, 2]
+    assert "2 of 3 batches were done before" in capsys.readouterr().out
+    again, first = table(cut.out), table(whole.out)
+    del again["seconds"], first["seconds"]
+    assert again == first
+
+
+def test_results_are_kept_and_never_mixed(files, tmp_path, monkeypatch):
+    settings = config(files, tmp_path / "out")
+    program.main(settings)
+    with pytest.raises(UserError, match="holds results already"):
+        program.main(settings)
+    program.main(dataclasses.replace(settings, overwrite=True, limit=2))
+    assert len(table(settings.out)["key"]) == 2
+    (settings.out / PARTS).mkdir()  # as if it had been cut short
+    (settings.out / "samples.parquet").rename(settings.out / PARTS / "one-0.parquet")
+    with pytest.raises(UserError, match="other settings or weights"):
+        program.main(settings)
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").touch()
+    with pytest.raises(UserError, match="holds no evaluation"):
+        program.main(dataclasses.replace(settings, out=other, overwrite=True))
+    assert (other / "cat.jpg").exists()
+
+
+def test_without_targets(files, tmp_path, caplog):
+    content = tmp_path / "content"
+    content.mkdir()
+    for picture in (files / "content").iterdir():
+        (content / picture.name).write_bytes(picture.read_bytes())
+    (content / "broken.png").write_bytes(b"no picture")
+    program.main(config(files, tmp_path / "out", content=content, style=files / "style"))
+    rows = table(tmp_path / "out")
+    assert rows["key"] == ["c0__s0", "c0__s1", "c1__s0", "c1__s1"]
+    assert {"ssim/content", "lite/content", "color/style"} <= set(rows)
+    assert not any(name.endswith("/target") for name in rows)
+    assert "broken.png" in caplog.text
+    assert "SSIM (content) ↑" in (tmp_path / "out" / "summary.md").read_text()
+    one_style = config(files, tmp_path / "zip", content=content, style=files / "style" / "s0.png", pairing="zip")
+    with pytest.raises(UserError, match="zip: 2 usable contents and 1 styles"):
+        program.main(one_style)
+
+
+def test_pictures_of_another_size_are_refused(files, tmp_path):
+    tiny.shard(tmp_path / "large-0.tar", 2, size=16)
+    with pytest.raises(UserError, match="one makes pictures of 12x12, the conditions are 16x16"):
+        program.main(config(files, tmp_path / "out", shards=(str(tmp_path / "large-0.tar"),)))
+
+
+def test_missing_weights_leave_a_metric_out_unless_strict(files, tmp_path, caplog):
+    columns, left_out = choose_columns(config(files, tmp_path))
+    assert {column.key for column in columns} == {"ssim/target", "lite/target", "color/target", "psnr/target"}
+    assert {"lpips", "style", "dreamsim", "clip", "dino", "cfsd"} <= set(left_out)
+    assert "vgg19-dcbb9e9d.pth" in caplog.text
+    with pytest.raises(MissingWeights, match="--strict: .* needs the weights"):
+        choose_columns(config(files, tmp_path, strict=True))
+    with pytest.raises(UserError, match="--reward lpips=1: lpips needs the weights"):
+        choose_columns(config(files, tmp_path, reward=RewardConfig("lpips=1")))
+
+
+def test_methods_by_their_names(files, tmp_path):
+    def parsed(*specs):
+        return parse_methods(config(files, tmp_path, methods=specs))
+
+    assert parsed("copy", "c=copy", "adain=d.pth", "adain2=adain") == (
+        Method("copy", "copy", None),
+        Method("c", "copy", None),
+        Method("adain", "adain", "d.pth"),
+        Method("adain2", "adain", None),
+    )
+    assert parsed("sft=a/b", "runs/x/model", "b.pth") == (
+        Method("sft", None, "a/b"),
+        Method("x", None, "runs/x/model"),
+        Method("b", None, "b.pth"),
+    )
+    assert parse_methods(config(files, tmp_path, checkpoint="b.pth")) == (Method("b", None, "b.pth"),)
+    for specs, message in {(): "at least one", ("copy", "copy"): "two are named copy", ("=x",): "NAME=CHECKPOINT"}.items():
+        with pytest.raises(UserError, match=message):
+            parsed(*specs)
+    with pytest.raises(UserError, match="--compare c: no such method; there are copy"):
+        parse_methods(config(files, tmp_path, methods=("copy",), compare=("copy", "c")))
+
+
+def test_ranks():
+    assert ranked([1.0, 5.0, 3.0, 2.0, 4.0, 0.0], True, each=1) == {"best": [1], "median": [2], "worst": [5]}
+    assert ranked([1.0, 5.0, 3.0], False) == {"best": [0], "median": [2], "worst": [1]}
+    assert ranked([1.0], True) == {"best": [0], "median": [], "worst": []}
+
+
+def test_file_names_stay_apart():
+    assert file_name("a-b_1") == "a-b_1"
+    assert file_name("a/b") != file_name("a:b")
+    assert "/" not in file_name("a/b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--content", "a.png"], "--content and --style belong together"),
+        (["--reward", "pretty"], "unknown reward 'pretty'"),
+        (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        (["--shards", "nowhere-*.tar"], "no shard matches"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(argv, message, tmp_path, monkeypatch, capsys):
+    code = exit_code(monkeypatch, program.cli, *argv, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_workers_find_the_same(files, tmp_path):
+    methods = (f"one={files / 'one'}", f"two={files / 'two'}")
+    for workers in (0, 2):
+        program.main(config(files, tmp_path / str(workers), methods=methods, workers=workers))
+    here, there = (table(tmp_path / str(workers)) for workers in (0, 2))
+    assert here["key"] == there["key"]
+    for name in ("ssim/target", "lite/target", "reward/target"):
+        assert here[name] == pytest.approx(there[name], abs=1e-5)
