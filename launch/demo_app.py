@@ -30,6 +30,7 @@ FONTS = ["system-ui", "sans-serif"]  # the machine's own: the page works without
 PREVIEW = 260
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class AppConfig:
     host: str = "127.0.0.1"
@@ -99,7 +100,8 @@ def build_page(session: Session, examples: Path) -> Any:
 def serve(config: AppConfig, block: bool = True) -> Any:
     """Load the model and serve the page; without `block` return it at once, to be closed by the caller."""
     gr = import_gradio()
-    session = Session(config.model.load(), Judge(config.score))
+    pipeline = config.model.load()
+    session = Session(pipeline, Judge(config.score, pipeline.model.device))
     with tempfile.TemporaryDirectory() as examples:
         page = build_page(session, Path(examples))
         try:
@@ -121,4 +123,4 @@ def main(config: AppConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, tyro.conf.OmitArgPrefixes[AppConfig])
+    cli.run(main, AppConfig)

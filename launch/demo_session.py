@@ -16,7 +16,7 @@ from launch.best_of import Judge
 from launch.defaults import DEMO_DATA
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, from_u8, restored, to_u8
-from stylevar.pipeline import Partial, Sampling, StyleVARPipeline
+from stylevar.pipeline import Partial, Prepared, Sampling, StyleVARPipeline
 
 Captioned = list[tuple[Image.Image, str]]
 MAX_SAMPLES = 16
@@ -45,23 +45,23 @@ class Session:
             raise UserError(f"no {'style' if content else 'content'} picture: choose an example, or give one of your own")
         if sampling.num_samples > MAX_SAMPLES:
             raise UserError(f"{sampling.num_samples} samples: at most {MAX_SAMPLES}")
-        pictures = [load_photo(path, short_side=2 * self.pipeline.image_size).image for path in (content, style)]
-        size = pictures[0].size
+        short_side = 2 * self.pipeline.image_size
+        pair = load_photo(content, short_side).image, load_photo(style, short_side).image
+        size = pair[0].size
         frames: list[tuple[str, list[Image.Image]]] = []
-        for partial in self.pipeline.scales(*pictures, sampling, fit, "square"):
+        for partial in self.pipeline.scales(*pair, sampling, fit, "square"):
             frames.append((_scale(partial), partial.decode()[0]))
             shown = [(caption, [restored(image, size, fit, "aspect") for image in images]) for caption, images in frames]
             caption, images = shown[-1]
             history = [(earlier[0], at) for at, earlier in shown]
             yield View([(image, caption) for image in images], history, f"{caption} ({partial.number} of {partial.total})")
-        order, captions = self._judged(pictures, frames[-1][1], fit)
+        order, captions = self._judged(self.pipeline.prepared(*pair, fit), frames[-1][1])
         results = [(images[i], f"{i + 1}: {captions[i]}") for i in order]
         history = [(earlier[order[0]], at) for at, earlier in shown]
         yield View(results, history, f"{len(images)} results, best first; reward is higher for better ones")
 
-    def _judged(self, pictures: list[Image.Image], squares: list[Image.Image], fit: Fit) -> tuple[list[int], list[str]]:
+    def _judged(self, pair: Prepared, squares: list[Image.Image]) -> tuple[list[int], list[str]]:
         """Numbers of the results, best first, and what each is worth."""
-        pair = self.pipeline.prepared(*pictures, fit)
         judged = self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
         captions = [
             f"reward {judged.rewards[0, i]:.2f} "

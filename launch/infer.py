@@ -34,6 +34,7 @@ from stylevar.pictures import Fit, Restore, from_u8, restored
 from stylevar.pipeline import Sampling, StyleVARPipeline
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class InferConfig:
     out: Path
@@ -94,13 +95,13 @@ class Stylist:
             images_u8 = self.pipeline.sample(contents, styles, names, sampling, config.batch)
         except torch.OutOfMemoryError as error:
             raise UserError(f"--batch {config.batch} is too much for this GPU's memory: give a smaller one") from error
-        scores = None
+        rewards = None
         if self.judge is not None:
-            scores = self.judge.score(images_u8, contents, styles)
-            images_u8, scores = scores.best(images_u8, config.sampling.num_samples)
+            judged = self.judge.score(images_u8, contents, styles)
+            images_u8, rewards = judged.best(images_u8, config.sampling.num_samples)
         for row, pair in enumerate(batch.pairs):
             pictures = [restored(from_u8(image), pair.content.size, config.fit, config.restore) for image in images_u8[row]]
-            self.results.keep(pair, pictures, None if scores is None else scores.rewards[row])
+            self.results.keep(pair, pictures, None if rewards is None else rewards[row])
 
 
 def find_pairs(config: InferConfig, failures: Failures) -> list[PairFiles]:
@@ -114,10 +115,12 @@ def stylise_all(stylist: Stylist, pairs: Sequence[PairFiles], reader: PictureRea
     """Work through all pairs; False if Ctrl-C came before the end."""
     samples, batch = stylist.config.sampling.num_samples, stylist.config.batch
     at_once = max(1, batch // max(samples, stylist.config.best_of))
-    with tqdm(total=len(pairs) * samples, unit="image") as bar:
+    expected = len(pairs) * samples
+    with tqdm(total=expected, unit="image") as bar:
         try:
             for part in ahead(reader.batches(pairs, at_once)):
-                bar.total -= part.lost * samples
+                expected -= part.lost * samples
+                bar.total = expected
                 if part.pairs:
                     stylist.work(part)
                 bar.update(len(part.pairs) * samples)
@@ -158,4 +161,4 @@ def main(config: InferConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, tyro.conf.OmitArgPrefixes[InferConfig])
+    cli.run(main, InferConfig)

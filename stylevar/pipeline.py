@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -187,13 +188,13 @@ class StyleVARPipeline:
         pairs = self.prepared(content, style, fit)
         seeds = self._seeds(names or pairs.same_names(), len(pairs.sizes), sampling)
 
-        def decode(f_hat: Tensor) -> list[list[Image.Image]]:
+        def decoded(f_hat: Tensor) -> list[list[Image.Image]]:
             return pairs.restored(self._decoded(f_hat, seeds), restore)
 
         state, queries = self._encoded(pairs.content_u8, pairs.style_u8)
         sides = self.model.arch.patch_nums
         for s, scale in enumerate(self._scales(state, queries, seeds, sampling)):
-            yield Partial(s + 1, len(sides), sides[s], scale.f_hat, lambda f_hat=scale.f_hat: decode(f_hat))
+            yield Partial(s + 1, len(sides), sides[s], scale.f_hat, partial(decoded, scale.f_hat))
 
     def prepared(self, content: Pictures, style: Pictures, fit: Fit) -> Prepared:
         """Pictures paired, upright, RGB and square.

@@ -45,9 +45,11 @@ def test_results_grow_scale_by_scale_and_end_in_order(session, styles) -> None:
     assert views[-1].evolution[-1][0].tobytes() == best.tobytes()
 
 
-def test_results_are_those_of_the_pipeline(session, styles) -> None:
-    photo = example_photos()[1]
-    *_, last = session.stylise(photo, styles[1], Sampling(num_samples=2, seed=4), "pad")
+def test_results_are_those_of_the_pipeline(session, styles, tmp_path) -> None:
+    photo = tmp_path / "photo.png"  # a JPEG would be decoded in small
+    with Image.open(example_photos()[1]) as content:
+        content.save(photo)
+    *_, last = session.stylise(str(photo), styles[1], Sampling(num_samples=2, seed=4), "pad")
     with Image.open(photo) as content, Image.open(styles[1]) as style:
         expected = session.pipeline(content, style, num_samples=2, seed=4, fit="pad").images
     assert {image.tobytes() for image, _ in last.results} == {image.tobytes() for image in expected}
