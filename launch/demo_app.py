@@ -64,7 +64,7 @@ def build_page(session: Session, examples: Path) -> Any:
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    with gr.Blocks(title="StyleVAR", analytics_enabled=False) as page:
+    with gr.Blocks(title="StyleVAR", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown("# StyleVAR\nThe content of one picture in the style of another, drawn scale by scale.")
         with gr.Row():
             with gr.Column(scale=2):
@@ -85,7 +85,9 @@ def build_page(session: Session, examples: Path) -> Any:
                         top_k = gr.Slider(0, 4096, 900, step=1, label="Top k (0 for all)")
                         top_p = gr.Slider(0, 1, 0.96, step=0.01, label="Top p (0 for all)")
                     fit = gr.Radio(["crop", "pad", "stretch"], value="crop", label="How the content becomes square")
-                start = gr.Button("Stylise", variant="primary")
+                with gr.Row():
+                    start = gr.Button("Stylise", variant="primary", scale=4)
+                    stop = gr.Button("Stop")
             with gr.Column(scale=3):
                 status = gr.Markdown("Choose two pictures and press *Stylise*.")
                 results = gr.Gallery(label="Results", columns=2, object_fit="contain", height=520, format="png")
@@ -93,7 +95,8 @@ def build_page(session: Session, examples: Path) -> Any:
                     label="The best one, scale by scale", columns=5, object_fit="contain", height=190, format="png"
                 )
         settings = [samples, strength, temperature, top_k, top_p, seed, fit]
-        start.click(stylise, [content, style, *settings], [results, evolution, status], api_name="stylise")
+        run = start.click(stylise, [content, style, *settings], [results, evolution, status], api_name="stylise")
+        stop.click(None, cancels=[run])
     return page
 
 
@@ -109,6 +112,7 @@ def serve(config: AppConfig, block: bool = True) -> Any:
                 server_name=config.host,
                 server_port=config.port,
                 share=False,
+                show_error=True,
                 prevent_thread_lock=not block,
                 theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
                 allowed_paths=[str(Path(photo).parent) for photo in example_photos()[:1]],
