@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch.allocator import keep_freed_memory
 from launch.cli import exit_code
 from launch.evaluation.columns import Column, choose_columns
 from launch.evaluation.conditions import open_conditions
@@ -26,6 +25,7 @@ from launch.evaluation.stylizer import image_size, parse_methods
 from launch.evaluation.summary import headings, markdown, summarise, write
 from launch.stop import STOPPED
 from reward.base import MissingWeights
+from stylevar.allocator import keep_freed_memory
 
 
 def main(config: EvalConfig) -> None:

@@ -1,224 +1,163 @@
-"""Stylise pictures: every content picture in the style of every style picture.
+"""Stylise pictures: every content picture in the style of every style picture, or the pairs of a table.
 
 python launch/infer.py --content photo.jpg --style painting.jpg --out stylised.png
-python launch/infer.py --content photos/ --style paintings/ --out stylised/
+python launch/infer.py --content photos/ --style 'paintings/*.jpg' --out stylised/ --fit pad
+python launch/infer.py --pairs pairs.csv --out stylised/ --best-of 8
+
+A picture that cannot be used is left out: the rest goes on, and the end says what failed. The exit code is 0 if there are
+results, 2 if there are none, 130 after Ctrl-C, which keeps what is finished (--skip-existing goes on from there).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from PIL import Image
-from torch import Tensor
+import tyro
 from tqdm import tqdm
 
-from data.triplets import load_image_u8, load_rgb, to_u8
 from launch import cli
-from launch.atomic import file_aside
-from launch.defaults import DEMO_MODEL, DEMO_VAE
-from launch.device import choose_device
-from launch.grids import draw_table
+from launch.best_of import Judge, ScoreConfig
+from launch.loading import Batch, PictureReader, ahead
+from launch.pictures import Failures, PairFiles, all_pairs, find_pictures, read_pairs
+from launch.pretrained import ModelSource
+from launch.results import Results, plan_results
 from stylevar.allocator import keep_freed_memory
-from stylevar.checkpoint import load_pair
-from stylevar.conditions import encode_conditions, guide_queries
 from stylevar.errors import UserError
-from stylevar.generate import generate
-from stylevar.images import pm1_to_u8, u8_to_pm1
-from stylevar.policy import Precision
-from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
-from stylevar.transformer import StyleVAR
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-GRID_ROWS = 64
+from stylevar.pictures import Fit, Restore, from_u8, restored
+from stylevar.pipeline import Sampling, StyleVARPipeline
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class InferConfig:
-    content: Path
-    """Picture that is to be stylised, or a folder of them."""
-    style: Path
-    """Picture in the wanted style, or a folder of them."""
     out: Path
     """Folder for CONTENT__STYLE.png and grid.png; or, for a single result, a .png file (its grid is beside it)."""
-    init: str = str(DEMO_MODEL)
-    """StyleVAR: a file, a folder, or a hub id owner/name[:file]."""
-    vae: str = str(DEMO_VAE)
-    """Its VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
-    seed: int = 0
-    """Seed; a result depends on it and on the names of its two pictures, not on the other pairs."""
-    num_samples: int = 1
-    """Results per pair."""
-    style_strength: float = 0.0
-    """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
-    top_k: int = 900
-    """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-    temperature: float = 1.0
-    """Above 1 for more varied, below for safer results."""
-    kv_cache: Literal["exact", "paper"] = "exact"
-    """paper reproduces how the released weights were sampled."""
-    fit: Literal["crop", "stretch"] = "crop"
-    """How pictures become square: their centre is cut out, or all of them is squeezed."""
+    content: tuple[Path, ...] = ()
+    """Pictures that are to be stylised: files, folders and globs (quoted or not). Of an animation the first frame."""
+    style: tuple[Path, ...] = ()
+    """Pictures in the wanted style, likewise; every content is combined with every style."""
+    pairs: Path | None = None
+    """In place of both: a CSV file with the columns content, style and, if wanted, name; paths are relative to it."""
+    fit: Fit = "crop"
+    """How pictures become square. crop: their centre; stretch: all, out of shape; pad: all of a content, with mirrored
+    margins that are cut off again (styles are cropped)."""
+    restore: Restore = "aspect"
+    """Shape of results. aspect: the content's, at the model's resolution (with --fit crop the square); size: the
+    content's own width and height (with --fit crop its centre square), enlarged to at most 64 megapixels; square: as
+    drawn."""
+    best_of: int = 0
+    """Draw so many per pair, and keep the --num-samples best of them by --reward; 0 keeps all that are drawn."""
     batch: int = 8
     """Results that are computed at once."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
-    precision: Precision = "fp32"
-    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
-    compile: bool = False
-    """Compile the model first: minutes, worth it for many pictures."""
     overwrite: bool = False
     """Replace results that exist."""
+    skip_existing: bool = False
+    """Leave pairs out whose results exist."""
+    sampling: Sampling = field(default_factory=Sampling)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    model: ModelSource = field(default_factory=ModelSource)
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if not -1 <= self.style_strength <= 1:
-            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        if self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
-        if self.temperature <= 0:
-            raise UserError(f"--temperature {self.temperature}: must be positive")
+        if self.batch < 1:
+            raise UserError(f"--batch {self.batch}: must be at least 1")
+        if self.best_of and self.best_of < self.sampling.num_samples:
+            raise UserError(f"--best-of {self.best_of}: must be 0 or at least --num-samples {self.sampling.num_samples}")
+        if self.pairs is None and not (self.content and self.style):
+            raise UserError("nothing to stylise: give --content and --style, or --pairs with a CSV file")
+        if self.pairs is not None and (self.content or self.style):
+            raise UserError("--pairs names contents and styles itself: leave out --content and --style")
+        if self.overwrite and self.skip_existing:
+            raise UserError("--overwrite and --skip-existing exclude each other: give one")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two pictures, uint8 [3, S, S], under the name of their result."""
+class Stylist:
+    """Draws the results of one batch after the other, and keeps their files."""
 
-    name: str
-    content: Tensor
-    style: Tensor
+    def __init__(self, config: InferConfig, pipeline: StyleVARPipeline, results: Results) -> None:
+        self.config, self.pipeline, self.results = config, pipeline, results
+        self.judge = Judge(config.score, pipeline.model.device) if config.best_of else None
 
-
-def named_pictures(source: Path) -> dict[str, Path]:
-    """{name: file} of a picture, or of all pictures in a folder, by name. UserError if there is none."""
-    if source.is_dir():
-        files = sorted(f for f in source.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith("."))
-        if not files:
-            raise UserError(f"no picture in {source}: it needs files that end in {' '.join(PICTURES)}")
-    elif source.exists():
-        files = [source]
-    else:
-        raise UserError(f"{source} does not exist: give a picture or a folder of pictures")
-    stems = Counter(f.stem for f in files)
-    return {f.stem if stems[f.stem] == 1 else f.name.replace(".", "_"): f for f in files}
-
-
-def output_files(config: InferConfig, pairs: Sequence[str]) -> tuple[dict[str, list[Path]], Path]:
-    """{pair: its result files} and the grid's file. UserError if one exists already, or one file is to hold many results."""
-    n = config.num_samples
-    if config.out.suffix.lower() in PICTURES and not config.out.is_dir():
-        if config.out.suffix.lower() != ".png" or len(pairs) * n > 1:
-            raise UserError(f"--out {config.out}: give a folder for {len(pairs) * n} results, or a .png file for one")
-        files, grid = {pairs[0]: [config.out]}, config.out.with_name(f"{config.out.stem}_grid.png")
-    else:
-        numbers = [""] if n == 1 else [f"__{i}" for i in range(n)]
-        files = {pair: [config.out / f"{pair}{number}.png" for number in numbers] for pair in pairs}
-        grid = config.out / "grid.png"
-    existing = [path for path in (*(p for paths in files.values() for p in paths), grid) if path.exists()]
-    if existing and not config.overwrite:
-        raise UserError(f"{existing[0]} exists: choose another --out, or replace what is there with --overwrite")
-    try:
-        grid.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {config.out} cannot be written ({error.strerror}): choose another place") from error
-    return files, grid
-
-
-def load_pictures(files: dict[str, Path], size: int, fit: str, bad: list[str]) -> dict[str, Tensor]:
-    """{name: uint8 [3, size, size]} of the files that can be read; the errors of the others are added to `bad`."""
-    pictures = {}
-    for name, path in files.items():
+    def work(self, batch: Batch) -> None:
+        """Draw, choose, restore and save. UserError if memory or disk do not hold it."""
+        config = self.config
+        contents, styles = batch.stacked()
+        drawn = max(config.best_of, config.sampling.num_samples)
+        sampling = dataclasses.replace(config.sampling, num_samples=drawn)
+        names = [pair.name for pair in batch.pairs]
         try:
-            if fit == "crop":
-                pictures[name] = load_image_u8(path, size)
-            else:
-                pictures[name] = to_u8(load_rgb(path).resize((size, size), Image.Resampling.LANCZOS))
-        except UserError as error:
-            bad.append(str(error))
-    return pictures
+            images_u8 = self.pipeline.sample(contents, styles, names, sampling, config.batch)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"--batch {config.batch} is too much for this GPU's memory: give a smaller one") from error
+        rewards = None
+        if self.judge is not None:
+            judged = self.judge.score(images_u8, contents, styles)
+            images_u8, rewards = judged.best(images_u8, config.sampling.num_samples)
+        for row, pair in enumerate(batch.pairs):
+            pictures = [restored(from_u8(image), pair.content.size, config.fit, config.restore) for image in images_u8[row]]
+            self.results.keep(pair, pictures, None if rewards is None else rewards[row])
 
 
-@torch.no_grad()
-def stylise(model: StyleVAR, pairs: Sequence[Pair], config: InferConfig) -> Tensor:
-    """Results uint8 [B, num_samples, 3, S, S] on CPU; each has a random stream of its own, named by its pair."""
-    content, style = (
-        u8_to_pm1(torch.stack(images).to(model.device)) for images in ([p.content for p in pairs], [p.style for p in pairs])
-    )
-    state = encode_conditions(model, style, content)
-    seeds = trajectory_seeds(config.seed, 0, tuple(p.name for p in pairs), config.num_samples)
-    result = generate(
-        model,
-        state,
-        guide_queries(model, state),
-        group=config.num_samples,
-        stream=TrajectoryStreams(seeds, model.arch.tokens, model.device),
-        truncation=Truncation(config.top_k, config.top_p),
-        temperature=config.temperature,
-        alphas=model.alphas(config.style_strength),
-        kv_cache=config.kv_cache,
-    )
-    return pm1_to_u8(model.vae.fhat_to_img(result.f_hat)).unflatten(0, tuple(seeds.shape)).cpu()
+def find_pairs(config: InferConfig, failures: Failures) -> list[PairFiles]:
+    """What is to be stylised. UserError if there is nothing."""
+    if config.pairs is None:
+        return all_pairs(find_pictures(config.content), find_pictures(config.style))
+    return read_pairs(config.pairs, failures)
 
 
-def save_png(image_u8: Tensor, path: Path) -> None:
-    """Write uint8 [3, H, W] as PNG, whole or not at all. UserError if the place cannot be written."""
-    try:
-        with file_aside(path) as aside:
-            Image.fromarray(image_u8.permute(1, 2, 0).numpy()).save(aside, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --out") from error
-
-
-def batches(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:
-    """The pairs in groups of at most `size`."""
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
+def stylise_all(stylist: Stylist, pairs: Sequence[PairFiles], reader: PictureReader) -> bool:
+    """Work through all pairs; False if Ctrl-C came before the end."""
+    samples, batch = stylist.config.sampling.num_samples, stylist.config.batch
+    at_once = max(1, batch // max(samples, stylist.config.best_of))
+    expected = len(pairs) * samples
+    with tqdm(total=expected, unit="image") as bar:
+        try:
+            for part in ahead(reader.batches(pairs, at_once)):
+                expected -= part.lost * samples
+                bar.total = expected
+                if part.pairs:
+                    stylist.work(part)
+                bar.update(len(part.pairs) * samples)
+        except KeyboardInterrupt:
+            return False
+    return True
 
 
 def main(config: InferConfig) -> None:
     keep_freed_memory()
-    contents, styles = named_pictures(config.content), named_pictures(config.style)
-    files, grid_file = output_files(config, [f"{c}__{s}" for c in contents for s in styles])
-    vae, model = load_pair(config.init, config.vae)
-    device = choose_device(config.device)
-    vae.to(device)
-    model.to(device)
-    if config.precision == "bf16":
-        model.hold_in(torch.bfloat16)
-        vae.decode_in_bf16 = device.type == "cuda"
-    if config.compile:
-        model.compile_blocks()
-    bad: list[str] = []
-    size = model.arch.image_size
-    content_u8, style_u8 = (load_pictures(named, size, config.fit, bad) for named in (contents, styles))
-    pairs = [Pair(f"{c}__{s}", content_u8[c], style_u8[s]) for c in content_u8 for s in style_u8]
-    if not pairs:
-        raise UserError(f"nothing could be stylised: {bad[0]}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
-    rows: list[list[Tensor]] = []
-    with tqdm(total=len(pairs) * config.num_samples, unit="image") as bar:
-        for part in batches(pairs, max(1, config.batch // config.num_samples)):
-            for pair, images in zip(part, stylise(model, part, config), strict=True):
-                for image, path in zip(images, files[pair.name], strict=True):
-                    save_png(image, path)
-                if len(rows) < GRID_ROWS:
-                    rows.append([pair.content, pair.style, *images])
-                bar.update(config.num_samples)
-    results = ["result"] if config.num_samples == 1 else [f"result {i}" for i in range(config.num_samples)]
-    save_png(draw_table(rows, ["content", "style", *results]), grid_file)
-    for reason in bad:
-        print(f"skipped: {reason}", file=sys.stderr)
-    print(f"{len(pairs) * config.num_samples} results are in {grid_file.parent}, side by side in {grid_file}")
+    failures = Failures()
+    pairs = find_pairs(config, failures)
+    names = [pair.name for pair in pairs]
+    results = plan_results(config.out, names, config.sampling.num_samples, config.overwrite, config.skip_existing)
+    left = [pair for pair in pairs if pair.name in results.files]
+    if len(left) < len(pairs):
+        print(f"{len(pairs) - len(left)} of {len(pairs)} pairs have their results already")
+    finished = True
+    if left:
+        pipeline = config.model.load()
+        reader = PictureReader(pipeline.image_size, config.fit, failures)
+        finished = stylise_all(Stylist(config, pipeline, results), left, reader)
+    results.finish()
+    record = results.beside("failed.csv")
+    failures.write(record)
+    if finished and not results.done and failures.reasons:
+        first, *more = failures.reasons.values()
+        raise UserError(
+            f"nothing could be stylised: {first}" + (f" (and {len(more)} more, all in {record})" if more else "")
+        )
+    for line in failures.lines(record):
+        print(line, file=sys.stderr)
+    if not finished:
+        print(f"{results.done} results are kept in {results.folder}: go on with --skip-existing", file=sys.stderr)
+        raise KeyboardInterrupt
+    if results.done:
+        print(f"{results.done} results are in {results.folder}, side by side in {results.grid}")
 
 
 if __name__ == "__main__":

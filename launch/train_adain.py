@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from data.augment import AugmentConfig
 from launch import cli
-from launch.allocator import keep_freed_memory
 from launch.atomic import file_aside
 from launch.baselines.adain import AdaIN
 from launch.baselines.adain_loss import AdaINLoss, adain_loss
@@ -38,6 +37,7 @@ from launch.grids import draw_table
 from launch.sft_data import load_steps, spread
 from launch.stop import STOPPED, StopRequest
 from learner.schedule import ScheduleConfig
+from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 from stylevar.images import to_device, u8_to_01
 

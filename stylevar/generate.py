@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from stylevar.conditions import ConditionState
 from stylevar.config import HEAD_DIM
 from stylevar.errors import UserError
-from stylevar.sampling import Stream, Truncation, draw_tokens, pack_support
+from stylevar.sampling import Draw, Stream, Truncation, draw_tokens, pack_support
 from stylevar.transformer import Span, StyleVAR
 
 KV_CACHES = ("exact", "paper")
@@ -78,6 +78,52 @@ def _paper_bias(earlier: int, now: int, like: Tensor) -> Tensor | None:
     return bias
 
 
+class Scale(NamedTuple):
+    """One scale as it was sampled: raw logits [B, G, T, V], the tokens drawn, and f_hat [B * G, D, h, h] with them."""
+
+    logits: Tensor
+    draw: Draw
+    f_hat: Tensor
+
+
+@torch.no_grad()
+def generate_scales(
+    model: StyleVAR,
+    state: ConditionState,
+    queries: Sequence[Tensor],
+    group: int,
+    stream: Stream,
+    truncation: Truncation,
+    temperature: float = 1.0,
+    alphas: Tensor | None = None,
+    kv_cache: str = "exact",
+) -> Iterator[Scale]:
+    """Sample `group` trajectories for each of the B conditions of `state`, one scale at a time; arguments of `generate`."""
+    if kv_cache not in KV_CACHES:
+        raise UserError(f"unknown kv_cache {kv_cache!r}: choose one of {', '.join(KV_CACHES)}")
+    arch, quantize = model.arch, model.vae.quantize
+    batch = state.start.shape[0]
+    cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, model.device, model.compute_dtype)
+    alphas = model.alphas() if alphas is None else alphas
+    positions = model.level_positions()
+    x = state.start.unsqueeze(1).expand(-1, group, -1, -1)
+    f_hat = quantize.empty(batch * group)
+    for s, at in enumerate(arch.scale_slices()):
+        now = at.stop - at.start
+        span = Span(slice(0, now), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
+        for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
+            x = block(x, adaln, q[..., at, :], alphas[at], [span], cache=cache.block(i))
+        cache.advance(now)
+        logits = model.head_logits(x, state.head_adaln)
+        draw = draw_tokens(logits, truncation, temperature, stream, at)
+        f_hat = f_hat + quantize.embed(draw.tokens.flatten(0, 1), s)
+        yield Scale(logits, draw, f_hat)
+        if s + 1 < arch.scales:
+            following = slice(at.stop, at.stop + arch.patch_nums[s + 1] ** 2)
+            x = model.word_embed(quantize.at_scale(f_hat, s + 1)) + positions[:, following]
+            x = x.view(batch, group, -1, arch.width)
+
+
 @torch.no_grad()
 def generate(
     model: StyleVAR,
@@ -102,34 +148,14 @@ def generate(
         keep_logits: also return raw logits [B, G, L, V].
         keep_support: also return the drawn-from sets, packed uint8 [B, G, L, ceil(V / 8)].
     """
-    if kv_cache not in KV_CACHES:
-        raise UserError(f"unknown kv_cache {kv_cache!r}: choose one of {', '.join(KV_CACHES)}")
-    arch, quantize = model.arch, model.vae.quantize
-    batch = state.start.shape[0]
-    cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, model.device, model.compute_dtype)
-    alphas = model.alphas() if alphas is None else alphas
-    positions = model.level_positions()
-    x = state.start.unsqueeze(1).expand(-1, group, -1, -1)
-    f_hat = quantize.empty(batch * group)
     draws, logits_all, support = [], [], []
-    for s, at in enumerate(arch.scale_slices()):
-        now = at.stop - at.start
-        span = Span(slice(0, now), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
-        for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
-            x = block(x, adaln, q[..., at, :], alphas[at], [span], cache=cache.block(i))
-        cache.advance(now)
-        logits = model.head_logits(x, state.head_adaln)
-        draw = draw_tokens(logits, truncation, temperature, stream, at)
+    for scale in generate_scales(model, state, queries, group, stream, truncation, temperature, alphas, kv_cache):
+        logits, draw, f_hat = scale
         draws.append(draw)
         if keep_logits:
             logits_all.append(logits)
         if keep_support:
             support.append(pack_support(torch.ones_like(logits, dtype=torch.bool) if draw.keep is None else draw.keep))
-        f_hat = f_hat + quantize.embed(draw.tokens.flatten(0, 1), s)
-        if s + 1 < arch.scales:
-            following = slice(at.stop, at.stop + arch.patch_nums[s + 1] ** 2)
-            x = model.word_embed(quantize.at_scale(f_hat, s + 1)) + positions[:, following]
-            x = x.view(batch, group, -1, arch.width)
     return Generation(
         tokens=torch.cat([d.tokens for d in draws], dim=2).to(torch.int16),
         logp=torch.cat([d.logp for d in draws], dim=2),

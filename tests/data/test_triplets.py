@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from data import triplets
-from data.triplets import UnusableImage, decode_u8, load_image_u8, load_rgb
+from data.triplets import UnusableImage, decode_u8, load_image_u8, load_photo, load_rgb
 from stylevar.errors import UserError
+from stylevar.pictures import to_u8
 
 
 def test_centre_square_is_resized(tmp_path: Path) -> None:
@@ -59,9 +60,15 @@ def test_unusable_files(tmp_path: Path) -> None:
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
     with pytest.raises(UserError, match=r"half\.jpg .*truncated"):
         load_image_u8(tmp_path / "half.jpg", 8)
-    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"deep\.png cannot be used \(not RGB: the mode is I;16\): give an 8-bit RGB"):
-        load_image_u8(tmp_path / "deep.png", 8)
+    Image.new("F", (8, 8)).save(tmp_path / "deep.tif")
+    with pytest.raises(UserError, match=r"deep\.tif cannot be used \(not RGB: the mode is F\): give an 8-bit RGB"):
+        load_image_u8(tmp_path / "deep.tif", 8)
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    assert load_image_u8(tmp_path / "film.gif", 8)[:, 4, 4].tolist() == [255, 0, 0]
 
 
 def test_large_pictures_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +79,27 @@ def test_large_pictures_are_refused_before_decoding(tmp_path: Path, monkeypatch:
     with pytest.raises(UnusableImage) as caught:
         decode_u8((tmp_path / "vast.png").read_bytes())
     assert caught.value.kind == "too large"
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").resize((800, 400)).save(tmp_path / "turned.jpg", exif=exif)
+    photo = load_photo(tmp_path / "turned.jpg", short_side=100)
+    assert photo.size == (400, 800)
+    assert photo.image.size == (100, 200)
+    whole = load_rgb(tmp_path / "turned.jpg").resize((100, 200), Image.Resampling.BOX)
+    assert to_u8(photo.image).float().sub(to_u8(whole)).abs().mean() < 2
+    assert load_photo(tmp_path / "turned.jpg", short_side=300).image.size == (400, 800)
+
+
+def test_a_vast_jpeg_is_read_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triplets, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150_000)  # Pillow refuses twice as many before it gives a size
+    for name, options in {"plain": {}, "progressive": {"progressive": True}}.items():
+        Image.new("L", (800, 800), 100).save(tmp_path / f"{name}.jpg", **options)
+    photo = load_photo(tmp_path / "plain.jpg", short_side=100)
+    assert (photo.image.size, photo.size, photo.image.getpixel((5, 5))) == ((100, 100), (800, 800), (100, 100, 100))
+    for path, short_side in (("plain.jpg", None), ("plain.jpg", 700), ("progressive.jpg", 100)):
+        with pytest.raises(UserError, match="too large"):
+            load_photo(tmp_path / path, short_side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from PIL import Image
 
 from data.triplets import load_image_u8
 from launch import cli, infer
+from launch.best_of import ScoreConfig
+from launch.pretrained import ModelSource
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError
+from stylevar.pipeline import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +33,18 @@ def files(tmp_path_factory) -> Path:
 
 
 def config(files: Path, out: Path, **settings) -> infer.InferConfig:
-    given = {"content": files / "content", "style": files / "style", "out": out}
-    weights = {"init": str(files / "model.safetensors"), "vae": str(files / "vqvae.safetensors"), "device": "cpu"}
-    return infer.InferConfig(**{**given, **weights, **settings})
+    """Settings of whatever part they belong to; a single picture or folder need not be in a tuple."""
+
+    def part(kind, **preset):
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**preset, **{name: settings.pop(name) for name in names & set(settings)})
+
+    model = part(ModelSource, init=str(files / "model.safetensors"), device="cpu")
+    sampling, score = part(Sampling), part(ScoreConfig)
+    if "pairs" not in settings:
+        settings = {"content": files / "content", "style": files / "style"} | settings
+    sources = {k: (v,) for k, v in settings.items() if k in ("content", "style") and isinstance(v, Path)}
+    return infer.InferConfig(out, **(settings | sources), model=model, sampling=sampling, score=score)
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -72,31 +86,101 @@ def test_follows_teacher_forcing_for_greedy_tokens(files, tmp_path):
     assert (got - expected[0]).abs().max() < 1 / 255
 
 
-def test_fit(files, tmp_path):
-    wide = Image.new("RGB", (40, 12), "red")
-    wide.paste("blue", (14, 0, 26, 12))
-    wide.save(tmp_path / "wide.png")
-    crop, stretch = (
-        infer.load_pictures({"w": tmp_path / "wide.png"}, tiny.SIZE, fit, [])["w"] for fit in ("crop", "stretch")
-    )
-    assert crop[0].max() == 0
-    assert stretch[0, :, 0].min() > 200
+@pytest.mark.parametrize(
+    ("fit", "aspect", "size"),
+    [("crop", (12, 12), (16, 16)), ("pad", (12, 5), (40, 16)), ("stretch", (19, 8), (40, 16))],
+)
+def test_results_have_the_shape_of_their_content(files, tmp_path, fit, aspect, size):
+    tiny.picture(1, 40).crop((0, 0, 40, 16)).save(tmp_path / "wide.png")
+    for restore, expected in {"aspect": aspect, "size": size, "square": (12, 12)}.items():
+        infer.main(config(files, tmp_path / restore, content=tmp_path / "wide.png", fit=fit, restore=restore))
+        with Image.open(tmp_path / restore / "wide__x.png") as image:
+            assert image.size == expected
 
 
-def test_a_bad_file_does_not_end_the_batch(files, tmp_path, capsys):
-    folder = tmp_path / "pictures"
+def bad_files(folder: Path) -> list[str]:
+    """A folder of pictures that cannot be used; their names."""
     folder.mkdir()
     (folder / "broken.png").write_bytes(tiny.png(1)[:40])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no picture")
+    Image.new("F", (4, 4)).save(folder / "deep.tif")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_bad_files_do_not_end_the_batch(files, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    bad = bad_files(folder)
     tiny.picture(2).save(folder / "fine.png")
-    infer.main(config(files, tmp_path / "out", content=folder))
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"fine__x.png", "fine__y.png", "grid.png"}
-    assert "broken.png" in capsys.readouterr().err
+    infer.main(config(files, tmp_path / "out", content=folder, batch=1))
+    kept = {p.name for p in (tmp_path / "out").iterdir()}
+    assert kept == {"fine__x.png", "fine__y.png", "grid.png", "failed.csv"}
+    printed = capsys.readouterr()
+    assert "2 results" in printed.out
+    assert f"4 could not be used (all in {tmp_path / 'out' / 'failed.csv'})" in printed.err
+    with (tmp_path / "out" / "failed.csv").open(newline="") as file:
+        assert [Path(row["what"]).name for row in csv.DictReader(file)] == bad
 
 
-def test_equal_stems_stay_apart(tmp_path):
-    for name in ("cat.png", "cat.jpg", "dog.png", "notes.txt"):
-        (tmp_path / name).touch()
-    assert list(infer.named_pictures(tmp_path)) == ["cat_jpg", "cat_png", "dog"]
+def test_only_bad_files_are_one_line(files, tmp_path):
+    bad_files(tmp_path / "pictures")
+    with pytest.raises(UserError, match=r"^nothing could be stylised: .*broken.png .*\(and 3 more, all in .*failed.csv\)$"):
+        infer.main(config(files, tmp_path / "out", content=tmp_path / "pictures"))
+
+
+def test_a_table_of_pairs(files, tmp_path, capsys):
+    table = files / "pairs.csv"
+    table.write_text(
+        "content,style,name\ncontent/a.png,style/y.png,\ncontent/b.jpg,style/x.png,mine\ngone.png,style/x.png,\n"
+    )
+    infer.main(config(files, tmp_path / "out", pairs=table))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a__y.png", "mine.png", "grid.png", "failed.csv"}
+    assert "line 4" in capsys.readouterr().err
+
+
+def test_a_table_without_a_usable_line(files, tmp_path):
+    (tmp_path / "pairs.csv").write_text("content,style\ngone.png,style/x.png\n")
+    with pytest.raises(UserError, match=r"nothing could be stylised: .* line 2: .*gone.png .*does not exist"):
+        infer.main(config(files, tmp_path / "out", pairs=tmp_path / "pairs.csv"))
+
+
+def test_best_of_keeps_the_best_first(files, tmp_path):
+    one = {"content": files / "content/a.png", "style": files / "style/x.png"}
+    infer.main(config(files, tmp_path / "all", num_samples=4, **one))
+    infer.main(config(files, tmp_path / "best", num_samples=2, best_of=4, **one))
+    drawn = {pixels(tmp_path / "all" / f"a__x__{i}.png").numpy().tobytes() for i in range(4)}
+    assert all(pixels(tmp_path / "best" / f"a__x__{i}.png").numpy().tobytes() in drawn for i in range(2))
+    with (tmp_path / "best" / "rewards.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["a__x__0.png", "a__x__1.png"]
+    assert float(rows[0]["reward"]) > float(rows[1]["reward"])
+
+
+def test_ctrl_c_keeps_what_is_finished(files, tmp_path, monkeypatch, capsys):
+    work, calls = infer.Stylist.work, []
+
+    def interrupted(self, batch):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(batch)
+        work(self, batch)
+
+    monkeypatch.setattr(infer.Stylist, "work", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        infer.main(config(files, tmp_path / "out", batch=1))
+    monkeypatch.undo()
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a__x.png", "grid.png"}
+    assert "1 results are kept" in capsys.readouterr().err
+    first = (tmp_path / "out" / "a__x.png").stat().st_mtime_ns
+    infer.main(config(files, tmp_path / "out", skip_existing=True))
+    assert len(list((tmp_path / "out").glob("*__*.png"))) == 4
+    assert (tmp_path / "out" / "a__x.png").stat().st_mtime_ns == first
+
+
+def test_nothing_is_left_to_do(files, tmp_path, capsys):
+    infer.main(config(files, tmp_path / "out"))
+    infer.main(config(files, tmp_path / "out", skip_existing=True))
+    assert "4 of 4 pairs have their results already" in capsys.readouterr().out
 
 
 def test_existing_results_are_kept(files, tmp_path):

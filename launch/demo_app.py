@@ -1,0 +1,130 @@
+"""A page to try a model on: two pictures in, results with their rewards out, and how they come into being.
+
+pip install 'stylevar[app]'
+python launch/demo_app.py                                   # the small demo model, on http://127.0.0.1:7860
+python launch/demo_app.py --init OWNER/NAME --precision bf16
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from launch import cli
+from launch.best_of import Judge, ScoreConfig
+from launch.demo_session import MAX_SAMPLES, Session, example_photos, example_styles
+from launch.pretrained import ModelSource
+from stylevar.errors import UserError
+from stylevar.pipeline import Sampling
+
+FONTS = ["system-ui", "sans-serif"]  # the machine's own: the page works without a network
+PREVIEW = 260
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class AppConfig:
+    host: str = "127.0.0.1"
+    """Where the page is served; 0.0.0.0 also to other machines."""
+    port: int = 7860
+    """Its port."""
+    model: ModelSource = field(default_factory=ModelSource)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def import_gradio() -> Any:
+    """The library that makes the page, told to send nothing home. UserError if it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'stylevar[app]'") from error
+    return gradio
+
+
+def build_page(session: Session, examples: Path) -> Any:
+    """The page, a `gradio.Blocks`; a few style pictures are unpacked into the folder `examples`."""
+    gr = import_gradio()
+
+    def stylise(content: str | None, style: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
+        samples, strength, temperature, top_k, top_p, seed, fit = values
+        try:
+            sampling = Sampling(int(samples), int(seed), strength, int(top_k), top_p, temperature)
+            for view in session.stylise(content, style, sampling, fit):
+                yield view.results, view.evolution, view.status
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    with gr.Blocks(title="StyleVAR", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.Markdown("# StyleVAR\nThe content of one picture in the style of another, drawn scale by scale.")
+        with gr.Row():
+            with gr.Column(scale=2):
+                with gr.Row():
+                    content = gr.Image(label="Content", type="filepath", image_mode=None, height=PREVIEW)
+                    style = gr.Image(label="Style", type="filepath", image_mode=None, height=PREVIEW)
+                with gr.Row():
+                    gr.Examples(example_photos(), content, label="Photographs")
+                    gr.Examples(example_styles(examples), style, label="Styles")
+                with gr.Row():
+                    strength = gr.Slider(-1, 1, 0, step=0.05, label="Style strength", info="below 0 for more content")
+                    samples = gr.Slider(1, MAX_SAMPLES, 4, step=1, label="Samples", info="results to choose from")
+                with gr.Accordion("More settings", open=False):
+                    with gr.Row():
+                        temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
+                        seed = gr.Number(0, label="Seed", precision=0)
+                    with gr.Row():
+                        top_k = gr.Slider(0, 4096, 900, step=1, label="Top k (0 for all)")
+                        top_p = gr.Slider(0, 1, 0.96, step=0.01, label="Top p (0 for all)")
+                    fit = gr.Radio(["crop", "pad", "stretch"], value="crop", label="How the content becomes square")
+                with gr.Row():
+                    start = gr.Button("Stylise", variant="primary", scale=4)
+                    stop = gr.Button("Stop")
+            with gr.Column(scale=3):
+                status = gr.Markdown("Choose two pictures and press *Stylise*.")
+                results = gr.Gallery(label="Results", columns=2, object_fit="contain", height=520, format="png")
+                evolution = gr.Gallery(
+                    label="The best one, scale by scale", columns=5, object_fit="contain", height=190, format="png"
+                )
+        settings = [samples, strength, temperature, top_k, top_p, seed, fit]
+        run = start.click(stylise, [content, style, *settings], [results, evolution, status], api_name="stylise")
+        stop.click(None, cancels=[run])
+    return page
+
+
+def serve(config: AppConfig, block: bool = True) -> Any:
+    """Load the model and serve the page; without `block` return it at once, to be closed by the caller."""
+    gr = import_gradio()
+    pipeline = config.model.load()
+    session = Session(pipeline, Judge(config.score, pipeline.model.device))
+    with tempfile.TemporaryDirectory() as examples:
+        page = build_page(session, Path(examples))
+        try:
+            page.queue(default_concurrency_limit=1).launch(
+                server_name=config.host,
+                server_port=config.port,
+                share=False,
+                show_error=True,
+                prevent_thread_lock=not block,
+                theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+                allowed_paths=[str(Path(photo).parent) for photo in example_photos()[:1]],
+            )
+        except OSError as error:
+            raise UserError(f"--host {config.host} --port {config.port}: {error}; choose another port") from error
+    return page
+
+
+def main(config: AppConfig) -> None:
+    serve(config)
+
+
+if __name__ == "__main__":
+    cli.run(main, AppConfig)

@@ -1,0 +1,95 @@
+"""What the app does, without its page: pictures and settings in, results and their history out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data.index import expand_shards
+from data.shards import TripletShards
+from data.triplets import load_photo
+from launch.best_of import Judge
+from launch.defaults import DEMO_DATA
+from stylevar.errors import UserError
+from stylevar.pictures import Fit, from_u8, restored, to_u8
+from stylevar.pipeline import Partial, Prepared, Sampling, StyleVARPipeline
+
+Captioned = list[tuple[Image.Image, str]]
+MAX_SAMPLES = 16
+EXAMPLE_PHOTOS = ("astronaut", "boats", "cat", "dahlia", "farmhouse", "pagoda", "sunset", "wine")
+EXAMPLE_STYLES = 8
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows: results and the best one's history, each with captions, and a line on how far it is."""
+
+    results: Captioned
+    evolution: Captioned
+    status: str
+
+
+class Session:
+    """A model and a judge of its results."""
+
+    def __init__(self, pipeline: StyleVARPipeline, judge: Judge) -> None:
+        self.pipeline, self.judge = pipeline, judge
+
+    def stylise(self, content: str | None, style: str | None, sampling: Sampling, fit: Fit = "crop") -> Iterator[View]:
+        """Stylise two files: a view after each scale, and a last one with rewards, best first. UserError for bad input."""
+        if not content or not style:
+            raise UserError(f"no {'style' if content else 'content'} picture: choose an example, or give one of your own")
+        if sampling.num_samples > MAX_SAMPLES:
+            raise UserError(f"{sampling.num_samples} samples: at most {MAX_SAMPLES}")
+        short_side = 2 * self.pipeline.image_size
+        pair = load_photo(content, short_side).image, load_photo(style, short_side).image
+        size = pair[0].size
+        frames: list[tuple[str, list[Image.Image]]] = []
+        for partial in self.pipeline.scales(*pair, sampling, fit, "square"):
+            frames.append((_scale(partial), partial.decode()[0]))
+            shown = [(caption, [restored(image, size, fit, "aspect") for image in images]) for caption, images in frames]
+            caption, images = shown[-1]
+            history = [(earlier[0], at) for at, earlier in shown]
+            yield View([(image, caption) for image in images], history, f"{caption} ({partial.number} of {partial.total})")
+        order, captions = self._judged(self.pipeline.prepared(*pair, fit), frames[-1][1])
+        results = [(images[i], f"{i + 1}: {captions[i]}") for i in order]
+        history = [(earlier[order[0]], at) for at, earlier in shown]
+        yield View(results, history, f"{len(images)} results, best first; reward is higher for better ones")
+
+    def _judged(self, pair: Prepared, squares: list[Image.Image]) -> tuple[list[int], list[str]]:
+        """Numbers of the results, best first, and what each is worth."""
+        judged = self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
+        captions = [
+            f"reward {judged.rewards[0, i]:.2f} "
+            f"({', '.join(f'{name} {values[0, i]:.2f}' for name, values in judged.parts.items())})"
+            for i in range(len(squares))
+        ]
+        return judged.order()[0].tolist(), captions
+
+
+def _scale(partial: Partial) -> str:
+    return f"{partial.side}x{partial.side} tokens"
+
+
+def example_photos() -> list[str]:
+    """Files of a few of the demo's photographs."""
+    return [str(DEMO_DATA / "photos" / f"{name}.jpg") for name in EXAMPLE_PHOTOS]
+
+
+def example_styles(folder: Path) -> list[str]:
+    """Files of a few of the demo's style pictures, each of another style, unpacked into `folder`."""
+    triplets = TripletShards(expand_shards([str(DEMO_DATA / "heldout-*.tar")]))
+    files: dict[str, str] = {}
+    for number in range(len(triplets)):
+        condition = triplets.usable(number)
+        name = str(condition.meta["style_name"])
+        if name not in files:
+            files[name] = str(folder / f"{name}.png")
+            from_u8(condition.style).save(files[name])
+        if len(files) == EXAMPLE_STYLES:
+            break
+    return list(files.values())

@@ -1,0 +1,307 @@
+"""Stylising pictures from Python, e.g. in a notebook.
+
+from PIL import Image
+from stylevar.pipeline import StyleVARPipeline
+
+pipe = StyleVARPipeline.from_pretrained("owner/name")
+pipe(content=Image.open("photo.jpg"), style=Image.open("painting.jpg")).images[0].save("result.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stylevar.checkpoint import MODEL_FILE, VAE_FILE, load_pair
+from stylevar.conditions import ConditionState, encode_conditions, guide_queries
+from stylevar.errors import UserError
+from stylevar.generate import Scale, generate_scales
+from stylevar.hub import fetch, fetch_beside
+from stylevar.images import pm1_to_u8, to_device, u8_to_pm1
+from stylevar.pictures import DAMAGE, Fit, Restore, Size, from_u8, restored, square, to_u8, upright_rgb
+from stylevar.policy import Precision
+from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.transformer import StyleVAR
+
+Pictures = Image.Image | Sequence[Image.Image]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How results are drawn."""
+
+    num_samples: int = 1
+    """Results per pair."""
+    seed: int = 0
+    """Seed; a result depends on it, on the name of its pair and on its number, not on the other pairs."""
+    style_strength: float = 0.0
+    """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
+    top_k: int = 900
+    """Only the best K tokens may be drawn; 0 for all."""
+    top_p: float = 0.96
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    temperature: float = 1.0
+    """Above 1 for more varied, below for safer results."""
+    kv_cache: Literal["exact", "paper"] = "exact"
+    """paper reproduces how the released weights were sampled."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UserError(f"--num-samples {self.num_samples}: must be at least 1")
+        if not -1 <= self.style_strength <= 1:
+            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature}: must be positive")
+
+
+@dataclass(frozen=True)
+class Stylised:
+    """The results: `pairs[p][i]` is sample i of pair p, `images` are all of them in that order."""
+
+    pairs: list[list[Image.Image]]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [image for samples in self.pairs for image in samples]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The results as far as they are drawn: `number` of `total` scales, the last of `side` x `side` tokens.
+
+    `decode()` gives them as `Stylised.pairs`; it costs as much as decoding the results themselves. f_hat is the latent
+    [pairs * samples, D, h, h].
+    """
+
+    number: int
+    total: int
+    side: int
+    f_hat: Tensor
+    decode: Callable[[], list[list[Image.Image]]]
+
+
+class StyleVARPipeline:
+    """A model that is ready to stylise; `model.vae` is its tokenizer."""
+
+    def __init__(self, model: StyleVAR) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        vae: str | Path | None = None,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        precision: Precision = "fp32",
+        alphas: Sequence[float] | None = None,
+    ) -> StyleVARPipeline:
+        """Load a StyleVAR and its VQ-VAE.
+
+        Args:
+            model, vae: a file, a folder, or a hub id `owner/name[:file]`. Without `vae` it is the `vqvae.safetensors`
+                beside the model.
+            revision: branch, tag or commit on the hub, of both.
+            device: by default a GPU if there is one.
+            precision: bf16 has the blocks multiply and attend in bfloat16, and a GPU decode in it.
+            alphas: style weight per scale in place of those in the model's config.
+        Raises:
+            UserError: weights are missing or do not fit.
+        """
+        model = str(model)
+        if vae is None:
+            vae = fetch_beside(model, fetch(model, MODEL_FILE, revision), VAE_FILE, revision)
+            if vae is None:
+                raise UserError(f"no {VAE_FILE} lies beside {model}: say with vae= where its VQ-VAE is")
+        tokenizer, loaded = load_pair(model, str(vae), alphas, revision)
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        tokenizer.to(target)
+        loaded.to(target)
+        if precision == "bf16":
+            loaded.hold_in(torch.bfloat16)
+            # On CPUs without bf16 units convolutions are the slower for it.
+            tokenizer.decode_in_bf16 = target.type == "cuda"
+        return cls(loaded)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the squares that the model sees and draws."""
+        return self.model.arch.image_size
+
+    def __call__(
+        self,
+        content: Pictures,
+        style: Pictures,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        style_strength: float = 0.0,
+        top_k: int = 900,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+        kv_cache: Literal["exact", "paper"] = "exact",
+        fit: Fit = "crop",
+        restore: Restore = "aspect",
+        names: Sequence[str] | None = None,
+        batch: int = 8,
+    ) -> Stylised:
+        """Stylise pairs of pictures of any mode, shape and EXIF orientation.
+
+        Args:
+            content, style: a picture each, or lists: then the first content goes with the first style, and so on. A
+                single picture goes with every one of a list.
+            num_samples, ..., kv_cache: see `Sampling`.
+            fit: how pictures become square, see `prepared`; restore: what shape results have, see `pictures.restored`.
+            names: one for each pair. A pair's random numbers come from `seed` and its name alone, so that its results
+                are the same in any list. Without names all pairs get the same random numbers.
+            batch: results that are computed at once.
+        Raises:
+            UserError: a setting is out of bounds, or a picture cannot be used.
+        """
+        if batch < 1:
+            raise UserError(f"batch {batch}: must be at least 1")
+        sampling = Sampling(num_samples, seed, style_strength, top_k, top_p, temperature, kv_cache)
+        pairs = self.prepared(content, style, fit)
+        results_u8 = self.sample(pairs.content_u8, pairs.style_u8, names or pairs.same_names(), sampling, batch)
+        return Stylised(pairs.restored(results_u8, restore))
+
+    def scales(
+        self,
+        content: Pictures,
+        style: Pictures,
+        sampling: Sampling | None = None,
+        fit: Fit = "crop",
+        restore: Restore = "aspect",
+        names: Sequence[str] | None = None,
+    ) -> Iterator[Partial]:
+        """The same results as they come into being: one `Partial` after each scale, all pairs and samples at once."""
+        sampling = sampling or Sampling()
+        pairs = self.prepared(content, style, fit)
+        seeds = self._seeds(names or pairs.same_names(), len(pairs.sizes), sampling)
+
+        def decoded(f_hat: Tensor) -> list[list[Image.Image]]:
+            return pairs.restored(self._decoded(f_hat, seeds), restore)
+
+        state, queries = self._encoded(pairs.content_u8, pairs.style_u8)
+        sides = self.model.arch.patch_nums
+        for s, scale in enumerate(self._scales(state, queries, seeds, sampling)):
+            yield Partial(s + 1, len(sides), sides[s], scale.f_hat, partial(decoded, scale.f_hat))
+
+    def prepared(self, content: Pictures, style: Pictures, fit: Fit) -> Prepared:
+        """Pictures paired, upright, RGB and square.
+
+        `fit` crop and stretch do the same to contents and styles. With pad only contents are padded, and styles cropped:
+        a margin would count as style.
+        """
+        contents, styles = _listed(content, "content"), _listed(style, "style")
+        if 1 in (len(contents), len(styles)):
+            contents, styles = contents * max(1, len(styles)), styles * max(1, len(contents))
+        if len(contents) != len(styles) or not contents:
+            raise UserError(
+                f"{len(contents)} content and {len(styles)} style pictures make no pairs: give as many, or one of either"
+            )
+        squares = [
+            torch.stack([to_u8(square(image, self.image_size, how)) for image in images])
+            for images, how in ((contents, fit), (styles, style_fit(fit)))
+        ]
+        return Prepared(squares[0], squares[1], [image.size for image in contents], fit)
+
+    @torch.no_grad()
+    def sample(
+        self, content_u8: Tensor, style_u8: Tensor, names: Sequence[str], sampling: Sampling, at_once: int = 8
+    ) -> Tensor:
+        """Results uint8 [B, num_samples, 3, S, S] on CPU of squares uint8 [B, 3, S, S] with names for their streams.
+
+        `at_once` bounds the results that are computed together; it changes none of them.
+        """
+        seeds = self._seeds(names, len(content_u8), sampling)
+        pairs = max(1, at_once // sampling.num_samples)
+        results = []
+        for at in range(0, len(seeds), pairs):
+            rows = slice(at, at + pairs)
+            state, queries = self._encoded(content_u8[rows], style_u8[rows])
+            groups = []
+            for some in seeds[rows].split(at_once, dim=1):
+                *_, last = self._scales(state, queries, some, sampling)
+                groups.append(self._decoded(last.f_hat, some))
+            results.append(torch.cat(groups, dim=1))
+        return torch.cat(results)
+
+    def _seeds(self, names: Sequence[str], pairs: int, sampling: Sampling) -> Tensor:
+        if len(names) != pairs:
+            raise UserError(f"{len(names)} names for {pairs} pairs: give one for each")
+        return trajectory_seeds(sampling.seed, 0, tuple(names), sampling.num_samples)
+
+    @torch.no_grad()
+    def _encoded(self, content_u8: Tensor, style_u8: Tensor) -> tuple[ConditionState, list[Tensor]]:
+        content, style = (u8_to_pm1(to_device(images, self.model.device)) for images in (content_u8, style_u8))
+        state = encode_conditions(self.model, style, content)
+        return state, guide_queries(self.model, state)
+
+    def _scales(
+        self, state: ConditionState, queries: Sequence[Tensor], seeds: Tensor, sampling: Sampling
+    ) -> Iterator[Scale]:
+        model = self.model
+        return generate_scales(
+            model,
+            state,
+            queries,
+            group=seeds.shape[1],
+            stream=TrajectoryStreams(seeds, model.arch.tokens, model.device),
+            truncation=Truncation(sampling.top_k, sampling.top_p),
+            temperature=sampling.temperature,
+            alphas=model.alphas(sampling.style_strength),
+            kv_cache=sampling.kv_cache,
+        )
+
+    @torch.no_grad()
+    def _decoded(self, f_hat: Tensor, seeds: Tensor) -> Tensor:
+        """Latents [B * G, D, h, h] -> uint8 [B, G, 3, S, S] on CPU."""
+        return pm1_to_u8(self.model.vae.fhat_to_img(f_hat)).unflatten(0, tuple(seeds.shape)).cpu()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """B pairs as the model sees them, uint8 [B, 3, S, S], and what it takes to give results their contents' shapes."""
+
+    content_u8: Tensor
+    style_u8: Tensor
+    sizes: list[Size]
+    fit: Fit
+
+    def same_names(self) -> list[str]:
+        """The name of every pair that is given none."""
+        return ["pair"] * len(self.sizes)
+
+    def restored(self, results_u8: Tensor, to: Restore) -> list[list[Image.Image]]:
+        """uint8 [B, G, 3, S, S] as pictures, see `pictures.restored`."""
+        return [
+            [restored(from_u8(image), size, self.fit, to) for image in images]
+            for images, size in zip(results_u8, self.sizes, strict=True)
+        ]
+
+
+def style_fit(fit: Fit) -> Fit:
+    """How style pictures become square when contents do by `fit`."""
+    return "crop" if fit == "pad" else fit
+
+
+def _listed(pictures: Pictures, role: str) -> list[Image.Image]:
+    found = []
+    for number, image in enumerate([pictures] if isinstance(pictures, Image.Image) else pictures):
+        if not isinstance(image, Image.Image):
+            raise UserError(f"{role} {number} is a {type(image).__name__}: give pictures, as of PIL.Image.open(path)")
+        try:
+            found.append(upright_rgb(image))
+        except DAMAGE as error:  # a file that is read only now, or of a mode without meaning in RGB
+            raise UserError(f"{role} {number} cannot be used ({error}): give an 8-bit RGB picture") from error
+    return found
