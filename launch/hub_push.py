@@ -48,7 +48,9 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"--eval {path} cannot be read ({error.strerror}): give the summary.json of an evaluation") from error
+        raise UserError(
+            f"--eval {path} cannot be read ({error.strerror}): give the summary.json of an evaluation"
+        ) from error
     except ValueError as error:
         raise UserError(f"--eval {path} is no JSON ({error}): give the summary.json of an evaluation") from error
     if not isinstance(summary, dict):
@@ -70,17 +72,14 @@ def push(folder: Path, release: Release, upload: Upload, summary: dict[str, Any]
     with _explained(upload.repo):
         # Without --private an existing repository stays what it is, and a new one is public.
         api.create_repo(upload.repo, private=upload.private or None, exist_ok=True)
+        if upload.private and not api.repo_info(upload.repo).private:
+            raise UserError(f"--private: {upload.repo} exists and is public; make it private on the hub, or choose another")
         if upload.branch is not None and upload.branch != "main":
             api.create_branch(upload.repo, branch=upload.branch, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=upload.repo, folder_path=folder, commit_message=message, revision=upload.branch
-        )
+        commit = api.upload_folder(repo_id=upload.repo, folder_path=folder, commit_message=message, revision=upload.branch)
     names = ", ".join(["README.md", *files])
     vae = upload.repo if "vqvae.safetensors" in files else "OWNER/VQVAE"
-    return (
-        f"{api.endpoint}/{upload.repo}: {names}\n"
-        f"use it with: --init {upload.repo} --vae {vae} --revision {commit.oid}"
-    )
+    return f"{api.endpoint}/{upload.repo}: {names}\nuse it with: --init {upload.repo} --vae {vae} --revision {commit.oid}"
 
 
 @contextmanager
@@ -91,6 +90,8 @@ def _explained(repo: str) -> Iterator[None]:
 
     try:
         yield
+    except UserError:
+        raise
     except OfflineModeIsEnabled as error:
         raise UserError("HF_HUB_OFFLINE is set, and an upload needs the network: unset it") from error
     except HfHubHTTPError as error:

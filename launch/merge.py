@@ -118,7 +118,9 @@ def check_target(target: Target, overwrite: bool) -> None:
 def stored_state(release: Release, dtype: str) -> State:
     """The weights as they are written. UserError for values that the type cannot hold."""
     stored = compact(release.state, DTYPES[dtype])
-    lost = [k for k, v in stored.items() if v.dtype != release.state[k].dtype and (v.isinf() != release.state[k].isinf()).any()]
+    lost = [
+        k for k, v in stored.items() if v.dtype != release.state[k].dtype and (v.isinf() != release.state[k].isinf()).any()
+    ]
     if lost:
         raise UserError(f"--dtype {dtype}: {lost[0]} holds values beyond its range; give --dtype bf16 or fp32")
     return stored
@@ -145,7 +147,9 @@ def write(release: Release, state: State, target: Target) -> None:
             with file_aside(target.vae) as aside:
                 save_file(vae, str(aside))
     except OSError as error:
-        raise UserError(f"{target.weights.parent} cannot be written ({error.strerror or error}): choose another --out") from error
+        raise UserError(
+            f"{target.weights.parent} cannot be written ({error.strerror or error}): choose another --out"
+        ) from error
 
 
 def verify(path: Path, state: State, release: Release) -> None:
@@ -161,7 +165,9 @@ def _check_room(folder: Path, tensors: list[torch.Tensor]) -> None:
     needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB of room for {needed / 1e9:.1f} GB: make room or choose another --out")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB of room for {needed / 1e9:.1f} GB: make room or choose another --out"
+        )
 
 
 def _vae_file(release: Release) -> Path:

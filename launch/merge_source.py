@@ -73,7 +73,7 @@ def load_release(
         UserError: there is nothing of that kind, it is incomplete, or it does not give the weights that were saved.
     """
     path = Path(source)
-    run = _run_of(path)
+    run = run_of(path)
     if run is not None and run == path:
         path = _taken(run, take)
     settings = _settings(path, run)
@@ -99,7 +99,7 @@ def load_release(
     return Release(state, arch, run, vae, str(path) if run else source, baked)
 
 
-def _run_of(path: Path) -> Path | None:
+def run_of(path: Path) -> Path | None:
     """The run's folder that `path` is, or lies in."""
     if not path.exists():
         return None
@@ -185,4 +185,3 @@ def _check_weights(checkpoint: Path, state: State) -> None:
             f"{checkpoint} does not give the weights it was saved from: its base has changed since; give --init the "
             f"model that the run started from"
         )
-

@@ -26,9 +26,7 @@ _POOLED = 32
 
 
 @torch.inference_mode()
-def image_statistics(
-    generated_u8: Tensor, target_u8: Tensor, device: torch.device | str | None = None
-) -> dict[str, Tensor]:
+def image_statistics(generated_u8: Tensor, target_u8: Tensor, device: torch.device | str | None = None) -> dict[str, Tensor]:
     """Statistics fp32 [B, G] of groups uint8 [B, G, 3, H, W] and, repeated G times, of their targets uint8 [B, 3, H, W].
 
     Computed on `device`, a group at a time, and returned on that of the generated images. Keys: those of `STATISTICS`,

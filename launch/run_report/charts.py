@@ -85,7 +85,10 @@ def phases(record: RunRecord) -> list[tuple[str, float, float]]:
 
 def _reward(record: RunRecord) -> Chart | None:
     lines = list(_every_step("step", record.scalars.get("reward/mean"), 0, smooth=False))
-    for label, tag, style, colour in (("moving average", "reward/ema", "line", 0), ("held-out", "reward/heldout", "points", 1)):
+    for label, tag, style, colour in (
+        ("moving average", "reward/ema", "line", 0),
+        ("held-out", "reward/heldout", "points", 1),
+    ):
         if tag in record.scalars:
             series = record.scalars[tag]
             lines.append(Line(label, series.steps, series.values, style, colour))  # type: ignore[arg-type]
@@ -103,7 +106,9 @@ def _supervised(record: RunRecord) -> Iterator[Chart | None]:
         for number, split in enumerate(splits, start=1):
             if (series := record.scalars.get(f"{split}/{own}")) is not None:
                 lines.append(Line(split, series.steps, series.values, "points", number))
-        yield Chart(title, lines, "Nats per token." if own == "loss" else "Share of tokens guessed first.") if lines else None
+        yield (
+            Chart(title, lines, "Nats per token." if own == "loss" else "Share of tokens guessed first.") if lines else None
+        )
     for split in splits:
         pattern = rf"{re.escape(split)}_scales/loss/(\d+)"
         yield _per_scale(record, f"Cross-entropy per scale, {split}", pattern, "Coarse to fine.")

@@ -90,7 +90,7 @@ def draw(chart: Chart, marks: Sequence[Mark], span: tuple[int, int], number: int
         axes = figure.add_subplot()
         axes.grid(axis="y", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlim(span[0], max(span[1], span[0] + 1))
+        axes.set_xlim(span[0], span[1] + max(1, (span[1] - span[0]) / 50))
         if chart.band is not None:
             band = chart.band
             axes.fill_between(

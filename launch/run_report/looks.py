@@ -17,23 +17,26 @@ header p { margin: 0.2rem 0 0; color: var(--soft); }
 p { margin: 0.4rem 0; max-width: 75rem; } small { color: var(--soft); }
 .notices { margin-top: 1rem; } .notices p { padding: 0.55rem 0.9rem; border-radius: 6px; }
 .warn { background: var(--warn); color: var(--warn-ink); } .note { background: var(--note); color: var(--note-ink); }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(410px, 100%), 1fr)); gap: 0.9rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(370px, 100%), 1fr)); gap: 0.9rem; }
 .charts, .scroll { margin-top: 0.8rem; }
-figure { margin: 0; padding: 0.7rem 0.8rem 0.4rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  display: flex; flex-direction: column; justify-content: space-between; }
+figure { margin: 0; padding: 0.7rem 0.8rem 0.4rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; display: flex; flex-direction: column; justify-content: space-between; }
 figcaption p { margin: 0; color: var(--soft); font-size: 0.85rem; line-height: 1.35; }
 svg { width: 100%; height: auto; display: block; margin-top: 0.3rem; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); font-size: 0.9rem; }
-th, td { padding: 0.32rem 0.8rem; text-align: left; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th, td { padding: 0.32rem 0.8rem; text-align: left; border-bottom: 1px solid var(--line);
+  font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 600; } mark { background: var(--warn); color: var(--warn-ink); padding: 0 0.4rem; }
 .bar { position: relative; width: 16rem; height: 1.1rem; background: var(--grid); border-radius: 3px; }
 .bar i { position: absolute; inset: 0 auto 0 0; background: var(--s0); opacity: 0.55; border-radius: 3px; }
 .bar span { position: relative; padding-left: 0.4rem; font-size: 0.8rem; line-height: 1.1rem; display: block; }
-.strip { margin: 0.8rem 0 1.4rem; overflow-x: auto; } .strip input { width: 16rem; vertical-align: middle; margin: 0 0.8rem; }
+.strip { margin: 0.8rem 0 1.4rem; overflow-x: auto; }
+.strip input { width: 16rem; vertical-align: middle; margin: 0 0.8rem; }
 .strip output { display: inline-block; min-width: 3ch; }
-.strip img { max-width: 100%; display: block; border: 1px solid var(--line); border-radius: 6px; cursor: zoom-in; background: #fff; }
+.strip img { max-width: 100%; display: block; border: 1px solid var(--line); border-radius: 6px;
+  cursor: zoom-in; background: #fff; }
 .strip img.full { max-width: none; cursor: zoom-out; } .strip img[hidden] { display: none; }
 pre { background: var(--card); border: 1px solid var(--line); padding: 0.8rem; overflow-x: auto; font-size: 0.82rem; }
 details { margin-top: 0.8rem; } summary { cursor: pointer; }

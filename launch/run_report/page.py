@@ -167,7 +167,9 @@ def _hacking(record: RunRecord, inspection: Inspection) -> str:
     rows = []
     for finding in inspection.findings:
         sense = {"target": "near the targets'", "higher": "higher", "lower": "lower"}[SENSES[finding.name]]
-        target = next((c.target for c in (finding.training, finding.heldout) if c is not None and c.target is not None), None)
+        target = next(
+            (c.target for c in (finding.training, finding.heldout) if c is not None and c.target is not None), None
+        )
         rows.append(
             [
                 f"<b>{finding.name.replace('_', ' ')}</b>",
@@ -204,7 +206,8 @@ def _verdict(inspection: Inspection) -> str:
 def _change(change: Change | None) -> str:
     if change is None:
         return ""
-    return f"{change.before:.4g} &rarr; {change.after:.4g} <small>({change.difference:+.2g} &plusmn; {change.error:.1g})</small>"
+    by = f"{change.difference:+.2g} &plusmn; {change.error:.1g}"
+    return f"{change.before:.4g} &rarr; {change.after:.4g} <small>({by})</small>"
 
 
 def _samples(record: RunRecord, grids: int) -> Iterator[str]:
@@ -216,7 +219,7 @@ def _samples(record: RunRecord, grids: int) -> Iterator[str]:
             continue
         images = "".join(
             f'<img src="data:image/webp;base64,{data}" alt="{escape(tag)} at step {step}" data-step="{step}"'
-            f'{"" if n == len(shown) - 1 else " hidden"}>'
+            f"{'' if n == len(shown) - 1 else ' hidden'}>"
             for n, (step, data) in enumerate(shown)
         )
         slider = ""
@@ -242,7 +245,11 @@ def _webp(picture: Picture) -> tuple[int, str] | None:
 def _time(record: RunRecord) -> str:
     """The phases of a step as bars, and speed over time."""
     rows = [
-        [escape(name), f"{seconds:.3g} s", f'<div class="bar"><i style="width:{share:.1%}"></i><span>{share:.0%}</span></div>']
+        [
+            escape(name),
+            f"{seconds:.3g} s",
+            f'<div class="bar"><i style="width:{share:.1%}"></i><span>{share:.0%}</span></div>',
+        ]
         for name, seconds, share in phases(record)[:_TOP_PHASES]
     ]
     per = "mean seconds per step" if record.kind == "grpo" else "mean seconds per report"

@@ -139,7 +139,7 @@ def _read_events(record: RunRecord) -> None:
         at = _cut_off(file)
         if at is not None:
             record.notes.append(
-                f"{file.name} ends within a record, at byte {at}: the run was killed, or is writing; all before that is shown"
+                f"{file.name} ends within a record, at byte {at}: the run was killed, or is writing; what is before is shown"
             )
     # It would tell of every purge of a resumed run.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
