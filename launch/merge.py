@@ -173,7 +173,7 @@ def _check_room(folder: Path, tensors: list[torch.Tensor]) -> None:
 def _vae_file(release: Release) -> Path:
     if release.vae is None:
         raise UserError("--with-vae: it is not known which VQ-VAE belongs to this model; give --vae")
-    return fetch(release.vae, VAE_FILE)
+    return fetch(release.vae, VAE_FILE, release.revision)
 
 
 def main(config: ReleaseConfig) -> None:

@@ -37,14 +37,15 @@ _PEFT = "base_model.model."
 class Release:
     """A model as it is to be written: `state` has the released names in their order, adapters baked in, all fp32.
 
-    `run` is the folder of the run that it comes from, `vae` where its VQ-VAE was found or None, `origin` what to call it,
-    `baked` whether adapters were added to a base.
+    `run` is the folder of the run that it comes from, `vae` (with `revision`, on the hub) its VQ-VAE, or None if that is not
+    known, `origin` what to call it, `baked` whether adapters were added to a base.
     """
 
     state: State
     arch: ModelConfig
     run: Path | None
     vae: str | None
+    revision: str | None
     origin: str
     baked: bool
 
@@ -77,7 +78,7 @@ def load_release(
     if run is not None and run == path:
         path = _taken(run, take)
     settings = _settings(path, run)
-    vae = vae or settings.get("vae")
+    vae, revision = vae or settings.get("vae"), revision or settings.get("revision")
     baked = (path / FACTS).is_file()
     if baked:
         state, arch = _adapted(path, settings, init)
@@ -96,7 +97,7 @@ def load_release(
             raise UserError(f"{path} holds values of {name} that are not finite: take an earlier checkpoint of its run")
     if baked:
         _check_weights(path, state)
-    return Release(state, arch, run, vae, str(path) if run else source, baked)
+    return Release(state, arch, run, vae, revision, str(path) if run else source, baked)
 
 
 def run_of(path: Path) -> Path | None:

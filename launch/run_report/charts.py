@@ -75,7 +75,8 @@ def time_charts(record: RunRecord) -> list[Chart]:
 
 def phases(record: RunRecord) -> list[tuple[str, float, float]]:
     """(phase, mean seconds per step, share of the whole), the slowest first."""
-    tags = [tag for tag in record.scalars if tag.startswith("time/") and tag not in ("time/step", "time/wait")]
+    sums = ("time/step", "time/wait") if record.kind == "grpo" else ()
+    tags = [tag for tag in record.scalars if tag.startswith("time/") and tag not in sums]
     means = {tag.partition("/")[2]: float(np.nanmean(record.scalars[tag].values)) for tag in tags}
     if record.kind == "grpo" and "time/wait" in record.scalars:
         means["waiting for rollouts and rewards"] = float(np.nanmean(record.scalars["time/wait"].values))

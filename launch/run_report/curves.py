@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from io import StringIO
 from typing import Literal
 
@@ -24,6 +25,7 @@ _RAMP = "#0a0d"
 _SIZE = (5.6, 2.9)
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "stylevar",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -180,4 +182,4 @@ def _themed(svg: str, title: str, number: int) -> str:
         svg = svg.replace(colour, f"var(--{name})")
     mixed = r"color-mix(in oklab, var(--ramp-to) \1%, var(--ramp-from))"
     svg = re.sub(rf"{_RAMP}(\d\d)", mixed, svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1).strip()

@@ -53,7 +53,9 @@ class Change:
 
     def worsening(self, sense: Sense) -> float:
         """By how much it got worse; negative where it got better."""
-        if sense == "target" and self.target is not None:
+        if sense == "target":
+            if self.target is None:
+                return abs(self.difference)
             return abs(self.after - self.target) - abs(self.before - self.target)
         return self.difference if sense == "lower" else -self.difference
 

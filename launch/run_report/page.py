@@ -71,10 +71,9 @@ def _worked(record: RunRecord) -> float:
     """Seconds that the steps took."""
     if "time/step" not in record.scalars:
         return max(0.0, record.last_time - record.starts[0].time)
-    values = record.scalars["time/step"].values
-    if record.kind == "sft":  # reported of several steps together
-        values = sum((s.values for t, s in record.scalars.items() if t in ("time/step", "time/data")), np.zeros(len(values)))
-    return float(np.nansum(values))
+    # In SFT reading is a phase of its own.
+    tags = ("time/step",) if record.kind == "grpo" else ("time/step", "time/data")
+    return float(sum(np.nansum(record.scalars[tag].values) for tag in tags if tag in record.scalars))
 
 
 def _duration(seconds: float) -> str:
@@ -132,6 +131,8 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     for tag in sorted(scalars):
         if tag.endswith("/loss") and tag.count("/") == 1 and tag != "loss/loss":
             series = scalars[tag]
+            if not np.isfinite(series.values).any():
+                continue
             at = int(np.nanargmin(series.values))
             yield f"lowest held-out loss, {tag.partition('/')[0]}", f"{series.values[at]:.4f} at step {series.steps[at]}"
     marks = record.marks()

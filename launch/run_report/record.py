@@ -77,7 +77,7 @@ class RunRecord:
     @property
     def kind(self) -> str:
         """grpo or sft."""
-        return "sft" if "epochs" in self.config else "grpo"
+        return "sft" if "epochs" in self.config or "loss/train" in self.scalars else "grpo"
 
     @property
     def last_step(self) -> int:
