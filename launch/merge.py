@@ -51,8 +51,8 @@ class ReleaseConfig:
     """Of a run: its finished model, or its best or latest checkpoint."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """How matrices are stored; all else stays fp32."""
-    init: str | None = None
-    """The model that the run started from, if it is no longer where the run found it."""
+    base: str | None = None
+    """The model that a checkpoint's adapters stand on, if it is no longer where the run had it: its --init or a merge."""
     vae: str | None = None
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default that of the run."""
     with_vae: bool = False
@@ -185,7 +185,7 @@ def main(config: ReleaseConfig) -> None:
 
         check_access(config.push)
         summary = None if config.eval is None else read_summary(config.eval)
-    release = load_release(config.source, config.take, config.init, config.vae, config.alphas, config.revision)
+    release = load_release(config.source, config.take, config.base, config.vae, config.alphas, config.revision)
     state = stored_state(release, config.dtype)
     if target is not None:
         write(release, state, target)

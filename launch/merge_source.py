@@ -58,7 +58,7 @@ def is_run(path: Path) -> bool:
 def load_release(
     source: str,
     take: Take = "final",
-    init: str | None = None,
+    base: str | None = None,
     vae: str | None = None,
     alphas: tuple[float, ...] | None = None,
     revision: str | None = None,
@@ -67,7 +67,7 @@ def load_release(
 
     Args:
         take: of a run, its finished model, or its best or latest checkpoint.
-        init: where the base model of adapters lies, if it has moved since.
+        base: where the model that adapters stand on lies, if it has moved since.
         vae: the VQ-VAE; by default the run's.
         alphas: in place of those saved with the model.
     Raises:
@@ -81,7 +81,7 @@ def load_release(
     vae, revision = vae or settings.get("vae"), revision or settings.get("revision")
     baked = (path / FACTS).is_file()
     if baked:
-        state, arch = _adapted(path, settings, init)
+        state, arch = _adapted(path, settings, base)
     else:
         source = source if run is None else str(path)
         state = read_model_state(fetch(source, MODEL_FILE, revision))
@@ -147,16 +147,16 @@ def _architecture(source: str, state: State, vae: str | None, revision: str | No
         ) from error
 
 
-def _adapted(checkpoint: Path, settings: dict[str, Any], init: str | None) -> tuple[State, ModelConfig]:
+def _adapted(checkpoint: Path, settings: dict[str, Any], base: str | None) -> tuple[State, ModelConfig]:
     """A GRPO checkpoint's adapters, added to the base that it names."""
     merged, _ = saved_base(checkpoint)
-    base = merged or init or settings.get("init")
+    base = base or merged or settings.get("init")
     if base is None:
-        raise UserError(f"{checkpoint} does not say which base its adapters stand on: give --init")
+        raise UserError(f"{checkpoint} does not say which base its adapters stand on: give --base")
     try:
         state = read_model_state(fetch(base, MODEL_FILE, settings.get("revision")))
     except UserError as error:
-        raise UserError(f"the base of {checkpoint}: {error}; if it has moved, give its new place with --init") from error
+        raise UserError(f"the base of {checkpoint}: {error}; if it has moved, give its new place with --base") from error
     return add_adapters(state, checkpoint / ADAPTER), ModelConfig.load(checkpoint / "config.json")
 
 
@@ -183,6 +183,6 @@ def _check_weights(checkpoint: Path, state: State) -> None:
     facts = json.loads((checkpoint / FACTS).read_text())
     if facts.get("device") == "cpu" and fingerprint(state) != facts["fingerprint"]:
         raise UserError(
-            f"{checkpoint} does not give the weights it was saved from: its base has changed since; give --init the "
-            f"model that the run started from"
+            f"{checkpoint} does not give the weights it was saved from: its base is another model now; give the old "
+            f"one with --base"
         )

@@ -77,9 +77,9 @@ def test_a_checkpoint_on_the_first_model(run, tmp_path):
     expected = released(checkpoint, tmp_path / "a.safetensors")
     text = (checkpoint / "run_config.yaml").read_text()
     (checkpoint / "run_config.yaml").write_text(text.replace(str(run.parents[1] / "sft"), "/gone"))
-    with refused("base of", "/gone", "--init"):
+    with refused("base of", "/gone", "--base"):
         released(checkpoint, tmp_path / "b.safetensors", overwrite=True)
-    assert_same(released(checkpoint, tmp_path / "b.safetensors", init=str(moved), overwrite=True), expected)
+    assert_same(released(checkpoint, tmp_path / "b.safetensors", base=str(moved), overwrite=True), expected)
     assert not torch.equal(
         expected["blocks.0.attn.proj.weight"], load_file(moved / "model.safetensors")["blocks.0.attn.proj.weight"]
     )
