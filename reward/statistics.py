@@ -80,8 +80,8 @@ def group_diversity(group_u8: Tensor) -> Tensor:
     The root mean square difference of values in [0, 1], of images averaged down to at most 32 x 32: what is where, not
     its grain. 0 means that all samples of a condition are the same picture.
     """
-    side = [min(_POOLED, n) for n in group_u8.shape[-2:]]
-    points = F.adaptive_avg_pool2d(group_u8.float() / 255, side).flatten(1)
+    height, width = (min(_POOLED, n) for n in group_u8.shape[-2:])
+    points = F.adaptive_avg_pool2d(group_u8.float() / 255, (height, width)).flatten(1)
     # Through a matrix product the distances of all but equal images would drown in rounding.
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
     return distances.sum(1) / (len(group_u8) - 1)
