@@ -14,6 +14,7 @@ from torch import Tensor
 from launch.atomic import file_aside
 from launch.grids import draw_table
 from launch.reports import HeldoutReport
+from reward.statistics import TARGET
 
 
 def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
@@ -51,8 +52,13 @@ class Comparison:
             f"{name}: reward {self.before:.4f} before, {self.after:.4f} after; paired gain {self.gain:+.4f} "
             f"+- {self.gain_error:.4f} (standard error over {self.conditions} conditions), {verdict} twice its error"
         ]
-        shown = ", ".join(f"{k} {b:.4f} -> {a:.4f}" for k, (b, a) in self.components.items() if k != "total")
+        shown = ", ".join(f"{k} {b:.4f} -> {a:.4f}" for k, (b, a) in self.components.items() if _changes(k))
         return [*text, f"  {shown}"]
+
+
+def _changes(component: str) -> bool:
+    """Whether it says more than the reward does, and depends on the policy."""
+    return component != "total" and not component.startswith(TARGET)
 
 
 def compare(run: Path, name: str, before: int, after: int) -> Comparison:

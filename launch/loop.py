@@ -69,6 +69,7 @@ def train(
                 scores = worker.evaluate("heldout", config.monitor.eval_conditions)
                 heldout = float(scores.rewards.mean())
                 metrics["reward/heldout"] = heldout
+                metrics |= {f"heldout/{name}": float(value.mean()) for name, value in scores.components.items()}
                 telemetry.image_grid(step, "heldout/samples", scores.grid)
             actions = progress.controller.update(step, metrics["reward/mean"], metrics["kl/raw"], heldout)
             for action in actions:
@@ -78,6 +79,7 @@ def train(
                     with run.merge(progress.merges) as folder:
                         worker.save_base(folder)
             metrics |= progress.controller.metrics()
+            metrics |= {f"merge/event/{action.value}": 1.0 for action in actions if action.changes_weights}
             telemetry.scalars(step, metrics)
             telemetry.trajectories(step, report.rows)
             progress.steps = step + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import time
@@ -19,9 +20,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from launch.atomic import file_aside
+from launch.host import host_facts
 from launch.run_folder import RunFolder
 from stylevar.contracts import TrajectoryRows
 
+HOST = "run/host"
+"""Tag of the text that every start of a run leaves: what it runs on, as JSON."""
 _PART = re.compile(r"steps_(\d{8,})_(\d{8,})\.parquet")
 
 
@@ -41,6 +45,7 @@ class Telemetry:
         # A purge at 0 hides what an earlier attempt reported before its first checkpoint.
         purge = resume_step if any(run.tensorboard.iterdir()) else None
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge)
+        self._writer.add_text(HOST, json.dumps(host_facts()), resume_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write {tag: value} at `step`."""

@@ -83,6 +83,7 @@ class Trainer:
         torch.save(self.learner.state_dict(), folder / OPTIMIZER)
         self.adapters.model.arch.save(folder / "config.json")
         facts = {"version": list(self.policy.version), "base": base, "fingerprint": self.adapters.fingerprint()}
+        facts["device"] = self.policy.device.type  # another one adds up in another order
         (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
@@ -96,7 +97,8 @@ class Trainer:
         # The optimizer moves what it is given to where its own state lies.
         self.learner.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
         facts = json.loads((folder / FACTS).read_text())
-        if device.type == "cpu" and self.adapters.fingerprint() != facts["fingerprint"]:
+        comparable = device.type == "cpu" == facts.get("device", "cpu")
+        if comparable and self.adapters.fingerprint() != facts["fingerprint"]:
             raise UserError(
                 f"{folder} does not restore the weights it was saved from: the base model has changed since "
                 "(check --init, or start a new run)"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reward.base import Embedding, PerceptualDistance, RewardConfig, build_distance
 from reward.metrics import independent_metrics
+from reward.statistics import image_statistics
 from stylevar.contracts import Scores
 
 
@@ -32,8 +33,9 @@ class RewardScorer:
     def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores:
         """Score images uint8 [B, G, 3, H, W] against their conditions' targets uint8 [B, 3, H, W].
 
-        Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts, and
-        the independent metrics. An image's score does not depend on what else is in the batch.
+        Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts,
+        the independent metrics, and the statistics of samples and targets. But for the diversity of its group, an image's
+        values do not depend on what else is in the batch.
         Raises ValueError on other types or shapes; nothing is ever broadcast.
         """
         _check(generated_u8, target_u8)
@@ -52,6 +54,7 @@ class RewardScorer:
             rows.append({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
         device = generated_u8.device
         components = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
+        components |= image_statistics(generated_u8, target_u8, self.distance.device)
         return Scores(rewards=-self.scale * components["total"], components=components)
 
     def _score_part(self, images_u8: Tensor, embedding: Embedding, target_01: Tensor) -> dict[str, Tensor]:

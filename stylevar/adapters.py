@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -128,9 +128,20 @@ class Adapters:
 
     def fingerprint(self) -> str:
         """A hash of all effective weights, to the last bit: workers with equal fingerprints hold the same policy."""
-        digest = hashlib.sha256()
-        for name, tensor in self.base_state().items():
-            layer = self.layers.get(name.removesuffix(".weight"))
-            effective = tensor if layer is None else merged_rows(layer, slice(None))
-            digest.update(effective.detach().cpu().flatten().numpy().data)
-        return digest.hexdigest()[:16]
+        return _digest(
+            tensor if layer is None else merged_rows(layer, slice(None))
+            for name, tensor in self.base_state().items()
+            for layer in [self.layers.get(name.removesuffix(".weight"))]
+        )
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """`Adapters.fingerprint` of a policy whose adapters are baked in: its state, in the model's order and types."""
+    return _digest(state.values())
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().flatten().numpy().data)
+    return digest.hexdigest()[:16]

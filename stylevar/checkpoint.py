@@ -115,6 +115,11 @@ def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
     """Load `state` into `module`, every key accounted for and of the right shape; floats are cast to the module's type."""
+    module.load_state_dict(fitted(module, state, source), strict=True)
+
+
+def fitted(module: nn.Module, state: State, source: str) -> State:
+    """`state` in the order and the types of `module`, which is only looked at. UserError if a key or a shape is off."""
     own = module.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
@@ -133,7 +138,7 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
         raise UserError(
             f"{source} is of another size: {_some(wrong)}. Give a checkpoint of this width, depth and image size"
         )
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True)
+    return {k: state[k].to(v.dtype) for k, v in own.items()}
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:
@@ -216,14 +221,7 @@ def load_pair(
     state, vae_state = read_model_state(model_path), read_vae_state(vae_path)
     if is_vanilla_var(state):
         raise UserError(f"{init} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
-    config = _config_beside(init, revision)
-    if config is None:
-        try:
-            config = infer_config(state, vae_state, alphas)
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(
-                f"no architecture fits {init} with {vae} (missing: {error}): give a complete StyleVAR and its VQ-VAE"
-            ) from error
+    config = config_beside(init, revision) or _inferred(state, vae_state, init, vae)
     if alphas is not None:
         config = dataclasses.replace(config, alphas=tuple(alphas))
     tokenizer, model = build_from_config(config)
@@ -232,12 +230,21 @@ def load_pair(
     return tokenizer, model
 
 
+def _inferred(state: State, vae_state: State, init: str, vae: str) -> ModelConfig:
+    try:
+        return infer_config(state, vae_state)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"no architecture fits {init} with {vae} (missing: {error}): give a complete StyleVAR and its VQ-VAE"
+        ) from error
+
+
 def read_architecture(init: str, vae: str, revision: str | None = None) -> ModelConfig:
     """The architecture of `load_pair`'s model: from the config beside it, or else from the weights, which are then read."""
-    return _config_beside(init, revision) or load_pair(init, vae, revision=revision)[1].arch
+    return config_beside(init, revision) or load_pair(init, vae, revision=revision)[1].arch
 
 
-def _config_beside(init: str, revision: str | None) -> ModelConfig | None:
+def config_beside(init: str, revision: str | None) -> ModelConfig | None:
     """The config that was saved with a model, if it was."""
     beside = fetch_beside(init, fetch(init, MODEL_FILE, revision), CONFIG_FILE, revision)
     return None if beside is None else _own_config(beside)
@@ -294,20 +301,23 @@ def load_vanilla_var(model: StyleVAR, state: State, source: str, image_encoder: 
     load_into(model, mapped, source)
 
 
-def _compact(state: Mapping[str, Tensor], half: bool) -> State:
+def compact(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> State:
+    """The state on CPU as it is stored: matrices of floats as `dtype`, if that is smaller; all else as it is."""
+
     def stored(v: Tensor) -> Tensor:
         v = v.detach().cpu().contiguous()
-        return v.half() if half and v.is_floating_point() and v.ndim >= 2 else v
+        smaller = v.is_floating_point() and v.ndim >= 2 and dtype.itemsize < v.dtype.itemsize
+        return v.to(dtype) if smaller else v
 
     return {k: stored(v) for k, v in state.items()}
 
 
 def save_model(state: Mapping[str, Tensor], config: ModelConfig, folder: Path, half: bool = False) -> None:
     """Write `model.safetensors` and `config.json` into an existing folder; `half` stores matrices in fp16."""
-    save_file(_compact(state, half), str(folder / MODEL_FILE))
+    save_file(compact(state, torch.half if half else torch.float32), str(folder / MODEL_FILE))
     config.save(folder / CONFIG_FILE)
 
 
 def save_vae(vae: VQVAE, path: Path, half: bool = False) -> None:
     """Write the VQ-VAE's weights as safetensors; `half` stores matrices in fp16."""
-    save_file(_compact(vae.state_dict(), half), str(path))
+    save_file(compact(vae.state_dict(), torch.half if half else torch.float32), str(path))

@@ -73,14 +73,25 @@ def fetch_beside(source: str, fetched: Path, name: str, revision: str | None = N
 
 
 def _download(repo: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import errors as hub_errors
 
     try:
         return Path(hf_hub_download(repo, file, revision=revision))
     except Exception as error:  # Which classes it raises depends on its version and its HTTP client.
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        missing = isinstance(error, hub_errors.LocalEntryNotFoundError)
+        cause = error.__cause__ if missing and error.__cause__ else error
+        # Of the classes, the first that fits: some are subclasses of others.
+        reasons: dict[type[Exception], str] = {
+            hub_errors.OfflineModeIsEnabled: "it is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
+            hub_errors.GatedRepoError: "access to it has to be asked for on its page, and HF_TOKEN set",
+            hub_errors.RepositoryNotFoundError: "there is no such repository, or HF_TOKEN is needed to see it",
+            hub_errors.RevisionNotFoundError: f"it has no revision {revision}",
+            hub_errors.EntryNotFoundError: f"revision {revision or 'main'} has no such file",
+        }
+        known = next((text for kind, text in reasons.items() if isinstance(cause, kind)), None)
+        reason = known or (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise UserError(
-            f"cannot get {file} of {repo} from the hub ({reason}): check the id and the network, or give a local file"
+            f"cannot get {file} of {repo} from {constants.ENDPOINT} ({reason}): check the id and the network, or give a "
+            f"local file"
         ) from error

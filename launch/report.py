@@ -1,0 +1,58 @@
+"""Write a run's report: one HTML page with its curves, samples, signs of a gamed reward, time, faults and settings.
+
+python launch/report.py runs/demo
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from launch import cli
+from launch.atomic import file_aside
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    run: tyro.conf.Positional[Path]
+    """The run's folder, of GRPO or SFT; the run may still be going."""
+    out: Path | None = None
+    """The page; by default report.html in the run's folder. An older one is replaced."""
+    grids: int = 12
+    """Pictures of samples to show of each kind, evenly spread over the run."""
+    drift: float = 0.1
+    """Share of its first value that a statistic of the samples may lose while the reward rises, before the page warns."""
+
+    def __post_init__(self) -> None:
+        if self.grids < 1:
+            raise UserError(f"--grids {self.grids}: must be at least 1")
+        if not self.drift >= 0:
+            raise UserError(f"--drift {self.drift}: must be at least 0")
+
+
+def main(config: ReportConfig) -> None:
+    # Late: it takes seconds, and --help needs none of it.
+    from launch.run_report.page import render
+    from launch.run_report.record import read_run
+
+    record = read_run(config.run)
+    page = render(record, config.grids, config.drift)
+    out = config.out or config.run / "report.html"
+    try:
+        with file_aside(out) as aside:
+            aside.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
+    for note in record.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{out}: {len(page) / 1e6:.1f} MB; open it in a browser")
+
+
+if __name__ == "__main__":
+    cli.run(main, ReportConfig)

@@ -1,0 +1,221 @@
+"""All that a run's folder says of the run, read so that what is damaged or missing costs no more than itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from launch.telemetry import HOST
+from stylevar.errors import UserError
+
+EVENT = "merge/event/"
+"""Prefix of the scalars that mark a merge or a rollback: the rest is the name of what was done."""
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A scalar over time: `steps` int64 [N] ascending, `values` float64 [N]."""
+
+    steps: Array
+    values: Array
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a step, as the bytes of its PNG."""
+
+    step: int
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A merge or rollback after a step."""
+
+    step: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """A process that worked on the run: when it started (seconds since 1970), at which step, and on what."""
+
+    time: float
+    step: int
+    host: dict[str, str]
+
+
+@dataclass
+class RunRecord:
+    """A run's folder in memory. `rows` has one entry per trajectory, {column: [N]}; `notes` says what could not be read."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    scalars: dict[str, Series] = field(default_factory=dict)
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    rows: dict[str, Array] = field(default_factory=dict)
+    heldout: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    starts: list[Start] = field(default_factory=list)
+    last_time: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """grpo or sft."""
+        return "sft" if "epochs" in self.config or "loss/train" in self.scalars else "grpo"
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything is known of; -1 if there is none."""
+        tags = ("reward/mean", "loss/train")
+        return max((int(self.scalars[tag].steps[-1]) for tag in tags if tag in self.scalars), default=-1)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "model").is_dir()
+
+    def marks(self) -> list[Mark]:
+        """Merges and rollbacks in the order of their steps."""
+        named = [
+            Mark(int(step), tag.removeprefix(EVENT))
+            for tag, series in self.scalars.items()
+            if tag.startswith(EVENT)
+            for step in series.steps
+        ]
+        return sorted(named, key=lambda mark: mark.step)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run's folder. UserError if it is none."""
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder: give the folder of a run, as runs/demo")
+    if not (path / "config.yaml").is_file() and not (path / "tensorboard").is_dir():
+        raise UserError(f"{path} is no run, it has neither config.yaml nor tensorboard/: give a folder such as runs/demo")
+    record = RunRecord(path)
+    _read_config(record)
+    _read_events(record)
+    _read_rows(record)
+    _read_heldout(record)
+    return record
+
+
+def _read_config(record: RunRecord) -> None:
+    file = record.path / "config.yaml"
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no settings")
+        record.config = values
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        record.notes.append(f"config.yaml is left out: {_reason(error)}")
+
+
+def _read_events(record: RunRecord) -> None:
+    # Imported here: it takes seconds.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = record.path / "tensorboard"
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    if not files:
+        record.notes.append("tensorboard/ holds no event file: there are no curves and no pictures")
+        return
+    for file in files:
+        at = _cut_off(file)
+        if at is not None:
+            record.notes.append(
+                f"{file.name} ends within a record, at byte {at}: the run was killed, or is writing; what is before is shown"
+            )
+    # It would tell of every purge of a resumed run.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 1}).Reload()
+    for tag in events.Tags()["scalars"]:
+        points = {event.step: event.value for event in events.Scalars(tag)}  # of a step that was redone, the last
+        steps = sorted(points)
+        record.scalars[tag] = Series(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
+        record.last_time = max(record.last_time, max(event.wall_time for event in events.Scalars(tag)))
+    for tag in events.Tags()["images"]:
+        record.pictures[tag] = [Picture(event.step, event.encoded_image_string) for event in events.Images(tag)]
+    record.starts = [start for file in files if (start := _start(file)) is not None]
+
+
+def _cut_off(file: Path) -> int | None:
+    """Where a file of TFRecords (length, checksum, content, checksum) ends too early, or None."""
+    size, at = file.stat().st_size, 0
+    with file.open("rb") as stream:
+        while at < size:
+            header = stream.read(12)
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+            if at + 16 + length > size:
+                return at
+            at += 16 + length
+            stream.seek(at)
+    return None
+
+
+def _start(file: Path) -> Start | None:
+    """Who wrote an event file, from its first events."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    time, step = 0.0, 0
+    for event in EventFileLoader(str(file)).Load():
+        time = time or event.wall_time
+        if event.HasField("session_log"):
+            step = max(step, event.step)
+        for value in event.summary.value if event.HasField("summary") else ():
+            if value.tag != f"{HOST}/text_summary":
+                return Start(time, step, {})
+            return Start(time, event.step, json.loads(value.tensor.string_val[0]))
+    return Start(time, step, {}) if time else None
+
+
+def _read_rows(record: RunRecord) -> None:
+    tables = []
+    for file in sorted((record.path / "trajectories").glob("*.parquet")):
+        try:
+            tables.append(pq.read_table(file))
+        except (OSError, pa.ArrowException) as error:
+            record.notes.append(f"trajectories/{file.name} is left out, it cannot be read: {_reason(error)}")
+    if tables:
+        table = pa.concat_tables(tables, promote_options="default")
+        record.rows = {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _read_heldout(record: RunRecord) -> None:
+    """{set: [scores, by step]} of heldout/<set>_<step>.json."""
+    for file in sorted((record.path / "heldout").glob("*_*.json")):
+        try:
+            scores = json.loads(file.read_text())
+            parts = {**scores["components"], "reward": [float(np.mean(row)) for row in scores["rewards"]]}
+            kept = {"step": int(scores["step"]), "keys": scores["keys"], "parts": parts}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            record.notes.append(f"heldout/{file.name} is left out, it cannot be read: {_reason(error)}")
+            continue
+        record.heldout.setdefault(file.stem.rpartition("_")[0], []).append(kept)
+
+
+def paired(record: RunRecord) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Every held-out set with its first and its last scores, where there are two, of the same conditions."""
+    for name, scores in record.heldout.items():
+        first, last = scores[0], scores[-1]
+        if first is not last and first["keys"] == last["keys"]:
+            yield name, first, last
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
