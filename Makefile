@@ -23,10 +23,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: lint
-	$(BIN)/python -m pytest -m ''
+# The minutes-long ones after that, one by one: they start Ray clusters and kill parts of them.
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,7 @@
-"""What all tests share: few threads (two cores)."""
+"""What all tests share: two cores, one for each of two processes that run tests side by side."""
+
+import os
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

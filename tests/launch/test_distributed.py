@@ -109,6 +109,7 @@ def kill(role: str, after: float = 0.0) -> None:
     next(p for p in ours if os.getpid() in [parent.pid for parent in p.parents()]).kill()
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_loss_of_every_role_unchanged(inputs, undisturbed, tmp_path, caplog):
     """Two rollout workers, so that one is there when the other is not; the learners go back to a checkpoint."""
     deeds = {
@@ -142,6 +143,7 @@ def test_more_workers_of_every_role_change_nothing_but_rounding(inputs, tmp_path
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), tag
 
 
+@pytest.mark.slow
 def test_pipelined_rollouts_lag_as_asked_and_resume_exactly(inputs, tmp_path):
     """A signal in the middle of a step leaves a checkpoint at once, from which the run goes on as if there had been none."""
     ahead = replace(ONE, max_staleness=1)

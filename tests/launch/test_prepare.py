@@ -252,6 +252,7 @@ def test_bad_input_is_one_line_and_code_2(sound, tmp_path, monkeypatch, capsys, 
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_killed_worker_lose_nothing(tmp_path):
     write_omnistyle(tmp_path / "in", contents=8, styles=75, targets=600, size=128)
     command = [sys.executable, str(ROOT / "launch" / "prepare.py"), "omnistyle", "in", "--out", "out", "--workers", "2"]

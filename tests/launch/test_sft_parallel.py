@@ -81,6 +81,7 @@ def alone(files, tmp_path_factory) -> Path:
     return runs / "sft"
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_replaced_and_the_run_ends_as_it_would_have(files, alone, tmp_path, monkeypatch):
     run = tmp_path / "sft"
     killer = once((run / "checkpoints" / "step_00000004").is_dir, kill_a_worker)

@@ -89,6 +89,7 @@ def test_moments_go_to_the_host_only_if_they_must(least):
     assert chosen(10**12, on_gpu=False).config.learner.optimizer_device == "device"
 
 
+@pytest.mark.slow
 def test_a_budget_that_holds_nothing_names_needs_and_flags():
     config = dataclasses.replace(CONFIG, memory_budget="1MiB")
     shortage = chosen(1 << 20, config).shortage
