@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.model import ModelShape, enliven, random_conditions
+from launch.benchmarks.plot import draw_phases, refuse_unknown
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
 from launch.device import choose_device
@@ -175,6 +177,8 @@ class Step:
     """CPU threads; 0 for all cores."""
     json: bool = False
     """Print one JSON object instead of tables."""
+    plot: Path | None = None
+    """Also draw where the time goes, into this .png or .svg file."""
     compare_naive: bool = False
     """Also run the step as its equations read, check that both agree, and show how much is saved. Takes much longer."""
 
@@ -182,8 +186,14 @@ class Step:
         if self.reward not in get_args(RewardName):
             raise UserError(f"--reward {self.reward}: unknown; choose one of {', '.join(get_args(RewardName))}")
 
+        if self.plot is not None:
+            refuse_unknown(self.plot)
+
     def run(self) -> None:
         result = self.measure()
+        if self.plot is not None:
+            title = f"{self.conditions} x {self.rollout.group} trajectories, depth {self.model.depth}, on {result.device}"
+            draw_phases(result.phases, f"{title}: {duration(result.step.seconds)} a step", self.plot)
         print(json.dumps(asdict(result)) if self.json else result.text())
 
     def measure(self) -> StepResult:

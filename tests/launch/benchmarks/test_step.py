@@ -41,6 +41,20 @@ def tiny(**changes: Any) -> Step:
     return Step(**(usual | changes))
 
 
+def test_the_plot_has_a_bar_for_each_phase(tmp_path, capsys):
+    tiny(plot=tmp_path / "step.svg").run()
+    drawn = (tmp_path / "step.svg").read_text()
+    assert all(f"<!-- {phase} -->" in drawn for phase in ("rollout", "update backward"))
+    assert "rollout" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--plot .*step\.jpg: give a \.png or \.svg file"):
+        tiny(plot=tmp_path / "step.jpg")
+
+
+def test_naive_inference_is_compared_in_fp32_only():
+    with pytest.raises(UserError, match="leave out --precision bf16 and --tf32"):
+        Infer(compare_naive=True, precision="bf16")
+
+
 def test_a_step_is_measured_phase_by_phase_with_the_flops_of_the_plan():
     result = tiny(conditions=2, reward="lite").measure()
     assert list(result.phases) == [*PHASES, "other"]
