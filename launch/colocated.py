@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from data.conditions import ConditionSets, spread
+from launch.cluster.placement import ROLES
 from launch.config import GrpoConfig
 from launch.device import choose_device
-from launch.placement import ROLES
 from launch.plan.budget import choose, device_budget
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.telemetry import PhaseTimer, memory

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from launch.cluster.placement import ClusterConfig
 from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
-from launch.placement import ClusterConfig
 from launch.plan.config import PlanConfig
 from launch.plan.text import parse_size
 from learner.merge import MergeConfig

@@ -20,12 +20,12 @@ import tyro
 
 from data.shards import TripletShards, expand_shards
 from launch.cli import exit_code
-from launch.cluster import join_cluster
+from launch.cluster.distributed import DistributedRun
+from launch.cluster.join import join_cluster
+from launch.cluster.learner_group import LearnerLost
 from launch.colocated_actor import ColocatedActor
 from launch.config import GrpoConfig, default_for, load_config, to_plain
-from launch.distributed import DistributedRun
 from launch.heldout import before_after, compare
-from launch.learner_group import LearnerLost
 from launch.loop import Progress, score_heldout, train
 from launch.plan.report import plan
 from launch.run_folder import ResumePoint, RunFolder, find_resume

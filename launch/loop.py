@@ -10,8 +10,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from launch.cluster.distributed import StepAbandoned
 from launch.config import GrpoConfig
-from launch.distributed import StepAbandoned
 from launch.heldout import save_scores
 from launch.reports import HeldoutReport, StepReport
 from launch.run_folder import RunFolder

@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from data.index import expand_shards
-from launch.cluster import join_cluster
+from launch.cluster.join import join_cluster
 from launch.run_folder import ResumePoint, RunFolder, find_resume
 from launch.sft import SftRun
 from launch.sft_config import SftConfig

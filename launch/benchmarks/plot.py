@@ -21,7 +21,7 @@ def refuse_unknown(path: Path) -> None:
 
 
 def draw_phases(phases: Mapping[str, PhaseResult], title: str, path: Path) -> None:
-    """A bar for each phase, with its time and its share of the peak of matrix products. UserError if it cannot be written."""
+    """A bar for each phase, with its time and its share of the peak. UserError if it cannot be written."""
     from matplotlib.figure import Figure
 
     shown = {name: phase for name, phase in phases.items() if phase.seconds > 0}

@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import ray
 
-from launch.cluster import join_cluster
+from launch.cluster.distributed import DistributedRun
+from launch.cluster.join import join_cluster
+from launch.cluster.placement import ClusterConfig
 from launch.colocated_actor import ColocatedActor
 from launch.config import GrpoConfig, demo
-from launch.distributed import DistributedRun
-from launch.placement import ClusterConfig
 from launch.plan.report import Plan
 from launch.plan.text import table
 

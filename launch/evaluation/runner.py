@@ -180,7 +180,7 @@ def _on_ray(
 ) -> Iterator[tuple[Task, Part]]:
     import ray
 
-    from launch.cluster import join_cluster
+    from launch.cluster.join import join_cluster
 
     ours = not ray.is_initialized()
     there = join_cluster()

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from launch.cluster.placement import Role
 from launch.config import GrpoConfig
-from launch.placement import Role
 from launch.plan.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
 from launch.plan.phases import Workload
 from launch.plan.text import parse_size, size

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from data.conditions import ConditionSets
+from launch.cluster.placement import ROLES, Role
 from launch.config import GrpoConfig, to_plain
 from launch.device import choose_device
-from launch.placement import ROLES, Role
 from launch.plan.budget import choose, conditions_held, workload
 from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import small_model
 
+from launch.cluster.placement import ROLES, ClusterConfig
 from launch.config import GrpoConfig
-from launch.placement import ROLES, ClusterConfig
 from launch.plan.budget import RESERVE, Choice, choose, workload
 from launch.plan.memory import MemoryPlan
 from launch.plan.text import parse_size

@@ -13,8 +13,8 @@ import yaml
 
 from data.conditions import ConditionSets
 from launch import grpo
+from launch.cluster.placement import ClusterConfig
 from launch.config import GrpoConfig, load_config, to_plain
-from launch.placement import ClusterConfig
 from launch.plan import report
 from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from launch.pool import Calls, CallTimeout, Pool, Task
+from launch.cluster.pool import Calls, CallTimeout, Pool, Task
 from stylevar.errors import UserError
 
 

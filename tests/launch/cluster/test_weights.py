@@ -11,8 +11,8 @@ import torch
 
 import learner.actor
 import rollout.actor
-from launch.pool import Member
-from launch.weights import Weights, WeightsDiverged
+from launch.cluster.pool import Member
+from launch.cluster.weights import Weights, WeightsDiverged
 from learner.actor import WeightsInfo
 from rollout.actor import RolloutWorker, SyncInfo, WrongVersion
 from rollout.sampler import RolloutConfig

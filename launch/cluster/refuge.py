@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 
-from launch.actors import Place, Placement
-from launch.learner_group import LearnerGroup, LearnerLost
-from launch.placement import Role
-from launch.pool import Pool
+from launch.cluster.actors import Place, Placement
+from launch.cluster.learner_group import LearnerGroup, LearnerLost
+from launch.cluster.placement import Role
+from launch.cluster.pool import Pool
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from launch import grpo
+from launch.cluster.distributed import DistributedRun
+from launch.cluster.placement import ClusterConfig
 from launch.config import GrpoConfig, to_plain
-from launch.distributed import DistributedRun
-from launch.placement import ClusterConfig
 
 ROOT = Path(grpo.__file__).parents[1]
 STEPS = 60

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch import grpo
+from launch.cluster.distributed import DistributedRun
+from launch.cluster.placement import ClusterConfig
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
-from launch.distributed import DistributedRun
-from launch.placement import ClusterConfig
 from launch.run_folder import find_resume
 from launch.stop import StopRequest
 

@@ -19,18 +19,18 @@ from typing import Any
 import ray
 
 from data.conditions import spread
-from launch.actors import Placement
+from launch.cluster.actors import Placement
+from launch.cluster.learner_group import LearnerGroup, Together
+from launch.cluster.placement import ROLES, split_units
+from launch.cluster.pool import Calls, Pool
+from launch.cluster.refuge import Refuge
+from launch.cluster.role_usage import RoleUsage
+from launch.cluster.units import Unit, UnitFlow
+from launch.cluster.weights import Weights
 from launch.config import GrpoConfig
-from launch.learner_group import LearnerGroup, Together
-from launch.placement import ROLES, split_units
 from launch.plan.budget import Choice, choose
 from launch.plan.text import parse_size
-from launch.pool import Calls, Pool
-from launch.refuge import Refuge
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
-from launch.role_usage import RoleUsage
-from launch.units import Unit, UnitFlow
-from launch.weights import Weights
 from learner.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.merge import MergeAction
 from learner.trainer import saved_base

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def ray_folder() -> Iterator[Path]:
 def test_a_dead_cluster_that_was_started_here_is_not_waited_for(ray_folder):
     (ray_folder / "ray").mkdir()
     (ray_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-    code = "from launch.cluster import join_cluster; print('joined', join_cluster()['CPU'])"
+    code = "from launch.cluster.join import join_cluster; print('joined', join_cluster()['CPU'])"
     environment = {**os.environ, "RAY_TMPDIR": str(ray_folder)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False

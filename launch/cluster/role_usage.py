@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ray.util.metrics import Gauge
 
-from launch.pool import Member, Pool
+from launch.cluster.pool import Member, Pool
 from rollout.actor import SyncInfo
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.actor import ReadInfo
-from launch.learner_group import LearnerGroup
-from launch.pool import Member, Pool, Task
+from launch.cluster.learner_group import LearnerGroup
+from launch.cluster.pool import Member, Pool, Task
 from launch.reports import HELDOUT_STEP
 from stylevar.contracts import CallInfo, PolicyVersion
 

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from launch.actors import Placement
+from launch.cluster.actors import Placement
+from launch.cluster.pool import LOST, Calls, Member
 from launch.config import GrpoConfig
-from launch.pool import LOST, Calls, Member
 from learner.update import LogprobMismatch
 from stylevar.policy import PolicySource
 
