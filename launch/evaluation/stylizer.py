@@ -53,7 +53,7 @@ class Method:
 def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
     """What --methods or --checkpoint name. UserError for an empty list, and for two methods of one name."""
     specs = config.methods if config.checkpoint is None else (config.checkpoint,)
-    methods = tuple(_parse(spec) for spec in specs)
+    methods = tuple(_parse(spec, "adain-lite" if config.adain_vgg is None else "adain") for spec in specs)
     names = [method.name for method in methods]
     if not methods:
         raise UserError("--methods: give at least one, as NAME=CHECKPOINT or one of " + ", ".join(BASELINES))
@@ -65,18 +65,19 @@ def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
     return methods
 
 
-def _parse(spec: str) -> Method:
+def _parse(spec: str, adain: str) -> Method:
+    """`adain`: what AdaIN is called in the table, where the user does not say."""
     name, equals, source = spec.partition("=")
     if not equals:
         if spec in BASELINES:
-            return Method(spec, spec, None)
+            return Method(adain if spec == "adain" else spec, spec, None)
         path = Path(spec)
         name, source = (path.parent.name if path.name == "model" else path.stem), spec
     if not re.fullmatch(r"[\w.-]+", name) or not source:
         raise UserError(f"--methods {spec}: give NAME=CHECKPOINT, with a name of letters, digits and . _ -")
     if source in BASELINES:
         return Method(name, source, None)
-    return Method(name, name, source) if name == "adain" else Method(name, None, source)
+    return Method(adain, name, source) if name == "adain" else Method(name, None, source)
 
 
 class CheckpointStylizer:

@@ -223,9 +223,13 @@ def test_methods_by_their_names(files, tmp_path):
     assert parsed("copy", "c=copy", "adain=d.pth", "adain2=adain") == (
         Method("copy", "copy", None),
         Method("c", "copy", None),
-        Method("adain", "adain", "d.pth"),
+        Method("adain-lite", "adain", "d.pth"),
         Method("adain2", "adain", None),
     )
+    # Without the paper's encoder it is not called by the paper's name.
+    assert [method.name for method in parsed("adain")] == ["adain-lite"]
+    with_vgg = config(files, tmp_path, methods=("adain",), adain_vgg=tmp_path / "vgg.pth")
+    assert [method.name for method in parse_methods(with_vgg)] == ["adain"]
     assert parsed("sft=a/b", "runs/x/model", "b.pth") == (
         Method("sft", None, "a/b"),
         Method("x", None, "runs/x/model"),
