@@ -63,7 +63,17 @@ def _staging(like: Tensor, pinned: bool | None = None) -> Tensor:
 def build_optimizer(parameters: Sequence[nn.Parameter], where: OptimizerDevice, **settings: Any) -> torch.optim.AdamW:
     """AdamW with its state on the parameters' device, unless `where` is "cpu"."""
     if where == "cpu":
-        return HostAdamW(parameters, **settings)
+        return with_moments(HostAdamW(parameters, **settings))
     # One kernel in place of a dozen passes over the parameters; there is none for shapes without values.
     fused = not any(parameter.is_meta for parameter in parameters)
-    return torch.optim.AdamW(parameters, fused=fused, **settings)
+    return with_moments(torch.optim.AdamW(parameters, fused=fused, **settings))
+
+
+def with_moments(optimizer: torch.optim.AdamW) -> torch.optim.AdamW:
+    """The optimizer with its moments, which torch would take at the first step only, amid the memory of an update."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            step = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": step, **moments}
+    return optimizer

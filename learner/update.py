@@ -131,6 +131,10 @@ class GrpoLearner:
         c = self.config
         settings = {"lr": c.lr, "betas": c.adam_betas, "weight_decay": c.weight_decay}
         self.optimizer = build_optimizer(self.adapters.parameters(), c.optimizer_device, **settings)
+        # They stay from now on: taken during an update, they would lie scattered among the activations that come and
+        # go, and the holes between them would be of no use.
+        for parameter in self.adapters.parameters():
+            parameter.grad = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -211,7 +215,7 @@ class GrpoLearner:
     def _pass(self, step: int, studies: Sequence[_Study], on_policy: bool, first: bool) -> PassReport:
         """Accumulate gradients over the lessons of a minibatch, then one optimizer step unless the guard forbids it."""
         c = self.config
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         stats = TrajectoryStats.empty()
         for study in studies:
             for b in range(len(study.lesson.trajectories.keys)):
@@ -224,7 +228,6 @@ class GrpoLearner:
             if not skipped:
                 grad_norm = self._optimize(kept)
                 skipped = not math.isfinite(grad_norm)
-            self.optimizer.zero_grad()
         return PassReport(stats, decision.keep, skipped, grad_norm)
 
     def _optimize(self, kept: int) -> float:
