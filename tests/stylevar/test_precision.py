@@ -35,7 +35,7 @@ def outcome(bf16: bool, **settings) -> tuple[Adapters, dict[str, torch.Tensor]]:
         lesson = Lesson(state, drawn, learner.reference_logprobs(state, drawn), rewards)
         learner.optimizer.step = lambda *args: None  # type: ignore[method-assign]
         kept: dict[str, torch.Tensor] = {}
-        learner.optimizer.zero_grad = lambda *args: keep_gradients(adapters, kept)  # type: ignore[method-assign]
+        learner.optimizer.zero_grad = lambda **kwargs: keep_gradients(adapters, kept)  # type: ignore[method-assign]
         result = learner.update(0, [[lesson]])
     kept["mismatch"] = torch.tensor(result.metrics["policy/logprob_mismatch_max"])
     return adapters, kept
