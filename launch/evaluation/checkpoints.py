@@ -54,7 +54,7 @@ def weight_files(source: str) -> list[Path]:
 def _with_adapters(checkpoint: Path, config: GrpoConfig, vae: str | None) -> StyleVAR:
     """The adapters of `checkpoint`, baked into the base that it names."""
     base, version = saved_base(checkpoint)
-    source = dataclasses.replace(config.policy_source(), base=base, version=version)
+    source = dataclasses.replace(config.policy_source(), base=base, version=version, precision="fp32", tf32=False)
     if vae is not None:
         source = dataclasses.replace(source, vae=vae)
     policy = Policy(source, torch.device("cpu"))

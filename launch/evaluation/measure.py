@@ -21,6 +21,7 @@ from launch.evaluation.fid import load_art_inception
 from launch.evaluation.stylizer import Method, Stylizer, build_stylizer
 from reward.build import build_term
 from stylevar.images import u8_to_01
+from stylevar.policy import allow_tf32
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Evaluator:
         """Raises UserError for weights that cannot be used."""
         self.config, self.conditions, self.columns = config, conditions, columns
         self.device = choose_device(config.device)
+        allow_tf32(False)
         names = dict.fromkeys(column.distance for column in columns)
         if config.paired:
             names |= dict.fromkeys(term.name for term in config.reward.terms())

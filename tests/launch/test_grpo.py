@@ -136,7 +136,8 @@ def test_rollbacks_restore_what_they_name(inputs, tmp_path):
     worker.apply(MergeAction.ROLLBACK)
     assert worker.fingerprint() == start
     moments = worker.trainer.learner.optimizer.state.values()
-    assert moments and all(value.count_nonzero() == 0 for one in moments for value in one.values())
+    assert moments
+    assert all(value.count_nonzero() == 0 for one in moments for value in one.values())
 
 
 def test_the_reward_rises_on_one_condition(inputs, tmp_path):
