@@ -13,10 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
+from stylevar.attention import BlendedAttention
 from stylevar.checkpoint import read_file
 from stylevar.errors import UserError
 from stylevar.lowrank import MERGED, base_weight, compute_dtype, factors, merged_rows
-from stylevar.transformer import BlendedAttention, StyleVAR
+from stylevar.transformer import StyleVAR
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
 AdapterState = dict[str, Tensor]

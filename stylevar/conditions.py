@@ -20,7 +20,7 @@ class ConditionState:
     """Everything about B conditions that no adapter changes: it stays valid across updates of the adapters.
 
     start      [B, 1, C]            the content token that opens the sequence
-    guides     [B, 2, L, C]         style and content guide tokens
+    guides     [B, 2L, C]           guide tokens, scale by scale: its style tokens, then its content tokens
     adaln      depth x [6, B, 1, 1, C]
     head_adaln [2, B, 1, 1, C]
     """
@@ -70,7 +70,8 @@ def encode_conditions(
     with torch.no_grad():
         features = model.vae.quantize.guide_features(idx_Bl)
     positions = model.level_positions()
-    guides = (model.word_embed(features) + positions).view(2, batch, *positions.shape[1:]).transpose(0, 1)
+    style, content = (model.word_embed(features) + positions).chunk(2)
+    guides = torch.cat([part[:, at] for at in model.arch.scale_slices() for part in (style, content)], dim=1)
     for_blocks = model.shared_ada_lin(cond) if model.arch.shared_aln else cond
     return ConditionState(
         start=(start.unsqueeze(1) + model.pos_start + positions[:, :1]),
@@ -93,7 +94,7 @@ def encode_batch(model: StyleVAR, batch: ConditionBatch) -> ConditionState:
 
 
 def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:
-    """Style and content queries of every block, depth x [B, H, 2, L, 64]. These do depend on the adapters."""
+    """Style and content queries of every block, depth x [B, H, 2L, 64]. These do depend on the adapters."""
     return [block.queries(state.guides, adaln) for block, adaln in zip(model.blocks, state.adaln, strict=True)]
 
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stylevar.attention import Span
 from stylevar.conditions import ConditionState
 from stylevar.config import HEAD_DIM
 from stylevar.errors import UserError
 from stylevar.sampling import Draw, Stream, Truncation, draw_tokens, pack_support
-from stylevar.transformer import Span, StyleVAR
+from stylevar.transformer import StyleVAR
 
 KV_CACHES = ("exact", "paper")
 
@@ -110,9 +111,9 @@ def generate_scales(
     f_hat = quantize.empty(batch * group)
     for s, at in enumerate(arch.scale_slices()):
         now = at.stop - at.start
-        span = Span(slice(0, now), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
+        span = Span((now,), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
         for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
-            x = block(x, adaln, q[..., at, :], alphas[at], [span], cache=cache.block(i))
+            x = block(x, adaln, q[..., 2 * at.start : 2 * at.stop, :], alphas[at], [span], cache=cache.block(i))
         cache.advance(now)
         logits = model.head_logits(x, state.head_adaln)
         draw = draw_tokens(logits, truncation, temperature, stream, at)

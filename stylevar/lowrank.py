@@ -8,6 +8,7 @@ Weights, adapters and their gradients stay fp32 whatever a layer multiplies in (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -21,31 +22,42 @@ _COMPUTE = "_compute_dtype"
 
 
 class _FactoredLinear(torch.autograd.Function):
-    """y = x W_eff^T + bias with gradients for x, A and B; `merged` is W_eff, already computed, and `bias` is frozen.
+    """y = f(x) W_eff^T + bias with gradients for x, A and B; `merged` is W_eff, already computed, and `bias` is frozen.
 
-    The forward is the very call that a layer without adapters makes, so that adapters without effect change no bit.
-    With `gelu` it is applied to x first. The backward does that again: a fifth of all saved activations is not kept.
+    The forward is the very call that a layer without adapters makes, so that adapters without effect change no bit. The
+    backward runs f, which is cheap, again, and so f(x) is not kept: a third of all that would be saved.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, merged: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float, gelu: bool
+        ctx: Any,
+        x: Tensor,
+        merged: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scale: float,
+        ready: Callable[..., Tensor],
+        *constants: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, merged, lora_a, lora_b)
-        ctx.scale, ctx.gelu = scale, gelu
-        return F.linear(tanh_gelu(x) if gelu else x, merged, bias)
+        ctx.save_for_backward(x, merged, lora_a, lora_b, *constants)
+        ctx.scale, ctx.ready = scale, ready
+        return F.linear(ready(x, *constants), merged, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, merged, lora_a, lora_b = ctx.saved_tensors
+        x, merged, lora_a, lora_b, *constants = ctx.saved_tensors
         dy = grads[0]
-        dy_rows, x_rows = dy.flatten(0, -2), (tanh_gelu(x) if ctx.gelu else x).flatten(0, -2)
-        dx = dy @ merged if ctx.needs_input_grad[0] else None
-        d_a = ctx.scale * ((dy_rows @ lora_b.to(dy.dtype)).t() @ x_rows).float()
-        d_b = ctx.scale * (dy_rows.t() @ (x_rows @ lora_a.to(dy.dtype).t())).float()
-        if dx is not None and ctx.gelu:
-            dx = torch.ops.aten.gelu_backward(dx, x, approximate="tanh")
-        return dx, None, None, d_a, d_b, None, None
+        with torch.enable_grad():
+            given = x.detach().requires_grad_(ctx.needs_input_grad[0])
+            ready = ctx.ready(given, *constants)
+        dy_rows, rows = dy.flatten(0, -2), ready.detach().flatten(0, -2)
+        d_a = ctx.scale * ((dy_rows @ lora_b.to(dy.dtype)).t() @ rows).float()
+        d_b = ctx.scale * (dy_rows.t() @ (rows @ lora_a.to(dy.dtype).t())).float()
+        dx = None
+        if ctx.needs_input_grad[0]:
+            (dx,) = torch.autograd.grad(ready, given, dy @ merged)
+        return dx, None, None, d_a, d_b, None, None, *(None for _ in constants)
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
@@ -86,7 +98,12 @@ def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
 
 
 def project(
-    layer: nn.Module, x: Tensor, rows: slice | None = None, bias: Tensor | None = None, gelu: bool = False
+    layer: nn.Module,
+    x: Tensor,
+    rows: slice | None = None,
+    bias: Tensor | None = None,
+    prepare: Callable[..., Tensor] | None = None,
+    constants: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """x [..., in] -> [..., len(rows)], of the layer's compute type: `layer` restricted to `rows` of its weight.
 
@@ -94,20 +111,27 @@ def project(
         layer: an `nn.Linear`, or PEFT's LoRA layer around one. Switched-off adapters are not applied.
         rows: which outputs are wanted (all by default); the others are not multiplied.
         bias: [len(rows)], in place of the layer's own.
-        gelu: apply GELU (tanh) to x first.
+        prepare: what `prepare(x, *constants)` gives takes the place of x. It is not kept for the backward pass of an
+            adapted layer, which calls it again.
     """
     rows = slice(None) if rows is None else rows
     if bias is None:
         own = base_linear(layer).bias
         bias = None if own is None else own[rows]
     dtype = compute_dtype(layer)
-    x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+
+    def ready(given: Tensor, *constants: Tensor) -> Tensor:
+        return (given if prepare is None else prepare(given, *constants)).to(dtype)
+
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
-        return F.linear(tanh_gelu(x) if gelu else x, base_weight(layer)[rows].to(dtype), bias)
+        return F.linear(ready(x, *constants), base_weight(layer)[rows].to(dtype), bias)
     merged = getattr(layer, MERGED, None)
     if merged is None:
         merged = merged_rows(layer, rows).to(dtype)
     if not torch.is_grad_enabled():
-        return F.linear(tanh_gelu(x) if gelu else x, merged, bias)
+        return F.linear(ready(x, *constants), merged, bias)
+    if any(constant.requires_grad for constant in constants):
+        raise ValueError("an adapted layer gives the constants of its `prepare` no gradient: freeze them")
     lora_a, lora_b, scale = factors(layer)
-    return _FactoredLinear.apply(x, merged, bias, lora_a, lora_b[rows], scale, gelu)
+    return _FactoredLinear.apply(x, merged, bias, lora_a, lora_b[rows], scale, ready, *constants)

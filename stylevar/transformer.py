@@ -7,24 +7,23 @@ condition in `conditions.py`; the blocks here see the target tokens of B x G tra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from stylevar.config import HEAD_DIM, ModelConfig
-from stylevar.lowrank import compute_dtype, compute_in, project
+from stylevar.attention import Span
+from stylevar.block import Block, Blocks
+from stylevar.config import ModelConfig
+from stylevar.lowrank import compute_dtype, compute_in
+from stylevar.norm import modulate
 
 if TYPE_CHECKING:
-    from stylevar.generate import BlockCache
     from stylevar.vqvae import VQVAE
 
-MAX_SCALE_MUL = math.log(100)
 MIN_SPAN = 64
 """Tokens of the scales that share an attention call: below, calls cost more than the masked part of their square."""
 
@@ -32,15 +31,6 @@ MIN_SPAN = 64
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Inside, operations on the device of `x` keep the types of their inputs (on meta nothing changes them)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, (x.shape[-1],), eps=1e-6)
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Adaptive layer norm: N(x) (1 + scale) + shift."""
-    return layer_norm(x) * (1 + scale) + shift
 
 
 def encoder_trunk(features: int) -> nn.Sequential:
@@ -62,160 +52,6 @@ def encoder_trunk(features: int) -> nn.Sequential:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return trunk
-
-
-class Span(NamedTuple):
-    """Queries at `queries` (of both streams) attend to the first `keys` keys; `bias` [2t, keys] is added to the scores."""
-
-    queries: slice
-    keys: int
-    bias: Tensor | None = None
-
-
-class BlendedAttention(nn.Module):
-    """Queries from the style and the content guide over the same keys and values from the target."""
-
-    q_bias_guide: nn.Parameter
-    v_bias_target: nn.Parameter
-
-    def __init__(self, width: int, heads: int, l2_norm: bool) -> None:
-        super().__init__()
-        self.heads, self.l2_norm = heads, l2_norm
-        if l2_norm:
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), 4.0).log())
-        for side in ("guide", "target"):
-            # The guide gives no values and the target no queries: those biases are only there for the checkpoints.
-            self.register_parameter(f"q_bias_{side}", nn.Parameter(torch.zeros(width), requires_grad=side == "guide"))
-            self.register_parameter(f"v_bias_{side}", nn.Parameter(torch.zeros(width), requires_grad=side == "target"))
-            self.register_buffer(f"zero_k_bias_{side}", torch.zeros(width))
-        self.mat_qkv_guide = nn.Linear(width, 3 * width, bias=False)
-        self.mat_qkv_target = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
-        # Of both matrices only these rows are ever multiplied.
-        self.q_rows, self.kv_rows = slice(0, width), slice(width, 3 * width)
-
-    @property
-    def used_rows(self) -> dict[str, slice]:
-        """The live rows of the partly used layers, by their name."""
-        return {"mat_qkv_guide": self.q_rows, "mat_qkv_target": self.kv_rows}
-
-    def queries(self, guide: Tensor) -> Tensor:
-        """Modulated guides [B, 2, L, C] -> [B, H, 2, L, 64], normalised and scaled."""
-        b, streams, length, _ = guide.shape
-        q = project(self.mat_qkv_guide, guide, self.q_rows, bias=self.q_bias_guide)
-        q = q.view(b, streams, length, self.heads, HEAD_DIM).permute(0, 3, 1, 2, 4)
-        if not self.l2_norm:
-            return q * (0.25 / math.sqrt(HEAD_DIM))
-        # In fp32: the scale, up to 100, multiplies any rounding.
-        scaled = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.unsqueeze(2).clamp_max(MAX_SCALE_MUL).exp()
-        return scaled.to(q.dtype)
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Modulated target [B, G, T, C] -> keys and values [B, G, H, T, 64]."""
-        b, g, t, _ = x.shape
-        kv = project(self.mat_qkv_target, x, self.kv_rows).view(b, g, t, 2, self.heads, HEAD_DIM)
-        k, v = kv.permute(3, 0, 1, 4, 2, 5)
-        v = v + self.v_bias_target.view(self.heads, 1, HEAD_DIM).to(v.dtype)
-        return (F.normalize(k.float(), dim=-1).to(k.dtype) if self.l2_norm else k), v
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Attend with both streams in one call, blend, project once (`proj` is linear, so blending first is the same).
-
-        Args:
-            q: [B, H, 2, T, 64] style and content queries, shared by the G trajectories.
-            k, v: [B, G, H, K, 64].
-            alpha: [T, 1], weight of the style stream.
-            spans: who attends to what.
-        Returns:
-            [B, G, T, C].
-        """
-        b, g = k.shape[:2]
-        t = q.shape[3]
-        k, v = k.flatten(0, 1), v.flatten(0, 1)
-        parts = []
-        for span in spans:
-            some = q[..., span.queries, :].flatten(2, 3).unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
-            keys, values = k[..., : span.keys, :], v[..., : span.keys, :]
-            bias = None if span.bias is None else span.bias.to(some.dtype)
-            mixed = F.scaled_dot_product_attention(some, keys, values, attn_mask=bias, scale=1.0)
-            parts.append(mixed.view(b, g, self.heads, 2, -1, HEAD_DIM))
-        style, content = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)).unbind(3)
-        blended = torch.lerp(content, style, alpha.expand(t, HEAD_DIM).to(content.dtype))
-        return project(self.proj, blended.transpose(2, 3).flatten(3))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return project(self.fc2, project(self.fc1, x), gelu=True)
-
-
-class DropPath(nn.Module):
-    """Drop a residual branch per trajectory while training (stochastic depth, Huang et al. 2016)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        return x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) < keep) / keep
-
-
-class Block(nn.Module):
-    """adaLN-zero, blended cross-attention, FFN."""
-
-    def __init__(self, config: ModelConfig, drop_path: float) -> None:
-        super().__init__()
-        width = config.width
-        self.shared_aln = config.shared_aln
-        self.attn = BlendedAttention(width, config.depth, config.attn_l2_norm)
-        self.ffn = FeedForward(width)
-        self.drop_path = DropPath(drop_path)
-        if config.shared_aln:
-            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width))
-        else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def adaln(self, cond: Tensor) -> Tensor:
-        """cond [B, C] (with `shared_aln`: the shared projection [B, 6C]) -> [6, B, 1, 1, C]: gamma, scale, shift pairs."""
-        vectors = (cond + self.ada_gss.flatten()) if self.shared_aln else self.ada_lin(cond)
-        return vectors.view(cond.shape[0], 6, 1, 1, -1).transpose(0, 1)
-
-    def queries(self, guides: Tensor, adaln: Tensor) -> Tensor:
-        """Guides [B, 2, L, C] -> queries [B, H, 2, L, 64]."""
-        return self.attn.queries(modulate(guides, adaln[2], adaln[4]))
-
-    def forward(
-        self,
-        x: Tensor,
-        adaln: Tensor,
-        q: Tensor,
-        alpha: Tensor,
-        spans: Sequence[Span],
-        cache: BlockCache | None = None,
-    ) -> Tensor:
-        """x [B, G, T, C] -> [B, G, T, C]; with a `cache` while generating scale by scale."""
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln
-        k, v = self.attn.keys_values(modulate(x, scale1, shift1))
-        if cache is not None:
-            k, v = cache.append(k, v)
-        x = x + self.drop_path(gamma1 * self.attn(q, k, v, alpha, spans))
-        return x + self.drop_path(gamma2 * self.ffn(modulate(x, scale2, shift2)))
-
-
-class Blocks(nn.ModuleList):
-    """The blocks in order; a ModuleList that tells type checkers what it holds."""
-
-    if TYPE_CHECKING:
-
-        def __iter__(self) -> Iterator[Block]: ...
 
 
 class AdaLNBeforeHead(nn.Module):
@@ -316,11 +152,12 @@ class StyleVAR(nn.Module):
 
         A scale needs no mask of its own. The first few, tiny ones share a masked call.
         """
-        ends = [at.stop for at in self.arch.scale_slices()]
-        first = next((end for end in ends if end >= MIN_SPAN), ends[-1])
-        spans = [Span(slice(0, first), first, self.causal_bias[:first, :first].repeat(2, 1))]
-        for end in ends[ends.index(first) + 1 :]:
-            spans.append(Span(slice(spans[-1].keys, end), end))
+        slices = self.arch.scale_slices()
+        together = next((s for s, at in enumerate(slices) if at.stop >= MIN_SPAN), len(slices) - 1) + 1
+        first = slices[together - 1].stop
+        bias = torch.cat([self.causal_bias[at, :first].repeat(2, 1) for at in slices[:together]])
+        spans = [Span(tuple(at.stop - at.start for at in slices[:together]), first, bias)]
+        spans += [Span((at.stop - at.start,), at.stop) for at in slices[together:]]
         return spans
 
     def head_input(self, x: Tensor, head_adaln: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def compare_step(
             alike.append((done.tokens == tokens).float().mean())
             off = torch.stack([done.logp - ours.logp[b : b + 1, g], done.reference - reference[b : b + 1, g]])
             difference = max(difference, float(off.abs().max()))
-    learner.optimizer.zero_grad()
+    learner.optimizer.zero_grad(set_to_none=False)
     tokens_equal = float(torch.stack(alike).mean())
     check(tokens_equal, difference, worker.device)
     times = {tag.removeprefix("time/").replace("_", " "): spent for tag, spent in timer.take().items()}

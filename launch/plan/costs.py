@@ -151,12 +151,9 @@ class Measurement:
         return batch.to(self.device)
 
     def _optimizer_step(self) -> None:
-        parameters = self.adapters.parameters()
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        torch.nn.utils.clip_grad_norm_(parameters, self.learner.config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(self.adapters.parameters(), self.learner.config.grad_clip)
         self.learner.optimizer.step()
-        self.learner.optimizer.zero_grad()
+        self.learner.optimizer.zero_grad(set_to_none=False)
 
     def _seconds(self, work: Callable[[], object], after: Callable[[], None] = lambda: None) -> float:
         """Median of a few passes after a warm-up; `after` puts things right between them, and is not timed."""

@@ -149,16 +149,16 @@ class MemoryPlan:
 
     def _learning(self) -> list[Component]:
         m, adapters = self.measured, self.measured["adapters"]
-        # As the gradients come, what was saved for them goes.
-        saved = min(m["saved"], m["update"] - m["gradients"])
+        # As the gradients of activations come, what was saved for them goes.
+        saved = min(m["saved"], m["update"])
         on_host = self.work.on_gpu and self.work.learner.optimizer_device == "cpu"
         return [
             *([] if on_host else [Component("optimizer moments", 2 * adapters)]),
+            Component("gradients", adapters),
             Component("adapter snapshots (peak, best)", 2 * adapters),
             Component("logits and activations", m["reference"], "reference"),
-            Component("gradients", m["gradients"], "update"),
             Component("saved activations", saved, "update"),
-            Component("logits and backward", m["update"] - m["gradients"] - saved, "update"),
+            Component("logits and backward", m["update"] - saved, "update"),
         ]
 
 
@@ -221,13 +221,11 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
     """What grows with the depth."""
     some = phases.encode(unit, tokens_known=True)
     one = some.select(slice(0, 1))
-    phases.adapters.model.zero_grad()
     with phases.adapters.merged():
         queries = phases.queries(some)
         _, reference = peak_bytes(lambda: phases.reference(one, micro))
         saved = _saved(phases, one, micro)
         _, update = peak_bytes(lambda: _update(phases, one, micro))
-    gradients = _bytes(p.grad for p in phases.adapters.parameters() if p.grad is not None)
     return {
         **_weights(phases),
         "state": _bytes(_tensors(some)) // unit,
@@ -235,7 +233,6 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
         "reference": reference,
         "saved": saved,
         "update": update,
-        "gradients": gradients,
     }
 
 

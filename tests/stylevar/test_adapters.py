@@ -13,6 +13,7 @@ from stylevar.checkpoint import load_into, read_model_state, save_model
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.errors import UserError
 from stylevar.lowrank import MERGED, base_weight, factors, merged_rows, project
+from stylevar.norm import modulate
 
 
 @pytest.fixture
@@ -193,3 +194,22 @@ def test_kept_merged_weights_stay_where_they_are_and_follow_the_adapters():
         assert again.data_ptr() == tensor.data_ptr()
         assert not torch.equal(again, old)
         assert not hasattr(layer, MERGED)
+
+
+@pytest.mark.parametrize("learns_input", [True, False])
+def test_what_prepares_an_input_is_differentiated_and_not_kept(model, learns_input):
+    adapters = small_model.adapt(model)
+    layer: LoraLinear = adapters.layers["blocks.0.ffn.fc1"]
+    x = torch.randn(2, 3, 5, layer.in_features, requires_grad=learns_input)
+    scale, shift = torch.randn(2, 1, 1, 1, layer.in_features)
+    leaves = [*factors(layer)[:2], *([x] if learns_input else [])]
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ours = project(layer, x, prepare=modulate, constants=(scale, shift))
+    plain = project(layer, modulate(x, scale, shift))
+    assert torch.equal(ours, plain)
+    assert [t.data_ptr() for t in kept if t.shape == x.shape] == [x.data_ptr()]
+    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), leaves) for y in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="freeze"):
+        project(layer, x, prepare=modulate, constants=(scale.requires_grad_(), shift))

@@ -9,12 +9,13 @@ import small_model
 import torch
 import torch.nn.functional as F
 
-from stylevar import transformer
+from stylevar import attention
+from stylevar.attention import BlendedAttention
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.generate import generate
 from stylevar.lowrank import base_weight
 from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
-from stylevar.transformer import BlendedAttention, StyleVAR, modulate
+from stylevar.transformer import StyleVAR
 
 VARIANTS = {
     "plain": {},
@@ -58,8 +59,8 @@ def doubled_cache_logits(model: StyleVAR, state, queries, tokens: torch.Tensor) 
     """The released cache by brute force, one trajectory [L] at a time: each block appends a scale's keys and values twice,
     before its style and before its content attention, so that earlier scales count twice and the present one once or twice.
     """
-    attention = [block.attn for block in model.blocks]
-    kept: list[tuple[list, list]] = [([], []) for _ in attention]
+    layers = [block.attn for block in model.blocks]
+    kept: list[tuple[list, list]] = [([], []) for _ in layers]
     positions, alphas = model.level_positions(), model.alphas()
     slices, logits = model.arch.scale_slices(), []
     for s, at in enumerate(slices):
@@ -71,18 +72,18 @@ def doubled_cache_logits(model: StyleVAR, state, queries, tokens: torch.Tensor) 
             x = (model.word_embed(model.vae.quantize.at_scale(f_hat, s)) + positions[:, at]).unsqueeze(1)
         for i, block in enumerate(model.blocks):
             gamma1, gamma2, scale1, scale2, shift1, shift2 = state.adaln[i]
-            k, v = attention[i].keys_values(modulate(x, scale1, shift1))
+            k, v = layers[i].keys_values(x, scale1, shift1)
             mixed = []
             for stream in range(2):
                 kept[i][0].append(k)
                 kept[i][1].append(v)
                 keys, values = (torch.cat(rows, dim=3)[:, 0] for rows in kept[i])
-                q = queries[i][:, :, stream, at]
+                q = queries[i][:, :, 2 * at.start : 2 * at.stop].chunk(2, dim=2)[stream]
                 mixed.append(F.scaled_dot_product_attention(q, keys, values, scale=1.0))
             blended = alphas[at] * mixed[0] + (1 - alphas[at]) * mixed[1]
-            blended = attention[i].proj(blended.transpose(1, 2).flatten(2)).unsqueeze(1)
+            blended = layers[i].proj(blended.transpose(1, 2).flatten(2)).unsqueeze(1)
             x = x + gamma1 * blended
-            x = x + gamma2 * block.ffn(modulate(x, scale2, shift2))
+            x = x + gamma2 * block.ffn(x, scale2, shift2)
         logits.append(model.head_logits(x, state.head_adaln))
     return torch.cat(logits, dim=2)[0, 0]
 
@@ -132,15 +133,15 @@ def test_dead_rows_are_never_multiplied(adapted):
 def test_what_belongs_to_a_condition_runs_once_whatever_the_group(monkeypatch):
     model = small_model.build()
     rows: dict[str, list[int]] = {"guide": [], "target": [], "encoder": [], "proj": []}
-    queries, keys_values, project = BlendedAttention.queries, BlendedAttention.keys_values, transformer.project
+    queries, keys_values, project = BlendedAttention.queries, BlendedAttention.keys_values, attention.project
 
-    def count_queries(self, guide):
-        rows["guide"].append(guide.shape[0])
-        return queries(self, guide)
+    def count_queries(self, guides, *modulation):
+        rows["guide"].append(guides.shape[0])
+        return queries(self, guides, *modulation)
 
-    def count_keys_values(self, x):
+    def count_keys_values(self, x, *modulation):
         rows["target"].append(x.shape[0] * x.shape[1])
-        return keys_values(self, x)
+        return keys_values(self, x, *modulation)
 
     def count_project(layer, x, *args, **kwargs):
         if layer in [block.attn.proj for block in model.blocks]:
@@ -149,7 +150,7 @@ def test_what_belongs_to_a_condition_runs_once_whatever_the_group(monkeypatch):
 
     monkeypatch.setattr(BlendedAttention, "queries", count_queries)
     monkeypatch.setattr(BlendedAttention, "keys_values", count_keys_values)
-    monkeypatch.setattr(transformer, "project", count_project)
+    monkeypatch.setattr(attention, "project", count_project)
     model.style_encoder.register_forward_hook(lambda module, given, out: rows["encoder"].append(out.shape[0]))
     sampled(model)
     depth, scales, conditions = model.arch.depth, model.arch.scales, 2
@@ -172,9 +173,9 @@ def test_known_tokens_spare_the_encoder(monkeypatch):
 @torch.no_grad()
 def test_with_l2_norm_queries_have_the_learned_length_at_most_100():
     model = small_model.build()
-    attention = model.blocks[0].attn
-    attention.scale_mul_1H11.copy_(torch.tensor([math.log(3), math.log(1000)]).view(1, 2, 1, 1))
-    lengths = attention.queries(torch.randn(1, 2, 5, model.arch.width)).norm(dim=-1)
+    layer, still = model.blocks[0].attn, torch.zeros(1, 1, model.arch.width)
+    layer.scale_mul_1H11.copy_(torch.tensor([math.log(3), math.log(1000)]).view(1, 2, 1, 1))
+    lengths = layer.queries(torch.randn(1, 10, model.arch.width), still, still).norm(dim=-1)
     torch.testing.assert_close(lengths[:, 0], torch.full_like(lengths[:, 0], 3.0))
     torch.testing.assert_close(lengths[:, 1], torch.full_like(lengths[:, 1], 100.0))
 
@@ -182,9 +183,11 @@ def test_with_l2_norm_queries_have_the_learned_length_at_most_100():
 @torch.no_grad()
 def test_without_l2_norm_queries_are_scaled_by_a_quarter_over_the_root_of_64():
     model = small_model.build(attn_l2_norm=False)
-    attention, guide = model.blocks[0].attn, torch.randn(1, 2, 5, model.arch.width)
-    plain = guide @ attention.mat_qkv_guide.weight[: model.arch.width].T + attention.q_bias_guide
-    ours = attention.queries(guide).permute(0, 2, 3, 1, 4).flatten(3)
+    layer, guides = model.blocks[0].attn, torch.randn(1, 10, model.arch.width)
+    scale, shift = torch.randn(2, 1, 1, model.arch.width)
+    modulated = F.layer_norm(guides, guides.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    plain = modulated @ layer.mat_qkv_guide.weight[: model.arch.width].T + layer.q_bias_guide
+    ours = layer.queries(guides, scale, shift).transpose(1, 2).flatten(2)
     torch.testing.assert_close(ours, plain / 32, atol=1e-5, rtol=1e-5)
 
 

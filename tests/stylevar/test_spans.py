@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from stylevar import transformer
+from stylevar.attention import BlendedAttention, Span
 from stylevar.build import build_from_config
 from stylevar.config import HEAD_DIM, ModelConfig
-from stylevar.transformer import BlendedAttention, Span, StyleVAR
+from stylevar.transformer import StyleVAR
 
 
 def model(patch_nums: tuple[int, ...]) -> StyleVAR:
@@ -23,9 +24,11 @@ def test_spans_attend_as_the_dense_mask_does(monkeypatch, least):
     net = model((1, 2, 3, 4, 6))
     length, attention = net.arch.tokens, net.blocks[0].attn
     torch.manual_seed(1)
-    q = torch.randn(2, 2, 2, length, HEAD_DIM, requires_grad=True)
+    q = torch.randn(2, 2, 2 * length, HEAD_DIM, requires_grad=True)
     k, v = (torch.randn(2, 3, 2, length, HEAD_DIM, requires_grad=True) for _ in range(2))
-    dense = [Span(slice(0, length), length, net.causal_bias.repeat(2, 1))]
+    scales = net.arch.scale_slices()
+    bias = torch.cat([net.causal_bias[at].repeat(2, 1) for at in scales])
+    dense = [Span(tuple(at.stop - at.start for at in scales), length, bias)]
     results = [attend(attention, q, k, v, net.alphas(), spans) for spans in (dense, net.causal_spans())]
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
@@ -38,9 +41,9 @@ def attend(attention: BlendedAttention, q, k, v, alphas, spans) -> list[torch.Te
 
 def test_the_published_scales_skip_over_a_third_of_the_square():
     spans = model(ModelConfig().patch_nums).causal_spans()
-    assert [(span.queries.start, span.keys) for span in spans] == [(0, 91), (91, 155), (155, 255), (255, 424), (424, 680)]
+    assert [(sum(span.tokens), span.keys) for span in spans] == [(91, 91), (64, 155), (100, 255), (169, 424), (256, 680)]
     assert [span.bias is not None for span in spans] == [True, False, False, False, False]
-    area = sum((span.queries.stop - span.queries.start) * span.keys for span in spans)
+    area = sum(sum(span.tokens) * span.keys for span in spans)
     assert area / 680**2 < 0.66
 
 
@@ -53,6 +56,6 @@ def test_each_token_sees_its_own_scale_and_the_earlier_ones_only():
     with torch.no_grad():
         identity.proj.weight.copy_(torch.eye(2 * HEAD_DIM))
         identity.proj.bias.zero_()
-    out = identity(torch.zeros(1, 2, 2, 69, HEAD_DIM), k, v, net.alphas(), net.causal_spans())
+    out = identity(torch.zeros(1, 2, 2 * 69, HEAD_DIM), k, v, net.alphas(), net.causal_spans())
     means = torch.cat([torch.full((end - start,), (end - 1) / 2) for start, end in zip([0, *ends], ends, strict=False)])
     torch.testing.assert_close(out[0, 0, :, 0], means)

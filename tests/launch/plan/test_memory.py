@@ -185,11 +185,11 @@ def test_bf16_and_an_optimizer_in_the_hosts_memory_take_less(work):
 
 
 def test_the_published_size_fits_where_it_is_said_to():
-    """Micro-batches of one trajectory keep about 1.4 GB of activations, beside those of the group's queries."""
+    """Micro-batches of one trajectory keep 1.1 GB of activations, those of the group's queries among them."""
     arch = ModelConfig()
     work = Workload(arch, LearnerConfig(micro_batch=1), RolloutConfig(rollout_batch=16, decode_batch=16), RewardConfig())
     plan = MemoryPlan(work, conditions=16)
     sizes = {part.name: part.bytes / 1e9 for part in plan.colocated().components}
     assert sizes["transformer"] == pytest.approx(721_000_720 * 4 / 1e9, rel=0.01)
-    assert 1.0 < sizes["saved activations"] < 1.4
+    assert 1.0 < sizes["saved activations"] < 1.2
     assert plan.colocated().total < 48e9
