@@ -1,6 +1,6 @@
 """A page to try a model on: two pictures in, results with their rewards out, and how they come into being.
 
-pip install 'stylevar[app]'
+pip install -e '.[app]'
 python launch/demo_app.py                                   # the small demo model, on http://127.0.0.1:7860
 python launch/demo_app.py --init OWNER/NAME --precision bf16
 """
@@ -47,7 +47,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ModuleNotFoundError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'stylevar[app]'") from error
+        raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[app]'") from error
     return gradio
 
 

@@ -88,5 +88,5 @@ def test_the_page_takes_an_empty_seed(session, styles, tmp_path) -> None:
 
 def test_without_gradio_it_says_how_to_get_it(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"^the page needs gradio, which is not installed: pip install 'stylevar\[app\]'$"):
+    with pytest.raises(UserError, match=r"^the page needs gradio, which is not installed: pip install -e '\.\[app\]'$"):
         demo_app.main(demo_app.AppConfig())
