@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -91,6 +91,8 @@ def _load(source: IO[bytes], short_side: int | None = None) -> tuple[Image.Image
         raise
     except Image.DecompressionBombError as error:
         raise UnusableImage("too large", f"it is far over {MAX_PIXELS // 1_000_000} megapixels") from error
+    except UnidentifiedImageError as error:  # whose words name a Python object
+        raise UnusableImage("unreadable image", "it is no picture of a known format") from error
     except DAMAGE as error:
         raise UnusableImage("unreadable image", str(error)) from error
     return image, size

@@ -14,10 +14,18 @@ ASIDE = ".aside-"
 
 @contextmanager
 def file_aside(target: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `target`; the file written there replaces it if the block ends without an error."""
+    """Yield a hidden path beside `target`; the file written there replaces it if the block ends without an error.
+
+    Whoever writes it, the file gets the permissions of any new file (safetensors makes files for the owner alone).
+    """
     aside = target.parent / f"{ASIDE}{target.name}"
+    aside.unlink(missing_ok=True)
+    aside.touch()
+    permissions = aside.stat().st_mode & 0o777
+    aside.unlink()
     try:
         yield aside
+        aside.chmod(permissions)
         sync(aside)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -28,14 +36,19 @@ def file_aside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_aside(target: Path) -> Iterator[Path]:
-    """Yield an empty hidden folder beside `target`, which takes its place if the block ends without an error."""
+    """Yield an empty hidden folder beside `target`, which takes its place if the block ends without an error.
+
+    Permissions as in `file_aside`.
+    """
     aside = target.parent / f"{ASIDE}{target.name}"
     remove(aside)
     aside.mkdir(parents=True)
     try:
         yield aside
+        permissions = aside.stat().st_mode & 0o666
         for folder, _, files in os.walk(aside):
             for file in files:
+                Path(folder, file).chmod(permissions)
                 sync(Path(folder, file))
             sync(Path(folder))
     except BaseException:

@@ -1,6 +1,6 @@
 """A page to try a model on: two pictures in, results with their rewards out, and how they come into being.
 
-pip install 'stylevar[app]'
+pip install -e '.[app]'
 python launch/demo_app.py                                   # the small demo model, on http://127.0.0.1:7860
 python launch/demo_app.py --init OWNER/NAME --precision bf16
 """
@@ -27,7 +27,7 @@ from stylevar.errors import UserError
 from stylevar.pipeline import Sampling
 
 FONTS = ["system-ui", "sans-serif"]  # the machine's own: the page works without a network
-PREVIEW = 260
+PREVIEW, RESULTS, WIDTH = 260, 500, 1220  # pixels; the last is the page in a usual window
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -47,7 +47,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ModuleNotFoundError as error:
-        raise UserError(f"the page needs {error.name}, which is not installed: pip install 'stylevar[app]'") from error
+        raise UserError(f"the page needs {error.name}, which is not installed: pip install -e '.[app]'") from error
     return gradio
 
 
@@ -58,22 +58,21 @@ def build_page(session: Session, examples: Path) -> Any:
     def stylise(content: str | None, style: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         samples, strength, temperature, top_k, top_p, seed, fit = values
         try:
-            sampling = Sampling(int(samples), int(seed), strength, int(top_k), top_p, temperature)
+            sampling = Sampling(int(samples), int(seed or 0), strength, int(top_k), top_p, temperature)
             for view in session.stylise(content, style, sampling, fit):
-                yield view.results, view.evolution, view.status
+                yield view.results, view.evolution, view.status, view.rewards
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="StyleVAR", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown("# StyleVAR\nThe content of one picture in the style of another, drawn scale by scale.")
         with gr.Row():
-            with gr.Column(scale=2):
+            with gr.Column(scale=3):
                 with gr.Row():
                     content = gr.Image(label="Content", type="filepath", image_mode=None, height=PREVIEW)
                     style = gr.Image(label="Style", type="filepath", image_mode=None, height=PREVIEW)
-                with gr.Row():
-                    gr.Examples(example_photos(), content, label="Photographs")
-                    gr.Examples(example_styles(examples), style, label="Styles")
+                gr.Examples(example_photos(), content, label="Photographs")
+                gr.Examples(example_styles(examples), style, label="Styles")
                 with gr.Row():
                     strength = gr.Slider(-1, 1, 0, step=0.05, label="Style strength", info="below 0 for more content")
                     samples = gr.Slider(1, MAX_SAMPLES, 4, step=1, label="Samples", info="results to choose from")
@@ -88,14 +87,22 @@ def build_page(session: Session, examples: Path) -> Any:
                 with gr.Row():
                     start = gr.Button("Stylise", variant="primary", scale=4)
                     stop = gr.Button("Stop")
-            with gr.Column(scale=3):
+            with gr.Column(scale=2):
                 status = gr.Markdown("Choose two pictures and press *Stylise*.")
-                results = gr.Gallery(label="Results", columns=2, object_fit="contain", height=520, format="png")
-                evolution = gr.Gallery(
-                    label="The best one, scale by scale", columns=5, object_fit="contain", height=190, format="png"
-                )
+                results = gr.Gallery(label="Results", columns=2, object_fit="contain", height=RESULTS, format="png")
+                rewards = gr.Markdown()
+        # One row for all scales.
+        scales = session.pipeline.model.arch.scales
+        evolution = gr.Gallery(
+            label="The best one, scale by scale",
+            columns=scales,
+            object_fit="contain",
+            height=WIDTH // scales + 12,
+            format="png",
+        )
         settings = [samples, strength, temperature, top_k, top_p, seed, fit]
-        run = start.click(stylise, [content, style, *settings], [results, evolution, status], api_name="stylise")
+        shown = [results, evolution, status, rewards]
+        run = start.click(stylise, [content, style, *settings], shown, api_name="stylise", show_progress_on=[results])
         stop.click(None, cancels=[run])
     return page
 

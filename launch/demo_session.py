@@ -12,25 +12,29 @@ from PIL import Image
 from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_photo
-from launch.best_of import Judge
+from launch.best_of import Judge, Judged
 from launch.defaults import DEMO_DATA
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, from_u8, restored, to_u8
-from stylevar.pipeline import Partial, Prepared, Sampling, StyleVARPipeline
+from stylevar.pipeline import Prepared, Sampling, StyleVARPipeline
 
 Captioned = list[tuple[Image.Image, str]]
 MAX_SAMPLES = 16
-EXAMPLE_PHOTOS = ("astronaut", "boats", "cat", "dahlia", "farmhouse", "pagoda", "sunset", "wine")
+EXAMPLE_PHOTOS = ("astronaut", "boats", "cat", "dahlia", "farmhouse", "pagoda", "raccoon", "sunset")
 EXAMPLE_STYLES = 8
 
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows: results and the best one's history, each with captions, and a line on how far it is."""
+    """What the page shows: results and the best one's history, each with captions, and a line on how far it is.
+
+    `rewards` is a table in Markdown of what the results are worth, empty until they are finished.
+    """
 
     results: Captioned
     evolution: Captioned
     status: str
+    rewards: str = ""
 
 
 class Session:
@@ -50,29 +54,31 @@ class Session:
         size = pair[0].size
         frames: list[tuple[str, list[Image.Image]]] = []
         for partial in self.pipeline.scales(*pair, sampling, fit, "square"):
-            frames.append((_scale(partial), partial.decode()[0]))
+            frames.append((f"{partial.side}x{partial.side}", partial.decode()[0]))
             shown = [(caption, [restored(image, size, fit, "aspect") for image in images]) for caption, images in frames]
             caption, images = shown[-1]
             history = [(earlier[0], at) for at, earlier in shown]
-            yield View([(image, caption) for image in images], history, f"{caption} ({partial.number} of {partial.total})")
-        order, captions = self._judged(self.pipeline.prepared(*pair, fit), frames[-1][1])
-        results = [(images[i], f"{i + 1}: {captions[i]}") for i in order]
+            status = f"{caption} tokens ({partial.number} of {partial.total})"
+            yield View([(image, f"{i + 1}") for i, image in enumerate(images)], history, status)
+        judged = self._judged(self.pipeline.prepared(*pair, fit), frames[-1][1])
+        order = judged.order()[0].tolist()
+        results = [(images[i], f"{i + 1}: reward {judged.rewards[0, i]:.2f}") for i in order]
         history = [(earlier[order[0]], at) for at, earlier in shown]
-        yield View(results, history, f"{len(images)} results, best first; reward is higher for better ones")
+        status = f"{len(images)} results, best first" if len(images) > 1 else "1 result"
+        yield View(results, history, status, _table(judged, order))
 
-    def _judged(self, pair: Prepared, squares: list[Image.Image]) -> tuple[list[int], list[str]]:
-        """Numbers of the results, best first, and what each is worth."""
-        judged = self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
-        captions = [
-            f"reward {judged.rewards[0, i]:.2f} "
-            f"({', '.join(f'{name} {values[0, i]:.2f}' for name, values in judged.parts.items())})"
-            for i in range(len(squares))
-        ]
-        return judged.order()[0].tolist(), captions
+    def _judged(self, pair: Prepared, squares: list[Image.Image]) -> Judged:
+        """What the results are worth."""
+        return self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
 
 
-def _scale(partial: Partial) -> str:
-    return f"{partial.side}x{partial.side} tokens"
+def _table(judged: Judged, order: list[int]) -> str:
+    """Rewards and the distances behind them, in Markdown."""
+    head = ["result", "reward", *judged.parts]
+    columns = [judged.rewards[0], *(values[0] for values in judged.parts.values())]
+    rows = [[str(i + 1), *(f"{column[i]:.2f}" for column in columns)] for i in order]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return f"{table}\n\nA higher reward is better. It is made of the distances beside it: lower ones are better."
 
 
 def example_photos() -> list[str]:

@@ -154,10 +154,10 @@ def main(config: InferConfig) -> None:
     for line in failures.lines(record):
         print(line, file=sys.stderr)
     if not finished:
-        print(f"{results.done} results are kept in {results.folder}: go on with --skip-existing", file=sys.stderr)
+        print(f"{results.said} kept in {results.folder}: go on with --skip-existing", file=sys.stderr)
         raise KeyboardInterrupt
     if results.done:
-        print(f"{results.done} results are in {results.folder}, side by side in {results.grid}")
+        print(f"{results.said} in {results.folder}, side by side in {results.grid}")
 
 
 if __name__ == "__main__":

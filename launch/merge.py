@@ -34,6 +34,7 @@ from stylevar.checkpoint import (
     read_model_state,
     read_vae_state,
 )
+from stylevar.config import ModelConfig
 from stylevar.errors import UserError
 from stylevar.hub import fetch
 
@@ -109,10 +110,19 @@ def target_of(out: Path, with_vae: bool) -> Target:
 
 
 def check_target(target: Target, overwrite: bool) -> None:
-    """UserError if something would be replaced unasked."""
-    existing = [path for path in target.files if path.exists()]
+    """UserError if something would be replaced unasked; for the config see `check_config`."""
+    existing = [path for path in target.files if path != target.config and path.exists()]
     if existing and not overwrite:
         raise UserError(f"{existing[0]} exists: choose another --out, or replace what is there with --overwrite")
+
+
+def check_config(target: Target, arch: ModelConfig, overwrite: bool) -> None:
+    """UserError if the config of another model would be replaced unasked; models that are alike may share one."""
+    if not overwrite and target.config.exists() and ModelConfig.load(target.config) != arch:
+        raise UserError(
+            f"{target.config} exists, and tells of another architecture or other alphas: choose another --out, or replace "
+            f"what is there with --overwrite"
+        )
 
 
 def stored_state(release: Release, dtype: str) -> State:
@@ -188,6 +198,7 @@ def main(config: ReleaseConfig) -> None:
     release = load_release(config.source, config.take, config.base, config.vae, config.alphas, config.revision)
     state = stored_state(release, config.dtype)
     if target is not None:
+        check_config(target, release.arch, config.overwrite)
         write(release, state, target)
         how = "adapters baked in" if release.baked else "no adapters"
         parameters = sum(v.numel() for v in state.values())

@@ -61,7 +61,7 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for source in sources:
         if source.is_dir():
-            files = sorted(f for f in source.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith("."))
+            files = sorted(file for file in source.iterdir() if _is_picture(file))
             if not files:
                 raise UserError(f"no picture in {source}: it needs files that end in {' '.join(PICTURES)}")
         elif source.exists():
@@ -75,6 +75,10 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in PICTURES and not file.name.startswith(".") and not file.is_dir()
 
 
 def all_pairs(contents: Sequence[Path], styles: Sequence[Path]) -> list[PairFiles]:

@@ -34,6 +34,10 @@ class Results:
     _scores: list[tuple[str, float]] = field(default_factory=list)
 
     @property
+    def said(self) -> str:
+        return "1 result is" if self.done == 1 else f"{self.done} results are"
+
+    @property
     def folder(self) -> Path:
         return self.grid.parent
 

@@ -253,7 +253,7 @@ def main() -> None:
         config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainAdainConfig], description=__doc__)
         path, finished = train(config)
         vgg = "" if config.vgg is None else f" --adain-vgg {config.vgg}"
-        print(f"use it with --method adain{vgg} --adain-decoder {path}")
+        print(f"use it with launch/eval.py --methods adain={path}{vgg}")
         if not finished:
             print(f"stopped early; go on with --init {path} and another --out")
             sys.exit(STOPPED)

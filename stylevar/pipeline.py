@@ -121,7 +121,7 @@ class StyleVARPipeline:
         if vae is None:
             vae = fetch_beside(model, fetch(model, MODEL_FILE, revision), VAE_FILE, revision)
             if vae is None:
-                raise UserError(f"no {VAE_FILE} lies beside {model}: say with vae= where its VQ-VAE is")
+                raise UserError(f"no {VAE_FILE} lies beside {model}: give its VQ-VAE with --vae (in Python vae=)")
         tokenizer, loaded = load_pair(model, str(vae), alphas, revision)
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer.to(target)

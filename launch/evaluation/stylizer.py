@@ -72,6 +72,8 @@ def _parse(spec: str, adain: str) -> Method:
         if spec in BASELINES:
             return Method(adain if spec == "adain" else spec, spec, None)
         path = Path(spec)
+        if re.fullmatch(r"[\w-]+", spec) and not path.exists():
+            raise UserError(f"--methods {spec}: neither a method ({', '.join(BASELINES)}) nor a file or folder")
         name, source = (path.parent.name if path.name == "model" else path.stem), spec
     if not re.fullmatch(r"[\w.-]+", name) or not source:
         raise UserError(f"--methods {spec}: give NAME=CHECKPOINT, with a name of letters, digits and . _ -")

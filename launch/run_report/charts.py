@@ -126,11 +126,13 @@ def _chart(
     levels: dict[str, float | None] | None = None,
 ) -> Chart | None:
     """A chart of some scalars, {tag: label}; None if the run has none of them."""
-    lines = [
-        line
-        for number, (tag, label) in enumerate(tags.items())
-        for line in _every_step(label, record.scalars.get(tag), number, smooth=len(tags) == 1)
+    found = [
+        (number, label, record.scalars[tag]) for number, (tag, label) in enumerate(tags.items()) if tag in record.scalars
     ]
+    if len(found) == 1:
+        lines = [line for number, label, series in found for line in _every_step(label, series, number)]
+    else:  # means under all of them would be too many curves
+        lines = [Line(label, series.steps, series.values, colour=number) for number, label, series in found]
     known = {name: level for name, level in (levels or {}).items() if level is not None}
     return Chart(title, lines, about, levels=known, zero=zero) if lines else None
 

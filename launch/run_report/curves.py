@@ -107,8 +107,10 @@ def draw(chart: Chart, marks: Sequence[Mark], span: tuple[int, int], number: int
         for name, level in chart.levels.items():
             if low - (high - low) <= level <= high + (high - low):
                 axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label=name)
+        low, high = axes.get_ylim()
         if chart.zero:
-            axes.set_ylim(bottom=0)
+            # The room above a curve was measured by its own range: a level one would lie on the edge.
+            axes.set_ylim(0, high + max(0, low) / 20)
         for mark in marks:
             axes.axvline(mark.step, color=_MARK, linewidth=1, linestyle=(0, (1, 2)))
             axes.annotate(

@@ -105,9 +105,8 @@ def _summary(record: RunRecord) -> str:
                 f"{before.mean():.4f}",
                 f"{after.mean():.4f}",
                 f"{gain:+.4f} &plusmn; {error:.4f}",
-                {"above": "a gain", "within": "no difference", "below": "a loss"}[verdict] + ", by twice the error"
-                if verdict != "within"
-                else "within twice the error",
+                {"above": "a gain: above", "within": "by chance: within", "below": "a loss: above"}[verdict]
+                + " twice the error",
             ]
         )
     head = ["held-out set", "conditions", "steps", "reward before", "after", "paired gain &plusmn; standard error", ""]
@@ -119,8 +118,10 @@ def _summary(record: RunRecord) -> str:
 def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     """A few numbers of the run."""
     scalars = record.scalars
+    count = record.config.get("monitor", {}).get("eval_conditions")
+    few = f" (of the first {count} conditions)" if count else ""
     for label, tag, best in (
-        ("best held-out reward during the run", "reward/heldout", max),
+        (f"best held-out reward during the run{few}", "reward/heldout", max),
         ("lowest training loss", "loss/train", min),
     ):
         if tag in scalars and len(scalars[tag]):
@@ -190,18 +191,22 @@ def _hacking(record: RunRecord, inspection: Inspection) -> str:
 def _verdict(inspection: Inspection) -> str:
     if not inspection.reward:
         return "Too few steps to tell: the rule needs ten, or held-out scores before and after."
-    moved = ", ".join(
-        f"{view} {change.difference:+.4f} &plusmn; {change.error:.4f}" for view, change in inspection.reward.items()
-    )
+    moved = {
+        view: f"{view} {change.difference:+.4f} &plusmn; {change.error:.4f}" for view, change in inspection.reward.items()
+    }
     rule = (
         f"A statistic counts as worse if it lost more than {inspection.drift:.0%} of its first value and more than three "
         "standard errors while the reward rose by more than two."
     )
     if not inspection.rising:
-        return f"The reward has not risen beyond chance ({moved}), so there is no gain that could be a false one. {rule}"
+        every = ", ".join(moved.values())
+        return f"The reward has not risen beyond chance ({every}), so there is no gain that could be a false one. {rule}"
+    rose = ", ".join(moved[view] for view in inspection.rising)
+    if still := [text for view, text in moved.items() if view not in inspection.rising]:
+        rose += f"; not beyond chance: {', '.join(still)}"
     if inspection.warnings:
-        return f"The reward rose ({moved}), and pictures got worse in ways that it does not see. {rule}"
-    return f"The reward rose ({moved}) and no statistic got worse with it: no sign of a gamed reward. {rule}"
+        return f"The reward rose ({rose}), and pictures got worse in ways that it does not see. {rule}"
+    return f"The reward rose ({rose}) and no statistic got worse with it: no sign of a gamed reward. {rule}"
 
 
 def _change(change: Change | None) -> str:

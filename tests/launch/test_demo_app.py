@@ -43,6 +43,11 @@ def test_results_grow_scale_by_scale_and_end_in_order(session, styles) -> None:
     assert rewards == sorted(rewards, reverse=True)
     best, _ = views[-1].results[0]
     assert views[-1].evolution[-1][0].tobytes() == best.tobytes()
+    head, _, *rows = [line.strip("| ").split(" | ") for line in views[-1].rewards.splitlines()[:5]]
+    assert head == ["result", "reward", "content", "style", "palette"]
+    assert [(row[0], float(row[1])) for row in rows] == [
+        (caption.partition(":")[0], reward) for (_, caption), reward in zip(views[-1].results, rewards, strict=True)
+    ]
 
 
 def test_results_are_those_of_the_pipeline(session, styles, tmp_path) -> None:
@@ -72,7 +77,16 @@ def test_bad_pictures(session, styles, tmp_path, content, words) -> None:
         list(session.stylise(example_photos()[0], styles[0], Sampling(num_samples=MAX_SAMPLES + 1)))
 
 
+def test_the_page_takes_an_empty_seed(session, styles, tmp_path) -> None:
+    pytest.importorskip("gradio")
+    page = demo_app.build_page(session, tmp_path)
+    stylise = next(block.fn for block in page.fns.values() if block.api_name == "stylise")
+    *_, last = stylise(example_photos()[0], styles[0], 1, 0.0, 1.0, 900, 0.96, None, "crop")
+    assert len(last[0]) == 1
+    assert last[2] == "1 result"
+
+
 def test_without_gradio_it_says_how_to_get_it(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"^the page needs gradio, which is not installed: pip install 'stylevar\[app\]'$"):
+    with pytest.raises(UserError, match=r"^the page needs gradio, which is not installed: pip install -e '\.\[app\]'$"):
         demo_app.main(demo_app.AppConfig())

@@ -239,6 +239,8 @@ def test_methods_by_their_names(files, tmp_path):
     for specs, message in {(): "at least one", ("copy", "copy"): "two are named copy", ("=x",): "NAME=CHECKPOINT"}.items():
         with pytest.raises(UserError, match=message):
             parsed(*specs)
+    with pytest.raises(UserError, match=r"--methods color_transfer: neither a method \(.*color-transfer.*\) nor a file"):
+        parse_methods(config(files, tmp_path, methods=("color_transfer",)))
     with pytest.raises(UserError, match="--compare c: no such method; there are copy"):
         parse_methods(config(files, tmp_path, methods=("copy",), compare=("copy", "c")))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from launch.run_report.hacking import Change, inspect, quantiles
+from launch.run_report.page import render
 from launch.run_report.record import RunRecord
 
 STEPS, GROUPS, SIZE = 40, 4, 8
@@ -91,6 +93,17 @@ def test_held_out_scores_are_paired():
     (text,) = found.warnings
     assert text.startswith("held-out: the reward rose by 0.09939, and color")
     assert "color went from 5 to 6.2" in text
+
+
+def test_the_verdict_tells_which_reward_rose():
+    """A view in which it fell is not among those that rose."""
+    falling = record(reward=-0.5)
+    level = np.linspace(1.0, 9.0, 12)
+    jitter = 0.01 * np.sin(np.arange(12))
+    scores = [{"step": at, "keys": ["k"], "parts": {"reward": list(at / 90 - level + jitter * at)}} for at in (0, 9)]
+    falling.heldout["heldout"] = scores
+    page = render(falling)
+    assert re.search(r"The reward rose \(held-out \+0\.1\d+ &plusmn; [\d.]+; not beyond chance: training -", page)
 
 
 def test_correlation_is_within_groups():

@@ -170,7 +170,7 @@ def test_ctrl_c_keeps_what_is_finished(files, tmp_path, monkeypatch, capsys):
         infer.main(config(files, tmp_path / "out", batch=1))
     monkeypatch.undo()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a__x.png", "grid.png"}
-    assert "1 results are kept" in capsys.readouterr().err
+    assert "1 result is kept" in capsys.readouterr().err
     first = (tmp_path / "out" / "a__x.png").stat().st_mtime_ns
     infer.main(config(files, tmp_path / "out", skip_existing=True))
     assert len(list((tmp_path / "out").glob("*__*.png"))) == 4

@@ -165,8 +165,12 @@ def test_nothing_is_replaced_unasked(run, tmp_path):
     with refused("out.pth exists", "--overwrite"):
         released(run / "merges" / "merge_0001", tmp_path / "out.pth")
     assert_same(torch.load(tmp_path / "out.pth", weights_only=True)["model"], before)
-    with refused("config.json exists"):
-        released(run, tmp_path / "other.pth")
+    released(run, tmp_path / "other.pth")  # the config that is there is its own
+    config = ModelConfig.load(tmp_path / "config.json")
+    with refused("config.json exists", "other alphas"):
+        released(run, tmp_path / "third.pth", alphas=tuple(alpha / 2 for alpha in config.alphas))
+    assert not (tmp_path / "third.pth").exists()
+    assert ModelConfig.load(tmp_path / "config.json") == config
     released(run / "merges" / "merge_0001", tmp_path / "out.pth", overwrite=True)
 
 

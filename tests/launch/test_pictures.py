@@ -29,6 +29,12 @@ def test_files_folders_and_globs(folder: Path) -> None:
     assert names(find_pictures([folder / "dog.PNG", folder, folder / "c*.png"]), folder) == ["dog.PNG", "cat.jpg", "cat.png"]
 
 
+def test_a_folder_that_is_named_like_a_picture(folder: Path) -> None:
+    before = find_pictures([folder])
+    (folder / "album.png").mkdir()
+    assert find_pictures([folder]) == before
+
+
 def test_a_file_with_signs_of_a_glob_in_its_name(folder: Path) -> None:
     (folder / "me [1].png").touch()
     assert names(find_pictures([folder / "me [1].png"]), folder) == ["me [1].png"]

@@ -9,6 +9,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoint_files import refused
 from grpo_files import config as grpo_config
@@ -21,6 +22,7 @@ from launch.colocated import ColocatedWorker
 from launch.config import to_plain
 from launch.report import ReportConfig
 from launch.run_folder import RunFolder
+from launch.run_report.curves import Chart, Line, draw
 from launch.run_report.record import read_run
 from launch.sft_config import SftConfig
 from launch.telemetry import Telemetry
@@ -108,6 +110,15 @@ def test_it_shows_all_that_a_run_is_asked_for(run):
         *("Configuration", "8 of 8 steps", "paired gain", "merge.patience"),
     ):
         assert text in page.text, text
+
+
+def test_a_level_curve_lies_within_its_chart():
+    """Not on the upper edge, where it would be hidden."""
+    chart = Chart("memory", [Line("process", np.arange(3), np.array([1.7195, 1.7196, 1.7197]))], zero=True)
+    path = re.search(r'id="c0-line2d_[^"]*">\s*<path d="([^"]*)"[^>]*stroke: var\(--s0\)', draw(chart, [], (0, 2), 0))
+    assert path is not None
+    heights = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path[1])]
+    assert min(heights) > 12  # the axes begin at 7
 
 
 def test_merges_are_marked_at_their_steps(run):

@@ -139,7 +139,7 @@ def test_the_tokenizer_is_found_beside_the_model(folder, tmp_path) -> None:
     by_file = StyleVARPipeline.from_pretrained(str(folder / "model.safetensors"), device="cpu")
     assert by_file.image_size == tiny.SIZE
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"no vqvae.safetensors lies beside .*: say with vae="):
+    with pytest.raises(UserError, match=r"no vqvae.safetensors lies beside .*: give its VQ-VAE with --vae"):
         StyleVARPipeline.from_pretrained(tmp_path)
     elsewhere = StyleVARPipeline.from_pretrained(tmp_path, vae=folder, device="cpu")
     pair = tiny.picture(1), tiny.picture(2)
