@@ -5,44 +5,51 @@ python launch/train_vqvae.py --shards 'data/demo/train-*.tar' --heldout 'data/de
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+import tyro
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch import cli
-from learner.tokenizer import CodeRevival, tokenizer_loss
+from launch.atomic import file_aside
+from launch.device import choose_device
+from launch.stop import STOPPED, StopRequest
+from learner.tokenizer import TokenizerLearner, TokenizerStepConfig, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
-from stylevar.checkpoint import load_into, read_vae_state, save_vae
+from stylevar.checkpoint import load_matching, read_vae_state, save_vae
 from stylevar.config import ModelConfig, default_alphas
+from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
+from stylevar.sampling import trajectory_seed
 from stylevar.vqvae import VQVAE
 
+WEIGHTS, STATE = "vqvae.safetensors", "state.pt"
 
-@dataclass
+
+@dataclass(frozen=True)
 class TokenizerShape:
     """The part of the model config that the VQ-VAE needs."""
 
-    patch_nums: tuple[int, ...] = (1, 2, 4, 7, 10)
+    patch_nums: tuple[int, ...] = (1, 2, 4, 6, 8, 10)
     """Side of the token map of each scale."""
-    V: int = 1024
+    V: int = 2048
     """Codebook size."""
-    Cvae: int = 16
+    Cvae: int = 32
     """Channels of the latent."""
     ch: int = 32
     """Base channels."""
@@ -50,40 +57,60 @@ class TokenizerShape:
     """Channel multiplier of each level; every level after the first halves the resolution."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainVqvaeConfig:
-    shards: str = "data/demo/train-*.tar"
-    """Training shards; a glob."""
-    heldout: str = "data/demo/heldout-*.tar"
-    """Shards that the reconstruction is measured on; a glob."""
+    shards: tuple[str, ...] = ("data/demo/train-*.tar",)
+    """Training shards: files, globs or folders."""
+    heldout: tuple[str, ...] = ("data/demo/heldout-*.tar",)
+    """Shards that the reconstruction is measured on."""
     out: Path = Path("runs/vqvae")
-    """Folder for vqvae.safetensors, config.json, metrics.json and reconstructions.png."""
+    """Folder for the weights, metrics.json, reconstructions.png, and what --resume needs."""
     init: Path | None = None
-    """Start from this VQ-VAE of the same shape instead of from scratch."""
+    """Start from this VQ-VAE instead of from scratch; tensors of another shape start anew and are named."""
+    resume: bool = False
+    """Go on from the last state in --out."""
     shape: TokenizerShape = field(default_factory=TokenizerShape)
+    step: TokenizerStepConfig = field(default_factory=TokenizerStepConfig)
     steps: int = 2000
     """Optimizer steps."""
-    stop_at: int | None = None
-    """End after this many steps already, the learning rate falling as if all `steps` were done."""
-    batch: int = 16
+    minutes: float = math.inf
+    """End after so many minutes of training, should `steps` take longer; the learning rate falls in time for that."""
+    batch: int = 32
     """Images per step."""
-    lr: float = 1e-3
-    """Peak learning rate; 100 steps of warm-up, then a cosine to zero."""
-    perceptual_weight: float = 0.1
-    """Weight of the EfficientNet-Lite0 feature distance against L1."""
+    warmup: int = 100
+    """Steps over which the learning rate rises to its peak; then a cosine to zero."""
     revive_every: int = 25
     """Steps between revivals of unused codes, during the first two thirds of the training."""
-    ema: float = 0.995
-    """Decay of the moving average of the weights, which is what is saved."""
+    eval_every: int = 250
+    """Steps between measurements; weights and state are saved then."""
+    half: bool = False
+    """Store the weights' matrices in fp16."""
     seed: int = 0
-    """Seed of the initial weights, the batches and the augmentation."""
-    threads: int = 2
-    """CPU threads."""
+    """Seed of the initial weights, the batches and the mirroring."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is trained; auto takes a GPU if there is one."""
+    tf32: bool = False
+    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "minutes", "batch", "revive_every", "eval_every"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        if self.warmup < 0 or self.threads < 0:
+            raise UserError(f"--warmup {self.warmup} --threads {self.threads}: must be at least 0")
+
+    def model_config(self) -> ModelConfig:
+        """The full model config, of which the VQ-VAE takes its part."""
+        shape = self.shape
+        alphas = default_alphas(len(shape.patch_nums))
+        return ModelConfig(shape.patch_nums, shape.V, shape.Cvae, shape.ch, shape.ch_mult, alphas=alphas)
 
 
-def load_images(pattern: str, size: int) -> tuple[Tensor, Tensor]:
+def load_images(patterns: tuple[str, ...], size: int) -> tuple[Tensor, Tensor]:
     """Content and target images of the shards, uint8 [N, 3, H, W] each."""
-    shards = TripletShards(expand_shards([pattern]), image_size=size)
+    shards = TripletShards(expand_shards(patterns), image_size=size)
     rows = [shards[i] for i in tqdm(range(len(shards)), desc="decoding", leave=False)]
     return torch.stack([r.content for r in rows]), torch.stack([r.target for r in rows])
 
@@ -106,68 +133,108 @@ def save_picture(vae: VQVAE, content: Tensor, target: Tensor, path: Path) -> Non
         for images in (content[:10], target[:10]):
             rows += [images, pm1_to_u8(vae.idxBl_to_img(vae.img_to_idxBl(u8_to_pm1(images))))]
     grid = F.interpolate(make_grid(torch.cat(rows), nrow=10)[None].float(), scale_factor=2)[0]
-    Image.fromarray(grid.byte().permute(1, 2, 0).numpy()).save(path)
+    Image.fromarray(grid.byte().permute(1, 2, 0).cpu().numpy()).save(path)
+
+
+class TokenizerRun:
+    """A training from its first or last state to the end. What a step draws follows from (seed, step)."""
+
+    def __init__(self, config: TrainVqvaeConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        arch = config.model_config()
+        self.images = torch.cat(load_images(config.shards, arch.image_size)).to(device)
+        content, target = load_images(config.heldout, arch.image_size)
+        self.heldout = {"photographs": content.to(device), "stylised": target.to(device)}
+        vae = VQVAE(arch)
+        if config.init is not None:
+            anew = load_matching(vae, read_vae_state(config.init))
+            print(f"from {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
+        self.learner = TokenizerLearner(vae.to(device), config.step, LiteFeatures().to(device))
+        self.done, self.seconds, self.history = 0, 0.0, list[dict[str, float]]()
+        if config.resume:
+            self._load()
+        elif config.init is None:
+            self.learner.revival.revive(vae, u8_to_pm1(self._batch(0)))
+        config.out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps or by minutes."""
+        return max(self.done / self.config.steps, self.seconds / 60 / self.config.minutes)
+
+    def loop(self, stop: StopRequest) -> bool:
+        """Train to the end (True), or until a signal has asked to stop (False). The state is saved in either case."""
+        config, learner = self.config, self.learner
+        with tqdm(total=config.steps, initial=self.done, desc="vqvae") as bar:
+            while self.progress < 1 and not stop.requested:
+                started = time.monotonic()
+                batch = self._batch(self.done)
+                rate = min(1.0, (self.done + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * self.progress))
+                loss = learner.step(batch, config.step.lr * rate)
+                self.done += 1
+                if self.done % config.revive_every == 0:
+                    used = learner.revival.used_share
+                    bar.set_postfix(
+                        l1=f"{loss.pixels:.4f}", feat=f"{loss.perceptual:.3f}", vq=f"{loss.codebook:.4f}", used=used
+                    )
+                    if self.progress < 2 / 3:
+                        learner.revival.revive(learner.vae, u8_to_pm1(batch))
+                self.seconds += time.monotonic() - started
+                bar.update()
+                if self.done % config.eval_every == 0:
+                    self.save()
+        self.save()
+        return self.progress >= 1
+
+    def save(self) -> None:
+        """Measure the average on the held-out images; write it, the picture, the metrics, and the state."""
+        out, average = self.config.out, self.learner.average
+        quality = {f"psnr_{name}_db": round(psnr(average, images), 3) for name, images in self.heldout.items()}
+        if not self.history or self.history[-1]["steps"] != self.done:
+            self.history.append({"steps": self.done, "images": self.done * self.config.batch, **quality})
+        tqdm.write(f"step {self.done}: " + ", ".join(f"{name} {value:.2f}" for name, value in quality.items()))
+        metrics = {**quality, "steps": self.done, "minutes": round(self.seconds / 60, 2), "history": self.history}
+        with file_aside(out / WEIGHTS) as aside:
+            save_vae(average, aside, self.config.half)
+        with file_aside(out / "metrics.json") as aside:
+            aside.write_text(json.dumps(metrics, indent=1) + "\n")
+        state = {**self.learner.state(), "done": self.done, "seconds": self.seconds, "history": self.history}
+        with file_aside(out / STATE) as aside:
+            torch.save(state, aside)
+        save_picture(average, self.heldout["photographs"], self.heldout["stylised"], out / "reconstructions.png")
+
+    def _load(self) -> None:
+        path = self.config.out / STATE
+        if not path.is_file():
+            raise UserError(f"--resume: {path} does not exist; start without --resume, or name the run's --out")
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.done, self.seconds, self.history = (state.pop(name) for name in ("done", "seconds", "history"))
+        try:
+            self.learner.load_state(state)
+        except RuntimeError as error:
+            raise UserError(f"--resume: {path} is of a VQ-VAE of another shape: give the flags of its own run") from error
+
+    def _batch(self, step: int) -> Tensor:
+        """Images of a step, uint8 [B, 3, H, W]."""
+        generator = torch.Generator(self.device).manual_seed(trajectory_seed(self.config.seed, step, "vqvae", 0))
+        rows = torch.randint(len(self.images), (self.config.batch,), generator=generator, device=self.device)
+        return mirrored(self.images[rows], generator)
 
 
 def main(config: TrainVqvaeConfig) -> None:
     keep_freed_memory()
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    shape = config.shape
-    arch = ModelConfig(
-        shape.patch_nums, shape.V, shape.Cvae, shape.ch, shape.ch_mult, alphas=default_alphas(len(shape.patch_nums))
-    )
-    content, target = load_images(config.shards, arch.image_size)
-    images = torch.cat([content, target])
-    heldout_content, heldout_target = load_images(config.heldout, arch.image_size)
-    config.out.mkdir(parents=True, exist_ok=True)
-
-    vae, features, revival = VQVAE(arch), LiteFeatures(), CodeRevival(arch.V)
-    if config.init is not None:
-        load_into(vae, read_vae_state(config.init), str(config.init))
-    average = copy.deepcopy(vae).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    augment = v2.Compose(
-        [v2.RandomHorizontalFlip(), v2.RandomResizedCrop(arch.image_size, scale=(0.6, 1.0), ratio=(0.9, 1.1))]
-    )
-    steps = min(config.steps, config.stop_at or config.steps)
-    bar, started = tqdm(range(steps), desc="vqvae"), time.monotonic()
-    for step in bar:
-        rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        optimizer.param_groups[0]["lr"] = config.lr * rate
-        picked = images[torch.randint(len(images), (config.batch,))]
-        batch = u8_to_pm1(torch.stack([augment(image) for image in picked]))
-        if step == 0 and config.init is None:
-            revival.revive(vae, batch)
-        loss = tokenizer_loss(vae, batch, features, config.perceptual_weight)
-        optimizer.zero_grad()
-        loss.total.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - decay)
-        revival.count(loss.tokens)
-        if step % config.revive_every == config.revive_every - 1 and step < config.steps * 2 / 3:
-            used = revival.used_share
-            revival.revive(vae, batch)
-            bar.set_postfix(l1=f"{loss.pixels:.3f}", feat=f"{loss.perceptual:.3f}", vq=f"{loss.codebook:.3f}", used=used)
-        if step % 250 == 249:
-            quality = {"photographs": psnr(average, heldout_content), "stylised": psnr(average, heldout_target)}
-            tqdm.write(f"step {step + 1}: PSNR " + ", ".join(f"{k} {v:.2f} dB" for k, v in quality.items()))
-            save_vae(average, config.out / "vqvae.safetensors")
-            save_picture(average, heldout_content, heldout_target, config.out / "reconstructions.png")
-    metrics = {
-        "psnr_photographs_db": psnr(average, heldout_content),
-        "psnr_stylised_db": psnr(average, heldout_target),
-        "steps": steps,
-        "minutes": (time.monotonic() - started) / 60,
-    }
-    save_vae(average, config.out / "vqvae.safetensors")
-    save_picture(average, heldout_content, heldout_target, config.out / "reconstructions.png")
-    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(json.dumps(metrics))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    run = TokenizerRun(config, choose_device(config.device))
+    with StopRequest() as stop:
+        finished = run.loop(stop)
+    if not finished:
+        print(f"stopped at step {run.done}; go on with the same flags and --resume")
+        sys.exit(STOPPED)
+    print(f"the VQ-VAE is {config.out / WEIGHTS}: " + json.dumps(run.history[-1]))
 
 
 if __name__ == "__main__":
-    cli.run(main, TrainVqvaeConfig)
+    cli.run(main, tyro.conf.OmitArgPrefixes[TrainVqvaeConfig])

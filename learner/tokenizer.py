@@ -1,14 +1,18 @@
-"""Training the VQ-VAE itself: the loss of one batch, and the revival of codes that nobody uses."""
+"""Training the VQ-VAE itself: one step on a batch of images, and the revival of codes that nobody uses."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from stylevar.errors import UserError
+from stylevar.images import u8_to_pm1
 from stylevar.vqvae import VQVAE
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -35,22 +39,116 @@ def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tenso
     return torch.stack(levels).mean()
 
 
-def tokenizer_loss(vae: VQVAE, image_pm1: Tensor, features: Features, perceptual_weight: float) -> TokenizerLoss:
-    """L1 + perceptual + codebook and commitment loss of a batch [B, 3, H, W] in [-1, 1]."""
-    f_hat, codebook, tokens = vae.quantize.straight_through(vae.encode(image_pm1))
-    image = vae.decode(f_hat)
+def tokenizer_loss(
+    vae: VQVAE, image_pm1: Tensor, features: Features, perceptual_weight: float, bf16: bool = False
+) -> TokenizerLoss:
+    """L1 + perceptual + codebook and commitment loss of a batch [B, 3, H, W] in [-1, 1].
+
+    `bf16`: the networks compute in bfloat16; the quantizer and the losses stay fp32.
+    """
+
+    def cast() -> torch.autocast:
+        return torch.autocast(image_pm1.device.type, torch.bfloat16, enabled=bf16)
+
+    with cast():
+        latent = vae.encode(image_pm1).float()
+    f_hat, codebook, tokens = vae.quantize.straight_through(latent)
+    with cast():
+        image = vae.decode(f_hat).float()
     pixels = (image - image_pm1).abs().mean()
-    with torch.no_grad():
-        wanted = features(image_pm1 * 0.5 + 0.5)
-    perceptual = feature_distance(features(image * 0.5 + 0.5), wanted)
+    with torch.no_grad(), cast():
+        wanted = [level.float() for level in features(image_pm1 * 0.5 + 0.5)]
+    with cast():
+        rebuilt = [level.float() for level in features(image * 0.5 + 0.5)]
+    perceptual = feature_distance(rebuilt, wanted)
     return TokenizerLoss(pixels + perceptual_weight * perceptual + codebook, pixels, perceptual, codebook, tokens)
+
+
+@dataclass(frozen=True)
+class TokenizerStepConfig:
+    """How the VQ-VAE's weights follow the gradient."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    perceptual_weight: float = 0.1
+    """Weight of the EfficientNet-Lite0 feature distance against L1."""
+    ema: float = 0.995
+    """Decay of the moving average of the weights, which is what is saved."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder, the decoder and the features; the quantizer, the loss and the weights are fp32."""
+    compile: bool = False
+    """Compile encoder and decoder with torch.compile: minutes before the first step, and faster ones after that."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.perceptual_weight < 0 or not 0 <= self.ema < 1:
+            raise UserError(
+                f"--lr {self.lr} --perceptual-weight {self.perceptual_weight} --ema {self.ema}: "
+                "must be positive, at least 0, and in [0, 1)"
+            )
+
+
+class TokenizerLearner:
+    """A VQ-VAE in training, its moving average, and the optimizer."""
+
+    def __init__(self, vae: VQVAE, config: TokenizerStepConfig, features: Features) -> None:
+        self.vae, self.config, self.features = vae, config, features
+        self.average = copy.deepcopy(vae).requires_grad_(False).eval()
+        device = next(vae.parameters()).device
+        self.optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
+        self.revival = CodeRevival(vae.config.V, device)
+        self.updates = 0
+        if config.compile:  # in place: names of weights stay as they are
+            vae.encoder.compile()
+            vae.decoder.compile()
+
+    def step(self, images_u8: Tensor, lr: float) -> TokenizerLoss:
+        """One optimizer step on images, uint8 [B, 3, H, W]."""
+        config = self.config
+        batch = u8_to_pm1(images_u8)
+        loss = tokenizer_loss(self.vae, batch, self.features, config.perceptual_weight, config.precision == "bf16")
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimizer.step()
+        self.updates += 1
+        # A young average would be mostly the initial weights: it starts short and lengthens to the wanted decay.
+        keep = min(config.ema, self.updates / (10 + self.updates))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.vae.parameters()), 1 - keep)
+        self.revival.count(loss.tokens)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on."""
+        return {
+            "vae": self.vae.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hits": self.revival.hits,
+            "updates": self.updates,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.vae.load_state_dict(state["vae"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.revival.hits.copy_(state["hits"])
+        self.updates = state["updates"]
+
+
+def mirrored(images_u8: Tensor, generator: torch.Generator) -> Tensor:
+    """Images [B, 3, H, W] on the generator's device, every second one mirrored, at random."""
+    flip = torch.rand(len(images_u8), generator=generator, device=generator.device) < 0.5
+    return torch.where(flip.to(images_u8.device)[:, None, None, None], images_u8.flip(-1), images_u8)
 
 
 class CodeRevival:
     """Counts how often each code is used, and moves unused ones onto latents of the current batch."""
 
-    def __init__(self, vocab: int) -> None:
-        self.hits = torch.zeros(vocab, dtype=torch.long)
+    def __init__(self, vocab: int, device: torch.device | None = None) -> None:
+        self.hits = torch.zeros(vocab, dtype=torch.long, device=device)
 
     def count(self, tokens: Sequence[Tensor]) -> None:
         self.hits += torch.bincount(torch.cat([t.flatten() for t in tokens], 0), minlength=len(self.hits))

@@ -118,6 +118,14 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
     module.load_state_dict(fitted(module, state, source), strict=True)
 
 
+def load_matching(module: nn.Module, state: State) -> list[str]:
+    """Load what fits in name and shape into `module`, to start another shape from it; the names that keep their own."""
+    own = module.state_dict()
+    fits = {name: state[name] for name, value in own.items() if name in state and state[name].shape == value.shape}
+    module.load_state_dict(fits, strict=False)
+    return [name for name in own if name not in fits]
+
+
 def fitted(module: nn.Module, state: State, source: str) -> State:
     """`state` in the order and the types of `module`, which is only looked at. UserError if a key or a shape is off."""
     own = module.state_dict()
