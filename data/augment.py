@@ -53,9 +53,7 @@ def augment(condition: Condition, config: AugmentConfig, seed: int, epoch: int) 
     """
     if not config.varies and not config.flip:
         return condition
-    digest = hashlib.sha256(f"{seed}/{epoch}/{condition.key}".encode()).digest()
-    draw = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big"))).random
-    angle, light, area, across, down, mirror = (float(x) for x in draw(6))
+    angle, light, area, across, down, mirror = _draws(seed, epoch, condition.key)
     images = {role: getattr(condition, role) for role in ROLES}
     if config.augment and config.rotation:
         degrees = (2 * angle - 1) * config.rotation
@@ -70,6 +68,17 @@ def augment(condition: Condition, config: AugmentConfig, seed: int, epoch: int) 
     elif not config.varies:
         return condition
     return replace(condition, **images, tokens=None)
+
+
+def is_mirrored(seed: int, epoch: int, key: str) -> bool:
+    """Whether `augment` with --flip mirrors a triplet in an epoch."""
+    return _draws(seed, epoch, key)[-1] < 0.5
+
+
+def _draws(seed: int, epoch: int, key: str) -> list[float]:
+    """Six numbers in [0, 1): for angle, light, the crop's area and place, and mirroring."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{key}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big"))).random(6).tolist()
 
 
 def rotated(image_u8: Tensor, degrees: float) -> Tensor:

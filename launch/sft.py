@@ -31,7 +31,19 @@ from launch.device import choose_device
 from launch.grids import GridRow, draw_grid
 from launch.run_folder import ResumePoint, RunFolder
 from launch.sft_config import SftConfig, parse
-from launch.sft_data import MicroBatches, corpora, fill, in_order, load_steps, loader_workers, open_data, pick, spread
+from launch.sft_data import (
+    MicroBatches,
+    ResidentBatches,
+    corpora,
+    in_order,
+    load_steps,
+    loader_workers,
+    make_resident,
+    open_data,
+    pick,
+    spread,
+    token_cache_file,
+)
 from launch.sft_start import starting_model
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import PhaseTimer, Telemetry, memory
@@ -77,17 +89,19 @@ class SftRun:
         self.learner = SftLearner(model.to(device), config.step, tokens)
         self.steps = config.steps or math.ceil(config.epochs * len(self.data.train) / config.batch)
         order = MixtureOrder(corpora(self.data.train), config.mixture, config.seed, self.steps, config.batch)
-        self.batches = MicroBatches(self.data.train, order, config.augment, config.micro_batch, self.rank, self.world)
+        self.batches: MicroBatches | ResidentBatches
+        if tokens is None:
+            self.batches = MicroBatches(self.data.train, order, config.augment, config.micro_batch, self.rank, self.world)
+        else:
+            cache = token_cache_file(self.data.train, model.vae)
+            resident = make_resident(tokens, self.data.train, config.augment, device, cache)
+            self.batches = ResidentBatches(resident, order, config.micro_batch, self.rank, self.world)
         self.start, self.best = 0, math.inf
         self.timer = PhaseTimer(torch.cuda.synchronize if device.type == "cuda" else None)
         if checkpoint is not None:
             self._load(checkpoint)
         self.run = self._open(point)
         self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0) if self.rank == 0 else None
-        if tokens is not None:
-            fill(tokens, self.data.train, config.augment.flip, "training triplets")
-            for name, held_out in self.data.validation.items():
-                fill(tokens, held_out, False, f"{name} triplets")
 
     def loop(self, bar: ProgressBar, stop: Callable[[], bool]) -> bool:
         """Train to the end (True), or until `stop` says so and a checkpoint is written (False)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -18,13 +20,18 @@ from data.augment import AugmentConfig, augment
 from data.convert.split import SPLITS
 from data.index import TripletIndex, expand_shards, index_triplets
 from data.mixture import MixtureOrder
+from data.resident import ResidentTriplets
 from data.shard_writer import ROLES
 from data.shards import TripletShards
+from launch.atomic import file_aside
 from launch.sft_config import SftConfig
 from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.transformer import StyleVAR
+from stylevar.vqvae import VQVAE
+
+logger = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT", covariant=True)
 PREFETCHED = 4
@@ -52,9 +59,11 @@ def open_data(config: SftConfig, model: StyleVAR) -> SftData:
     in_memory = bytes_decoded <= config.memory_gb * 1e9
     # Tokens of pictures that change anew each time are of no use, and an in-memory run makes its own.
     vae = None if in_memory or config.augment.varies else model.vae.fingerprint()
-    sets = {name: TripletShards(some, size, cache=in_memory, vae=vae) for name, some in found.items()}
-    for triplets in sets.values() if in_memory else ():
-        triplets.validate()
+    # Those that become resident are decoded once, then.
+    kept = [name for name in found if in_memory and (name != "train" or config.augment.varies)]
+    sets = {name: TripletShards(some, size, cache=name in kept, vae=vae) for name, some in found.items()}
+    for name in kept:
+        sets[name].validate()
     return SftData(sets.pop("train"), sets, in_memory)
 
 
@@ -87,6 +96,21 @@ class MicroBatches(Dataset):
         except UserError as error:
             return error
         return ConditionBatch.stack(found)
+
+
+class ResidentBatches:
+    """`MicroBatches` of triplets that are all in memory, where the model is."""
+
+    def __init__(self, resident: ResidentTriplets, order: MixtureOrder, micro_batch: int, rank: int, world: int) -> None:
+        self.resident, self.order, self.rank, self.world = resident, order, rank, world
+        self.per_step = -(-len(order.share(0, rank, world)) // micro_batch)
+
+    def __getitem__(self, number: int) -> ConditionBatch:
+        step, micro = divmod(number, self.per_step)
+        picks = self.order.share(step, self.rank, self.world)
+        start, end = (len(picks) * m // self.per_step for m in (micro, micro + 1))
+        samples, epochs = np.array(picks[start:end], dtype=np.int64).T
+        return self.resident.batch(samples, epochs, self.order.seed)
 
 
 class Numbered(Protocol[BatchT]):
@@ -160,14 +184,26 @@ def spread(length: int, count: int) -> list[int]:
     return [i * length // count for i in range(count)]
 
 
-def fill(tokens: TokenCache, triplets: TripletShards, flip: bool, label: str) -> None:
-    """Tokenise all images of `triplets` (and their mirror images), in a fixed order."""
-    with tqdm(total=len(triplets), desc=f"tokenising {label}", unit="triplet", leave=False) as bar:
-        for batch in in_order(triplets, 32):
-            mirrored = replace(batch, **{role: getattr(batch, role).flip(-1) for role in ROLES})
-            for view in (batch, mirrored) if flip else (batch,):
-                tokens.add(torch.cat([view.content, view.target, view.style]))
-            bar.update(len(batch))
+def make_resident(
+    tokens: TokenCache, triplets: TripletShards, config: AugmentConfig, device: torch.device, cache: Path
+) -> ResidentTriplets:
+    """Decode and tokenise all of `triplets`; tokens come from the file `cache` where it has them, and go there."""
+    tokens.load(cache)
+    known = len(tokens)
+    with tqdm(total=len(triplets), desc="tokenising training triplets", unit="triplet", leave=False) as bar:
+        resident = ResidentTriplets(triplets, config, tokens.rows, device, bar.update)
+    if len(tokens) > known:
+        try:
+            with file_aside(cache) as aside:
+                tokens.save(aside)
+        except OSError as error:
+            logger.warning("tokens are not kept for the next run: %s cannot be written (%s)", cache, error.strerror)
+    return resident
+
+
+def token_cache_file(triplets: TripletShards, vae: VQVAE) -> Path:
+    """Where tokens of a run's images are kept: beside its first shard, under the VQ-VAE's fingerprint."""
+    return triplets.index.paths[0].parent / f".tokens-{vae.fingerprint()}.safetensors"
 
 
 def corpora(train: TripletShards) -> dict[str, np.ndarray]:

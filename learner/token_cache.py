@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stylevar.images import u8_to_pm1
@@ -25,6 +29,20 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    def load(self, path: Path) -> None:
+        """Take over what `save` wrote, if there is anything; a damaged file counts as none."""
+        try:
+            kept = load_file(str(path))
+        except (FileNotFoundError, SafetensorError):
+            return
+        self._tokens.update(zip(map(bytes, kept["images"].numpy()), kept["tokens"], strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write all tokens to `path`. Raises OSError if that cannot be done."""
+        images = np.frombuffer(b"".join(self._tokens), dtype=np.uint8).reshape(len(self._tokens), -1)
+        tensors = {"images": torch.from_numpy(images.copy()), "tokens": torch.stack(list(self._tokens.values()))}
+        save_file(tensors, str(path))
+
     def add(self, images_u8: Tensor) -> list[bytes]:
         """Tokenise what is new among the images, uint8 [N, 3, H, W]; the N keys under which tokens are kept."""
         keys = [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in images_u8.cpu().contiguous()]
@@ -34,9 +52,13 @@ class TokenCache:
             self._tokens.update(zip(new, found, strict=True))
         return keys
 
+    def rows(self, images_u8: Tensor) -> Tensor:
+        """Images uint8 [N, 3, H, W] -> tokens int16 [N, L] on CPU."""
+        return torch.stack([self._tokens[key] for key in self.add(images_u8)])
+
     def __call__(self, images_u8: Tensor) -> list[Tensor]:
         """Images uint8 [N, 3, H, W] -> one int64 [N, p*p] per scale."""
-        rows = torch.stack([self._tokens[key] for key in self.add(images_u8)])
+        rows = self.rows(images_u8)
         device = self.vae.quantize.embedding.weight.device
         return list(rows.to(device, torch.int64).split([p * p for p in self.vae.config.patch_nums], dim=1))
 
