@@ -28,6 +28,8 @@ class ModelShape:
     """Transformer blocks; also the number of heads. The width is 64 * depth."""
     style_enc_dim: int = 128
     """Features of the content and style encoders; 512 is ResNet-18."""
+    shared_aln: bool = False
+    """One adaLN projection for all blocks, with a learned offset per block: a quarter fewer weights."""
     patch_nums: tuple[int, ...] = (1, 2, 4, 7, 10)
     """Side of the token map of each scale, coarse to fine."""
     V: int = 1024
@@ -48,6 +50,7 @@ class ModelShape:
             ch=self.ch,
             ch_mult=self.ch_mult,
             depth=self.depth,
+            shared_aln=self.shared_aln,
             style_enc_dim=self.style_enc_dim,
             alphas=default_alphas(len(self.patch_nums)) if alphas is None else alphas,
         )
@@ -103,7 +106,8 @@ class SftConfig:
     threads: int = 0
     """CPU threads; 0 for all cores."""
     memory_gb: float = 2.0
-    """Triplets that fit into this much memory are decoded and tokenised once, before the first step."""
+    """Triplets that fit into this much memory are decoded and tokenised once, before the first step, and then stay where
+    the model is."""
     log_every: int = 10
     """Steps between entries in TensorBoard."""
     eval_every: int = 250

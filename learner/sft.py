@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from learner.parallel import rank_and_world, sum_over_ranks
+from learner.self_forcing import guess, self_forced
 from learner.token_cache import TokenCache, tokenize
 from learner.validation import ValidationSums
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
@@ -50,6 +51,12 @@ class SftStepConfig:
     """Decay per step of a moving average of the weights, which is then what is validated and saved; 0 for none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights, logits and loss are fp32 in either case."""
+    self_forced: float = 0.0
+    """Share of triplets whose earlier scales hold guesses of the model itself, with later targets that correct them."""
+    self_forced_rate: float = 0.6
+    """In such a triplet each token is a guess with a probability drawn from 0 to this."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile: minutes before the first step, and faster ones after that."""
     recompute: bool = False
     """Keep only the input of each transformer block and compute it again in the backward pass: less memory, more time."""
     topk: int = 5
@@ -64,6 +71,9 @@ class SftStepConfig:
         for name, bound in (("alpha_jitter", 0.5), ("label_smoothing", 0.5), ("ema", 1.0)):
             if not 0 <= getattr(self, name) < bound:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, {bound})")
+        for name in ("self_forced", "self_forced_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1]")
         if self.topk < 1:
             raise UserError(f"--topk {self.topk}: must be at least 1")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -89,6 +99,27 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as the model takes it.
+
+    style_pm1, content_pm1   fp32 [B, 3, S, S] in [-1, 1]
+    guides                   tokens of the style and then the content images, one int64 [2B, p*p] per scale
+    target                   int64 [B, L]
+    """
+
+    style_pm1: Tensor
+    content_pm1: Tensor
+    guides: list[Tensor]
+    target: Tensor
+
+    def select(self, rows: Tensor) -> Inputs:
+        """Some of the triplets, int64 [b]."""
+        both = torch.cat([rows, rows + len(self.target)])
+        guides = [scale[both] for scale in self.guides]
+        return Inputs(self.style_pm1[rows], self.content_pm1[rows], guides, self.target[rows])
+
+
 class TeacherForced(nn.Module):
     """The model as a function of a batch: what data parallelism has to wrap."""
 
@@ -97,13 +128,16 @@ class TeacherForced(nn.Module):
         self.model, self.recompute = model, recompute
 
     def forward(
-        self, style_pm1: Tensor, content_pm1: Tensor, guides: list[Tensor], target: Tensor, alphas: Tensor | None
+        self, style_pm1: Tensor, content_pm1: Tensor, guides: list[Tensor], prefix: Tensor, alphas: Tensor | None
     ) -> Tensor:
-        """Logits fp32 [B, L, V] of the tokens `target` [B, L]; `guides` as in `encode_conditions`."""
+        """Logits fp32 [B, L, V] of L tokens, each after the earlier scales of `prefix` int64 [B, L].
+
+        `guides` as in `encode_conditions`.
+        """
         model = self.model
         state = encode_conditions(model, style_pm1, content_pm1, guides)
         queries = guide_queries(model, state)
-        return teacher_forced(model, state, queries, target.unsqueeze(1), alphas, self.recompute).squeeze(1)
+        return teacher_forced(model, state, queries, prefix.unsqueeze(1), alphas, self.recompute).squeeze(1)
 
 
 class SftLearner:
@@ -122,6 +156,9 @@ class SftLearner:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.rank, self.world = rank_and_world()
         forward = TeacherForced(model, config.recompute)
+        if config.compile:  # in place: names of weights stay as they are
+            for block in model.blocks:
+                block.compile()
         self._parallel: Any = forward if self.world == 1 else DistributedDataParallel(forward)
 
     @property
@@ -146,7 +183,9 @@ class SftLearner:
             # Gradients travel once, with the last micro-batch.
             last = number == len(micro_batches) - 1
             with nullcontext() if last or self.world == 1 else self._parallel.no_sync():
-                logits, target = self._forward(self._parallel, batch, alphas)
+                inputs = self._inputs(batch)
+                prefix, target = self._self_forced(inputs, trajectory_seed(seed, self.rank, "self-forced", number))
+                logits = self._forward(self._parallel, inputs, prefix, alphas)
                 loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=self.config.label_smoothing)
                 (loss * share).backward()
             right = (logits.detach().argmax(-1) == target).double().mean()
@@ -164,8 +203,9 @@ class SftLearner:
     @torch.no_grad()
     def validate(self, batch: ConditionBatch) -> ValidationSums:
         """`best_model` on B held-out triplets, without jitter and smoothing."""
-        logits, target = self._forward(TeacherForced(self.best_model), batch, None)
-        return ValidationSums.of(logits, target, self.model.arch.scale_slices(), self.config.topk)
+        inputs = self._inputs(batch)
+        logits = self._forward(TeacherForced(self.best_model), inputs, inputs.target, None)
+        return ValidationSums.of(logits, inputs.target, self.model.arch.scale_slices(), self.config.topk)
 
     def no_validation(self) -> ValidationSums:
         """The sums of no triplet at all, to begin with."""
@@ -180,15 +220,38 @@ class SftLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
 
-    def _forward(self, forward: nn.Module, batch: ConditionBatch, alphas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits fp32 [B, L, V] and the target's tokens int64 [B, L]."""
+    def _inputs(self, batch: ConditionBatch) -> Inputs:
         device = self.model.device
         style_idx, content_idx, target_idx = self._tokens_of(batch)
         guides = [torch.cat(pair) for pair in zip(style_idx, content_idx, strict=True)]
-        target = torch.cat(target_idx, dim=1)
         style, content = (u8_to_pm1(image.to(device)) for image in (batch.style, batch.content))
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return forward(style, content, guides, target, alphas), target
+        return Inputs(style, content, guides, torch.cat(target_idx, dim=1))
+
+    def _forward(self, forward: nn.Module, inputs: Inputs, prefix: Tensor, alphas: Tensor | None) -> Tensor:
+        """Logits fp32 [B, L, V]."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return forward(inputs.style_pm1, inputs.content_pm1, inputs.guides, prefix, alphas)
+
+    @torch.no_grad()
+    def _self_forced(self, inputs: Inputs, seed: int) -> tuple[Tensor, Tensor]:
+        """Prefixes and targets int64 [B, L], a share of them with guesses of the model and targets that correct them."""
+        config, true = self.config, inputs.target
+        if not config.self_forced:
+            return true, true
+        generator = torch.Generator(true.device).manual_seed(seed)
+        chosen = torch.rand(len(true), generator=generator, device=true.device) < config.self_forced
+        rows = chosen.nonzero().flatten()
+        if not len(rows):
+            return true, true
+        some = inputs.select(rows)
+        logits = self._forward(TeacherForced(self.best_model), some, some.target, None)
+        self._train_mode()
+        rate = config.self_forced_rate * torch.rand(len(rows), 1, generator=generator, device=true.device)
+        replaced = torch.rand(some.target.shape, generator=generator, device=true.device) < rate
+        forced = self_forced(self.model.vae.quantize, some.target, guess(logits, generator), replaced)
+        prefix, target = true.clone(), true.clone()
+        prefix[rows], target[rows] = forced
+        return prefix, target
 
     def _tokens_of(self, batch: ConditionBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Tokens of style, content and target, int64 [B, p*p] per scale: known ones, those in the cache, or fresh ones."""
