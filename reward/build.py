@@ -25,6 +25,7 @@ _CLASSES = {
     "dino": "reward.dino:DinoDistance",
     "ssim": "reward.pixels:SsimDistance",
     "psnr": "reward.pixels:PsnrDistance",
+    "edges": "reward.pixels:EdgeDistance",
     "color": "reward.pixels:ColorDistance",
 }
 

@@ -1,11 +1,11 @@
-"""Distances without a network, as rewards: SSIM, PSNR and colour statistics turned so that smaller is better."""
+"""Distances without a network, as rewards: SSIM, PSNR, edges and colour statistics, turned so that smaller is better."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from reward.base import Embedding, PerceptualDistance
-from reward.metrics import PSNR_CAP, color_distance, psnr, ssim
+from reward.metrics import PSNR_CAP, color_distance, edge_agreement, psnr, ssim
 
 
 class _PixelDistance(PerceptualDistance):
@@ -30,6 +30,15 @@ class PsnrDistance(_PixelDistance):
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         return {"total": 1 - psnr(second[0], first[0]) / PSNR_CAP}
+
+
+class EdgeDistance(_PixelDistance):
+    """1 - `edge_agreement`, in [0, 2]."""
+
+    name = "edges"
+
+    def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        return {"total": 1 - edge_agreement(second[0], first[0])}
 
 
 class ColorDistance(_PixelDistance):

@@ -19,6 +19,7 @@ NAMES = (
     "dino",
     "ssim",
     "psnr",
+    "edges",
     "color",
 )
 """Every distance that can be a reward; docs/rewards.md says what each is good for."""

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Reference = Literal["target", "content", "style"]
 Better = Literal["lower", "higher"]
-_SIMILARITIES = ("ssim", "clip", "dino")
+_SIMILARITIES = ("ssim", "edges", "clip", "dino")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Column:
         return "higher" if self.distance in (*_SIMILARITIES, "psnr") else "lower"
 
     def shown(self, distance: Tensor) -> Tensor:
-        """A distance as it is reported: similarities for ssim, clip and dino, decibels for psnr."""
+        """A distance as it is reported: similarities for ssim, edges, clip and dino, decibels for psnr."""
         if self.distance == "psnr":
             return PSNR_CAP * (1 - distance)
         return 1 - distance if self.distance in _SIMILARITIES else distance
@@ -51,6 +51,7 @@ TITLES = {
     "content": "Content Loss",
     "lpips": "LPIPS",
     "ssim": "SSIM",
+    "edges": "edges",
     "dreamsim": "DreamSim",
     "clip": "CLIP-Sim",
     "dino": "DINO",
@@ -65,6 +66,7 @@ INPUTS = (
     Column("content", "content", "Content Loss"),
     Column("lpips", "content", "LPIPS"),
     Column("ssim", "content", "SSIM"),
+    Column("edges", "content", "edges"),
     Column("dreamsim", "content", "DreamSim"),
     Column("dreamsim", "style", "DreamSim"),
     Column("clip", "content", "CLIP-Sim"),

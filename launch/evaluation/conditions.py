@@ -16,7 +16,7 @@ from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_image_u8
 from launch.evaluation.config import EvalConfig
-from stylevar.contracts import ConditionBatch
+from stylevar.contracts import Condition, ConditionBatch
 from stylevar.errors import UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -50,7 +50,11 @@ class PairedSet:
 
     def batch(self, rows: Sequence[int]) -> ConditionBatch:
         """Some of the conditions; a bad one gives way to the next good one in key order."""
-        return ConditionBatch.stack([self.triplets.usable(self._chosen[i]) for i in rows])
+        return ConditionBatch.stack([self.condition(i) for i in rows])
+
+    def condition(self, row: int) -> Condition:
+        """One of the conditions, likewise."""
+        return self.triplets.usable(self._chosen[row])
 
 
 @dataclass

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from launch.device import choose_device
 from launch.evaluation.columns import Column
-from launch.evaluation.conditions import ConditionSet, reference_images
+from launch.evaluation.conditions import ConditionSet, PairedSet, reference_images
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.fid import load_art_inception
+from launch.evaluation.retrieval import RETRIEVAL, Retrieval
 from launch.evaluation.stylizer import Method, Stylizer, build_stylizer
 from reward.build import build_term
 from stylevar.images import u8_to_01
@@ -67,6 +68,9 @@ class Evaluator:
             names |= dict.fromkeys(term.name for term in config.reward.terms())
         self._distances = {name: build_term(name, config.reward, self.device) for name in names}
         self._inception = load_art_inception(config.reward.metric_weights, self.device) if artfid else None
+        self._retrieval = None
+        if isinstance(conditions, PairedSet):
+            self._retrieval = Retrieval(conditions.condition(row) for row in range(len(conditions)))
         self._method: Method | None = None
         self._stylizer: Stylizer | None = None
 
@@ -89,8 +93,11 @@ class Evaluator:
             "seconds": [seconds] * (len(batch) * group),
         }
         references = {name: u8_to_01(image.to(self.device)) for name, image in reference_images(batch).items()}
-        for name, values in self._metrics(u8_to_01(images_u8.to(self.device)), references).items():
-            columns[name] = values.flatten().cpu().tolist()
+        generated_01 = u8_to_01(images_u8.to(self.device))
+        metrics = self._metrics(generated_01, references)
+        if self._retrieval is not None:
+            metrics[RETRIEVAL] = self._retrieval.found(task.rows, generated_01)
+        columns |= {name: values.flatten().cpu().tolist() for name, values in metrics.items()}
         features: dict[str, NDArray] = {}
         if self._inception is not None:
             features["samples"] = self._features(images_u8.flatten(0, 1))

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from launch.atomic import file_aside
 from launch.evaluation.columns import Better, Column
 from launch.evaluation.fid import FEATURES, frechet_distance
+from launch.evaluation.retrieval import RETRIEVAL
 from launch.evaluation.statistics import Estimate, PairedTest, by_condition, compare, estimate
 
 LPIPS_PART = "lpips_alex/content"
@@ -42,11 +43,11 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def headings(columns: Sequence[Column], reward: bool, artfid: bool) -> tuple[Heading, ...]:
-    """All columns of the table, in their order."""
+def headings(columns: Sequence[Column], paired: bool, artfid: bool) -> tuple[Heading, ...]:
+    """All columns of the table, in their order; sets with targets have a reward and the retrieval test."""
     found = [Heading(column.key, column.title, column.better) for column in columns]
-    if reward:
-        found.insert(0, Heading("reward/target", "Reward", "higher"))
+    if paired:
+        found = [Heading("reward/target", "Reward", "higher"), *found, Heading(RETRIEVAL, "retrieval", "higher")]
     if artfid:
         found.append(Heading("fid/style", "FID (ArtFID)", "lower"))
         if any(column.key == LPIPS_PART for column in columns):

@@ -89,7 +89,9 @@ def test_what_it_writes(files, tmp_path, copying, capsys):
     assert ssim["n"] == TRIPLETS
     assert ssim["mean"] == pytest.approx(sum(rows["ssim/target"][:10]) / 10)
     assert ssim["low"] < ssim["mean"] < ssim["high"]
-    assert set(summary["tests"]) == {"reward/target", "ssim/target", "lite/target", "color/target", "psnr/target"}
+    assert set(summary["tests"]) == {
+        *("reward/target", "ssim/target", "edges/target", "lite/target", "color/target", "psnr/target", "retrieval/target")
+    }
     assert "lpips" in summary["left_out"]
     markdown = (out / "summary.md").read_text()
     for part in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward.metrics import color_distance, independent_metrics, lab_to_rgb, rgb_to_lab
+from reward.metrics import color_distance, edge_agreement, independent_metrics, lab_to_rgb, rgb_to_lab
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -77,3 +77,13 @@ def test_colours_that_no_screen_has_are_clamped():
     rgb = lab_to_rgb(lab)
     assert rgb.min() == 0
     assert rgb.max() <= 1
+
+
+def test_edges_agree_whatever_the_colours_and_wherever_they_are():
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.rand(2, 1, 8, 8, generator=generator)
+    shapes = torch.nn.functional.interpolate(rough, size=80, mode="nearest").expand(2, 3, 80, 80)
+    torch.testing.assert_close(edge_agreement(shapes, shapes), torch.ones(2))
+    torch.testing.assert_close(edge_agreement(1 - 0.5 * shapes, shapes), torch.ones(2))  # a negative, at half the contrast
+    assert (edge_agreement(shapes.flip(0), shapes).abs() < 0.5).all()
+    assert edge_agreement(torch.full_like(shapes, 0.5), shapes).tolist() == [0.0, 0.0]
