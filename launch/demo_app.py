@@ -54,6 +54,7 @@ def import_gradio() -> Any:
 def build_page(session: Session, examples: Path) -> Any:
     """The page, a `gradio.Blocks`; a few style pictures are unpacked into the folder `examples`."""
     gr = import_gradio()
+    usual = session.pipeline.model.arch.sampling
 
     def stylise(content: str | None, style: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         samples, strength, temperature, top_k, top_p, seed, fit = values
@@ -78,11 +79,11 @@ def build_page(session: Session, examples: Path) -> Any:
                     samples = gr.Slider(1, MAX_SAMPLES, 4, step=1, label="Samples", info="results to choose from")
                 with gr.Accordion("More settings", open=False):
                     with gr.Row():
-                        temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
+                        temperature = gr.Slider(0.1, 2, usual.temperature, step=0.05, label="Temperature")
                         seed = gr.Number(0, label="Seed", precision=0)
                     with gr.Row():
-                        top_k = gr.Slider(0, 4096, 900, step=1, label="Top k (0 for all)")
-                        top_p = gr.Slider(0, 1, 0.96, step=0.01, label="Top p (0 for all)")
+                        top_k = gr.Slider(0, 4096, usual.top_k, step=1, label="Top k (0 for all)")
+                        top_p = gr.Slider(0, 1, usual.top_p, step=0.01, label="Top p (0 for all)")
                     fit = gr.Radio(["crop", "pad", "stretch"], value="crop", label="How the content becomes square")
                 with gr.Row():
                     start = gr.Button("Stylise", variant="primary", scale=4)

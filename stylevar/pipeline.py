@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE, load_pair
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
+from stylevar.config import SamplingDefaults, sampling_over
 from stylevar.errors import UserError
 from stylevar.generate import Scale, generate_scales
 from stylevar.hub import fetch, fetch_beside
@@ -43,12 +44,12 @@ class Sampling:
     """Seed; a result depends on it, on the name of its pair and on its number, not on the other pairs."""
     style_strength: float = 0.0
     """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
-    top_k: int = 900
-    """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-    temperature: float = 1.0
-    """Above 1 for more varied, below for safer results."""
+    top_k: int | None = None
+    """Only the best K tokens may be drawn; 0 for all. By default what the model's config.json says, else 900."""
+    top_p: float | None = None
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
+    temperature: float | None = None
+    """Higher for more varied, lower for safer results. By default the model's, else 1."""
     kv_cache: Literal["exact", "paper"] = "exact"
     """paper reproduces how the released weights were sampled."""
 
@@ -57,10 +58,11 @@ class Sampling:
             raise UserError(f"--num-samples {self.num_samples}: must be at least 1")
         if not -1 <= self.style_strength <= 1:
             raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        if self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature {self.temperature}: must be positive")
+        self.over(SamplingDefaults())
+
+    def over(self, defaults: SamplingDefaults) -> SamplingDefaults:
+        """The settings that hold for a model with these defaults. Raises UserError if one is out of bounds."""
+        return sampling_over(defaults, self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,9 @@ class StyleVARPipeline:
         num_samples: int = 1,
         seed: int = 0,
         style_strength: float = 0.0,
-        top_k: int = 900,
-        top_p: float = 0.96,
-        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
         kv_cache: Literal["exact", "paper"] = "exact",
         fit: Fit = "crop",
         restore: Restore = "aspect",
@@ -251,14 +253,15 @@ class StyleVARPipeline:
         self, state: ConditionState, queries: Sequence[Tensor], seeds: Tensor, sampling: Sampling
     ) -> Iterator[Scale]:
         model = self.model
+        chosen = sampling.over(model.arch.sampling)
         return generate_scales(
             model,
             state,
             queries,
             group=seeds.shape[1],
             stream=TrajectoryStreams(seeds, model.arch.tokens, model.device),
-            truncation=Truncation(sampling.top_k, sampling.top_p),
-            temperature=sampling.temperature,
+            truncation=Truncation(chosen.top_k, chosen.top_p),
+            temperature=chosen.temperature,
             alphas=model.alphas(sampling.style_strength),
             kv_cache=sampling.kv_cache,
         )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from launch.defaults import DEMO_DATA, DEMO_MODEL
 from reward.base import RewardConfig
+from stylevar.config import SamplingDefaults, sampling_over
 from stylevar.errors import UserError
 
 Against = Literal["auto", "target", "inputs", "both"]
@@ -47,12 +48,12 @@ class EvalConfig:
     """VQ-VAE of all checkpoints; by default the one beside each, or the one that its run names."""
     style_strength: float = 0.0
     """From -1 (more content) to 1 (more style)."""
-    top_k: int = 900
-    """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-    temperature: float = 1.0
-    """Above 1 for more varied, below for safer results."""
+    top_k: int | None = None
+    """Only the best K tokens may be drawn; 0 for all. By default what each model's config.json says, else 900."""
+    top_p: float | None = None
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
+    temperature: float | None = None
+    """Higher for more varied, lower for safer results. By default the model's, else 1."""
     kv_cache: Literal["exact", "paper"] = "exact"
     """paper reproduces how the released weights were sampled."""
     coupled: bool = True
@@ -86,10 +87,7 @@ class EvalConfig:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0")
         if not -1 <= self.style_strength <= 1:
             raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        if self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
-        if self.temperature <= 0:
-            raise UserError(f"--temperature {self.temperature}: must be positive")
+        sampling_over(SamplingDefaults(), self.temperature, self.top_k, self.top_p)
         if (self.content is None) != (self.style is None):
             raise UserError("--content and --style belong together: give both, or --shards alone")
         if self.content is not None and self.against in ("target", "both"):

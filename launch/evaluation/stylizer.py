@@ -14,6 +14,7 @@ from torch import Tensor
 from launch.evaluation.checkpoints import load_model
 from launch.evaluation.config import EvalConfig
 from stylevar.conditions import encode_conditions, guide_queries
+from stylevar.config import sampling_over
 from stylevar.errors import UserError
 from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
@@ -99,6 +100,7 @@ class CheckpointStylizer:
         content, style = (u8_to_pm1(images.to(model.device)) for images in (content_u8, style_u8))
         state = encode_conditions(model, style, content)
         seeds = trajectory_seeds(seed, 0, keys, group)
+        chosen = sampling_over(model.arch.sampling, config.temperature, config.top_k, config.top_p)
         streams = CoupledStreams if config.coupled else TrajectoryStreams
         result = generate(
             model,
@@ -106,8 +108,8 @@ class CheckpointStylizer:
             guide_queries(model, state),
             group=group,
             stream=streams(seeds, model.arch.tokens, model.device),
-            truncation=Truncation(config.top_k, config.top_p),
-            temperature=config.temperature,
+            truncation=Truncation(chosen.top_k, chosen.top_p),
+            temperature=chosen.temperature,
             alphas=model.alphas(config.style_strength),
             kv_cache=config.kv_cache,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from stylevar.checkpoint import (
     save_model,
     save_vae,
 )
-from stylevar.config import ModelConfig
+from stylevar.config import ModelConfig, SamplingDefaults
 from stylevar.lowrank import factors
 
 
@@ -180,6 +181,10 @@ def test_config_files_that_are_not_ours(model, vae_file, tmp_path):
 def test_config_round_trip_and_bounds(tmp_path, model):
     model.arch.save(tmp_path / "config.json")
     assert ModelConfig.load(tmp_path / "config.json") == model.arch
+    assert "sampling" not in json.loads((tmp_path / "config.json").read_text())  # as it was before there was such a key
+    cooler = dataclasses.replace(model.arch, sampling=SamplingDefaults(temperature=0.5))
+    cooler.save(tmp_path / "config.json")
+    assert ModelConfig.load(tmp_path / "config.json") == cooler
     for bad in (
         {"patch_nums": ()},
         {"patch_nums": (1, 3, 2)},
@@ -193,6 +198,7 @@ def test_config_round_trip_and_bounds(tmp_path, model):
         {"style_enc_dim": 100},
         {"alphas": (0.1, 0.2, 1.1)},
         {"alphas": (0.1, 0.2)},
+        {"sampling": {"temperature": 0}},
     ):
         with refused(next(iter(bad))):
             ModelConfig.from_dict({**model.arch.to_dict(), **bad})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import small_model
@@ -9,6 +11,7 @@ import tiny
 import torch
 from PIL import Image
 
+from stylevar.config import SamplingDefaults
 from stylevar.errors import UserError
 from stylevar.pictures import to_u8
 from stylevar.pipeline import Sampling, StyleVARPipeline
@@ -150,3 +153,16 @@ def test_bf16_follows_fp32(folder) -> None:
     pipes = [StyleVARPipeline.from_pretrained(folder, device="cpu", precision=precision) for precision in ("fp32", "bf16")]
     images = [to_u8(p(tiny.picture(1), tiny.picture(2), top_k=1).images[0]).float() for p in pipes]
     assert np.abs((images[0] - images[1]).numpy()).mean() < 20
+
+
+def test_a_model_is_sampled_as_its_config_says_unless_a_flag_does(pipe) -> None:
+    pictures = tiny.picture(1), tiny.picture(2)
+    published, greedy = (pixels(pipe(*pictures, top_k=k).images[0]) for k in (900, 1))
+    assert published != greedy
+    arch = pipe.model.arch
+    try:
+        pipe.model.arch = dataclasses.replace(arch, sampling=SamplingDefaults(top_k=1))
+        assert pixels(pipe(*pictures).images[0]) == greedy
+        assert pixels(pipe(*pictures, top_k=900).images[0]) == published
+    finally:
+        pipe.model.arch = arch
