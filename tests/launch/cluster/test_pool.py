@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from patience import HANG
 from ray.exceptions import ObjectLostError, RayTaskError
 
 import launch.cluster.pool
@@ -82,7 +83,9 @@ def turn(pool: Pool, calls: Calls) -> None:
 
 
 def run(pool: Pool, calls: Calls, done: Any) -> None:
+    until = time.monotonic() + HANG
     while not done():
+        assert time.monotonic() < until
         turn(pool, calls)
 
 
