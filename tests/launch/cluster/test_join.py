@@ -145,3 +145,15 @@ def test_what_ray_says_when_it_cannot_start_is_one_line(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match="could not start Ray on this machine: no space left on device$"):
         join_cluster()
+
+
+@pytest.mark.parametrize(("dashboard", "asked"), [(True, None), (False, False)])
+def test_a_dashboard_is_started_only_where_ray_is_installed_with_it(monkeypatch, dashboard, asked):
+    """Ray fails if it is told to start one that it lacks, and goes on without if that is left to it."""
+    seen = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: seen.update(given))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    assert join_cluster(dashboard) == {"CPU": 1.0}
+    assert seen["include_dashboard"] is asked
