@@ -7,13 +7,17 @@ from typing import Any
 
 import ray
 
+from launch.cluster.pool import WorkerLost, why_lost
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
 from stylevar.errors import UserError
 
 
 class ColocatedActor:
-    """Every method of `ColocatedWorker` waits for the remote one. Errors come back as they were raised."""
+    """Every method of `ColocatedWorker` waits for the remote one.
+
+    Errors come back as they were raised; WorkerLost if the actor's process is gone, which nobody replaces.
+    """
 
     def __init__(self, config: GrpoConfig, there: Mapping[str, float]) -> None:
         """`there`: the cluster's resources. Raises UserError if they are too few."""
@@ -27,15 +31,21 @@ class ColocatedActor:
                     f"give --device cpu or fewer --threads, or start Ray where they are"
                 )
         options = {"name": f"stylevar-{config.name}", "num_cpus": cpus, "num_gpus": asked["GPU"]}
-        self._actor = ray.remote(ColocatedWorker).options(**options).remote()
+        self._actor: Any = ray.remote(ColocatedWorker).options(**options).remote()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *arguments: self._wait(getattr(self._actor, name).remote(*arguments))
+        return lambda *arguments: self._wait(name, getattr(self._actor, name).remote(*arguments))
+
+    def close(self) -> None:
+        """End the actor, whether or not it still lives."""
+        ray.kill(self._actor)
 
     @staticmethod
-    def _wait(reference: Any) -> Any:
+    def _wait(name: str, reference: Any) -> Any:
         try:
             return ray.get(reference)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            raise WorkerLost(f"the worker was lost during `{name}`: {why_lost(error)}") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None

@@ -23,6 +23,7 @@ from launch.cli import exit_code
 from launch.cluster.distributed import DistributedRun
 from launch.cluster.join import join_cluster
 from launch.cluster.learner_group import LearnerLost
+from launch.cluster.pool import WorkerLost
 from launch.colocated_actor import ColocatedActor
 from launch.config import GrpoConfig, default_for, load_config, to_plain
 from launch.heldout import before_after, compare
@@ -118,9 +119,19 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: St
             sys.exit(STOPPED)
         with run.final_model() as folder:
             worker.save_policy(folder)
+    except WorkerLost as lost:
+        raise UserError(f"{lost}; {how_to_go_on(config)}") from lost
     finally:
         worker.close()
     return run
+
+
+def how_to_go_on(config: GrpoConfig) -> str:
+    """What to type after a run was cut short."""
+    point = find_resume("auto", config.runs, config.name)
+    if point is None or point.checkpoint is None:
+        return "nothing was saved yet: start again"
+    return f"continue with: python launch/grpo.py --resume {point.run}"
 
 
 def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None) -> bool:

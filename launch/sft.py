@@ -106,7 +106,8 @@ class SftRun:
     def loop(self, bar: ProgressBar, stop: Callable[[], bool]) -> bool:
         """Train to the end (True), or until `stop` says so and a checkpoint is written (False)."""
         config, timer = self.config, self.timer
-        steps = load_steps(self.batches, self.start, self.steps, loader_workers(config, self.data))
+        go_on = f"continue with: python launch/sft.py --resume {self.run.path}"
+        steps = load_steps(self.batches, self.start, self.steps, loader_workers(config, self.data), go_on)
         logged = done = self.start
         for step in range(self.start, self.steps):
             with timer("data"):

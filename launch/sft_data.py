@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from data.resident import ResidentTriplets
 from data.shard_writer import ROLES
 from data.shards import TripletShards
 from launch.atomic import file_aside
+from launch.checkout import process_context
 from launch.sft_config import SftConfig
 from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
@@ -121,28 +123,46 @@ class Numbered(Protocol[BatchT]):
     def __getitem__(self, number: int) -> BatchT | UserError: ...
 
 
-def load_steps(batches: Numbered[BatchT], start: int, steps: int, workers: int) -> Iterator[list[BatchT]]:
-    """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked)."""
-    ahead: dict[str, Any] = {}
-    if workers:
-        # Not forked from here, where threads run: that can hang. Imported once for all of them.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        ahead = {"prefetch_factor": PREFETCHED, "multiprocessing_context": context}
+def load_steps(
+    batches: Numbered[BatchT], start: int, steps: int, workers: int, lost: str = "start again"
+) -> Iterator[list[BatchT]]:
+    """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked).
+
+    Raises the UserErrors of `batches`, and one if a process is killed; `lost` says how to go on after that.
+    """
     numbers = range(start * batches.per_step, steps * batches.per_step)
-    source = cast(Dataset, batches)  # all that a loader asks of one is __getitem__
-    loader = DataLoader(
-        source, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_leave_signals, **ahead
-    )
-    items = iter(loader)
+    items = _read_ahead(batches, numbers, workers, lost) if workers else map(batches.__getitem__, numbers)
     for _ in range(start, steps):
         some = []
-        for _ in range(batches.per_step):
-            item = next(items)
+        for item in itertools.islice(items, batches.per_step):
             if isinstance(item, UserError):
                 raise item
             some.append(item)
         yield some
+
+
+def _read_ahead(batches: Numbered[BatchT], numbers: Sequence[int], workers: int, lost: str) -> Iterator[BatchT | UserError]:
+    """The micro-batches `numbers`, in order, from `workers` processes."""
+    loader = DataLoader(
+        cast(Dataset, batches),  # all that a loader asks of one is __getitem__
+        None,
+        sampler=numbers,
+        num_workers=workers,
+        # As bytes through a pipe. Tensors would go through /dev/shm, which is small in containers: when it is full, a
+        # loading process can neither send anything nor say so, and both sides wait for ever.
+        collate_fn=pickle.dumps,
+        worker_init_fn=_leave_signals,
+        prefetch_factor=PREFETCHED,
+        multiprocessing_context=process_context(__name__),
+    )
+    try:
+        yield from map(pickle.loads, loader)
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            f"a loading process was killed, probably because memory ran out: lower --loader-workers (now {workers}); {lost}"
+        ) from error
 
 
 def loader_workers(config: SftConfig, data: SftData) -> int:
@@ -150,10 +170,6 @@ def loader_workers(config: SftConfig, data: SftData) -> int:
     if config.loader_workers is not None:
         return config.loader_workers
     return 0 if data.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 def _leave_signals(_: int) -> None:

@@ -59,7 +59,7 @@ class DistributedRun:
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         """Place and load everything. Raises UserError if the cluster cannot hold the plan, or for unusable files."""
         cluster = config.cluster
-        self._calls = Calls(cluster.call_timeout)
+        self._calls = Calls(cluster.call_timeout, cluster.start_timeout)
         self._placement = placement = Placement(cluster, config.name, config.device)
         choice = self._choose(config)
         self._config = config = choice.config
@@ -72,6 +72,7 @@ class DistributedRun:
             ),
             self._calls,
             cluster.max_restarts,
+            lambda number: not placement.is_lost(("rollout", number)),
         )
         self._reward = Pool(
             placement.names("reward", cluster.reward_workers),
@@ -79,6 +80,7 @@ class DistributedRun:
             lambda actor: actor.setup.remote(config.reward, placement.device, placement.threads("reward", config.threads)),
             self._calls,
             cluster.max_restarts,
+            lambda number: not placement.is_lost(("reward", number)),
         )
         self._reader = Pool(
             ["reader"],
@@ -249,7 +251,8 @@ class DistributedRun:
         facts = self._wait(self._learners.start(self._source))[0]
         self._shape = {name: facts.pop(name) for name in ("image_size", "vae")}
         if self._config.cluster.learners > 1:
-            self._wait(self._learners.join())
+            address = self._wait(self._learners.call_first("joining", "address"))[0]
+            self._wait(self._learners.join(address))
         self._launched, self._ahead = {}, {}
         if checkpoint is not None:
             self._wait(self._learners.restore(checkpoint.resolve()))

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from launch.cluster.actors import Placement
-from launch.cluster.pool import LOST, Calls, Member
+from launch.cluster.pool import LOST, Calls, Member, why_lost
 from launch.config import GrpoConfig
 from learner.update import LogprobMismatch
 from stylevar.policy import PolicySource
@@ -53,9 +53,8 @@ class LearnerGroup:
         settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, self._placement.device, threads)
         return self.call("setup", "setup", *settings)
 
-    def join(self) -> Together:
-        """Connect the learners with each other."""
-        address = ray.get(self.first.actor.address.remote(), timeout=self._calls.timeout)
+    def join(self, address: str) -> Together:
+        """Connect the learners with each other; `address` is that of the first."""
         world, timeout = len(self.members), self._config.cluster.call_timeout
         return self.call_each("joining", "join", lambda rank: (address, rank, world, timeout))
 
@@ -121,6 +120,5 @@ class LearnerGroup:
         fellow_gone = len(self.members) > 1 and isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError)
         mismatch = isinstance(error, RayTaskError) and isinstance(error.cause, LogprobMismatch)
         if isinstance(error, (*LOST, ObjectLostError)) or (fellow_gone and not mismatch):
-            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[0]
-            raise LearnerLost(f"{member.name} was lost in {what} ({reason})") from error
+            raise LearnerLost(f"{member.name} was lost in {what} ({why_lost(error)})") from error
         raise error

@@ -47,6 +47,9 @@ class ClusterConfig:
     """distributed: after each sync and merge compare a hash of all effective weights between all workers."""
     call_timeout: float = 1800.0
     """distributed: seconds after which a call to a worker counts as hung; the worker is then replaced."""
+    start_timeout: float = 3600.0
+    """distributed: the same for a worker that starts and loads its model, and for how long a role without any worker may
+    wait for room on the cluster."""
     max_restarts: int = 3
     """distributed: how often lost learners, and each lost rollout or reward worker, are replaced before the run ends."""
 
@@ -60,10 +63,11 @@ class ClusterConfig:
                 raise UserError(
                     f"--{role}-cpus {cpus} --{role}-gpus {gpus}: CPUs must be at least 0, GPUs a positive share of one"
                 )
-        if self.unit < 0 or self.max_restarts < 0 or self.call_timeout <= 0:
+        if self.unit < 0 or self.max_restarts < 0:
+            raise UserError(f"--unit {self.unit} --max-restarts {self.max_restarts}: both must be at least 0")
+        if self.call_timeout <= 0 or self.start_timeout <= 0:
             raise UserError(
-                f"--unit {self.unit} --max-restarts {self.max_restarts} --call-timeout {self.call_timeout}: "
-                "the first two must be at least 0, the last positive"
+                f"--call-timeout {self.call_timeout} --start-timeout {self.start_timeout}: both must be positive"
             )
 
     def workers(self, role: Role) -> int:

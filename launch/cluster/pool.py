@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from stylevar.errors import UserError
 
@@ -25,8 +26,24 @@ class CallTimeout(RuntimeError):
     """A worker did not answer in time."""
 
 
+class WorkerLost(UserError):
+    """A worker is gone for good, and the run ends. Whoever knows the run's folder adds how to go on."""
+
+
 LOST = (RayActorError, CallTimeout)
 """What a call ends with when its worker is gone, or as good as gone."""
+
+
+def why_lost(error: BaseException) -> str:
+    """In a few words, why a worker is gone."""
+    said = str(getattr(error, "cause", None) or error).strip()
+    if "running low on memory" in said or isinstance(error, OutOfMemoryError):
+        return "Ray ended its process because memory ran out"
+    if "its worker process has died" in said:
+        return "its process was killed, perhaps because memory ran out"
+    if "its node has died" in said:
+        return "its node was lost"
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 @dataclass
@@ -46,21 +63,27 @@ class Member:
 
 @dataclass
 class Call:
-    """One call under way; `done` gets its small result, `failed` its error."""
+    """One call under way; `done` gets its small result, `failed` its error.
+
+    starting: its worker is only starting. placed: whether the worker has a place on the cluster; without one it cannot
+    start, and no clock runs.
+    """
 
     what: str
     member: Member
     done: Callable[[Any], None]
     failed: Callable[[BaseException], None]
     since: float
-    timed: bool = True
+    starting: bool
+    placed: Callable[[], bool]
 
 
 class Calls:
     """All calls under way. `poll` waits for some of them and deals with what they bring."""
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float, start_timeout: float) -> None:
+        """Seconds that a call may take, and the first one of a worker, which has to start for it."""
+        self.timeout, self.start_timeout = timeout, start_timeout
         self._running: dict[Any, Call] = {}
 
     def __len__(self) -> int:
@@ -73,10 +96,13 @@ class Calls:
         reference: Any,
         done: Callable[[Any], None],
         failed: Callable[[BaseException], None],
-        timed: bool = True,
+        placed: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Watch `reference`, the small result of a call. `what` and the member's name say which one in errors."""
-        self._running[reference] = Call(what, member, done, failed, time.monotonic(), timed)
+        """Watch `reference`, the small result of a call. `what` and the member's name say which one in errors.
+
+        As long as the member is not ready, a call to it has the time that starting may take. It runs while `placed`.
+        """
+        self._running[reference] = Call(what, member, done, failed, time.monotonic(), not member.ready, placed)
 
     def poll(self, wait: float = POLL) -> None:
         """Deal with all calls that have ended, at least one unless `wait` seconds pass, and with those that hang.
@@ -121,10 +147,13 @@ class Calls:
     def _check_deadlines(self) -> None:
         now = time.monotonic()
         for reference, call in list(self._running.items()):
+            if call.starting and not call.placed():
+                call.since = now
+            flag, limit = ("start", self.start_timeout) if call.starting else ("call", self.timeout)
             # A call may have waited for others of its actor: the clock runs from the last sign of life.
-            if reference in self._running and call.timed and now - max(call.since, call.member.progress) > self.timeout:
+            if reference in self._running and now - max(call.since, call.member.progress) > limit:
                 del self._running[reference]
-                call.failed(CallTimeout(f"{call.what} on {call.member.name} took over --call-timeout {self.timeout:g} s"))
+                call.failed(CallTimeout(f"{call.what} on {call.member.name} took over --{flag}-timeout {limit:g} s"))
 
 
 @dataclass(order=True)
@@ -153,16 +182,21 @@ class Pool:
         setup: Callable[[Any], Any],
         calls: Calls,
         max_restarts: int,
+        placed: Callable[[int], bool] = lambda _: True,
     ) -> None:
-        """`create` starts actor number i; `setup` makes the first call to it and returns its reference."""
+        """`create` starts actor number i; `setup` makes the first call to it and returns its reference.
+
+        `placed` tells whether the cluster has a place for actor number i.
+        """
         self.members = [Member(name) for name in names]
         self.facts: Any = None
         self.queue_depths: list[int] = []
-        self._create, self._setup, self._calls, self._max_restarts = create, setup, calls, max_restarts
+        self._create, self._setup, self._placed = create, setup, placed
+        self._calls, self._max_restarts = calls, max_restarts
         self._queue: list[tuple[Task, int]] = []
         self._running: dict[str, Task] = {}
         self._number = itertools.count()
-        self._empty_since: float | None = None
+        self._no_room_since: float | None = None
 
     def start(self) -> None:
         """Create and set up all actors, in parallel; `ready` tells when they are."""
@@ -191,7 +225,7 @@ class Pool:
             if self._queue and member.ready and not member.busy:
                 self.queue_depths.append(len(self._queue))
                 self._begin(member, heapq.heappop(self._queue)[0])
-        self._check_not_empty()
+        self._check_room()
 
     def renew(self) -> None:
         """Give up all tasks and set up all actors again; those that live stay."""
@@ -234,9 +268,10 @@ class Pool:
         task = self._running.pop(member.name, None)
         self._calls.forget(member)
         number = self.members.index(member)
-        reason = str(error).strip().splitlines()[0]
+        reason = why_lost(error)
         if member.restarts >= self._max_restarts:
-            raise UserError(f"{member.name} was lost more than --max-restarts {self._max_restarts} times, at last: {reason}")
+            times = f"--max-restarts {self._max_restarts} times"
+            raise WorkerLost(f"{member.name} was lost more than {times}, at last: {reason}")
         again = "" if task is None else f", {task.what} is done again with the same seeds"
         logger.warning("%s was lost (%s): it is replaced%s", member.name, reason, again)
         member.restarts += 1
@@ -274,16 +309,21 @@ class Pool:
             self.lost(member, error)
 
         # A replacement may have to wait for a node to return, while the others go on.
-        self._calls.add("setup", member, self._setup(member.actor), done, failed, timed=first)
+        placed = functools.partial(self._placed, number)
+        self._calls.add("setup", member, self._setup(member.actor), done, failed, placed)
 
-    def _check_not_empty(self) -> None:
-        if any(member.ready for member in self.members):
-            self._empty_since = None
+    def _check_room(self) -> None:
+        """A pool of which nobody is left cannot wait for room for ever. One that has room is only starting."""
+        if not self._queue or any(member.ready for member in self.members) or self._any_placed():
+            self._no_room_since = None
             return
         now = time.monotonic()
-        if self._empty_since is None:
-            self._empty_since = now
-        elif self._queue and now - self._empty_since > self._calls.timeout:
+        if self._no_room_since is None:
+            self._no_room_since = now
+        if now - self._no_room_since > self._calls.start_timeout:
             names = ", ".join(member.name for member in self.members)
-            waited = f"--call-timeout {self._calls.timeout:g} s"
-            raise UserError(f"none of {names} came back within {waited}: the cluster has no room for them")
+            limit = f"--start-timeout {self._calls.start_timeout:g} s"
+            raise WorkerLost(f"the cluster has had no room for any of {names} for {limit}: start more nodes")
+
+    def _any_placed(self) -> bool:
+        return any(self._placed(number) for number in range(len(self.members)))

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from grpo_files import config, rows, write_inputs
+from patience import HANG
 from safetensors.torch import load_file
 
 from launch import grpo
@@ -184,7 +185,7 @@ def test_every_field_is_a_flag(inputs, tmp_path):
 def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "launch" / "grpo.py"), *argv]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
 
 
 @pytest.mark.parametrize(

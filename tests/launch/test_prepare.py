@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from patience import HANG
 from program import exit_code
 
 from data.convert import block, run
@@ -263,7 +264,7 @@ def test_ctrl_c_and_a_killed_worker_lose_nothing(tmp_path):
 
     def start_and_wait(blocks: int) -> subprocess.Popen:
         started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        until = time.monotonic() + 60
+        until = time.monotonic() + HANG
         while len(done()) < blocks:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -272,7 +273,7 @@ def test_ctrl_c_and_a_killed_worker_lose_nothing(tmp_path):
     first = start_and_wait(1)
     worker = next(child for child in psutil.Process(first.pid).children() if "spawn_main" in " ".join(child.cmdline()))
     worker.kill()
-    error = first.communicate(timeout=60)[1]
+    error = first.communicate(timeout=HANG)[1]
     assert first.returncode == 2
     assert "a worker process was killed" in error
     assert "Traceback" not in error
@@ -281,7 +282,7 @@ def test_ctrl_c_and_a_killed_worker_lose_nothing(tmp_path):
 
     second = start_and_wait(len(earlier) + 1)
     os.killpg(second.pid, signal.SIGINT)
-    error = second.communicate(timeout=60)[1]
+    error = second.communicate(timeout=HANG)[1]
     assert second.returncode == 130
     assert "Traceback" not in error
     assert {path: path.stat().st_mtime_ns for path in earlier} == earlier

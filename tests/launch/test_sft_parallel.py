@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 import tiny
+from patience import HANG
 from prepared import prepare
 from program import exit_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -56,7 +57,7 @@ def once(found: Callable[[], bool], action: Callable[[], None]) -> threading.Thr
     """Do `action` in the background as soon as `found`."""
 
     def wait() -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + HANG
         while not found() and time.monotonic() < until:
             time.sleep(0.02)
         action()

@@ -33,9 +33,9 @@ def test_loss_is_the_cross_entropy_of_the_teacher_forced_logits(cached):
     learner = SftLearner(model, SftStepConfig(), TokenCache(model.vae) if cached else None)
     with torch.no_grad():
         expected = reference_loss(model.eval(), batch).item()
-    assert learner.validate(batch).loss == pytest.approx(expected, abs=1e-6)
+    assert learner.validate(batch).loss == pytest.approx(expected, rel=1e-5)
     # One block has a drop path rate of 0 and BatchNorm is frozen, so that the training forward is the same.
-    assert learner.step([batch], lr=1e-9, seed=0).loss == pytest.approx(expected, abs=1e-6)
+    assert learner.step([batch], lr=1e-9, seed=0).loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_label_smoothing_is_for_training_only():
@@ -44,8 +44,8 @@ def test_label_smoothing_is_for_training_only():
     learner = SftLearner(model, SftStepConfig(label_smoothing=0.2))
     with torch.no_grad():
         plain, smooth = reference_loss(model, batch).item(), reference_loss(model, batch, label_smoothing=0.2).item()
-    assert learner.validate(batch).loss == pytest.approx(plain, abs=1e-6)
-    assert learner.step([batch], lr=1e-9, seed=0).loss == pytest.approx(smooth, abs=1e-6)
+    assert learner.validate(batch).loss == pytest.approx(plain, rel=1e-5)
+    assert learner.step([batch], lr=1e-9, seed=0).loss == pytest.approx(smooth, rel=1e-5)
 
 
 def test_accuracy_counts_best_guesses_per_scale():

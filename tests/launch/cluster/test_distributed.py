@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from launch.cluster.distributed import DistributedRun
 from launch.cluster.placement import ClusterConfig
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
+from launch.reports import StepReport
 from launch.run_folder import find_resume
 from launch.stop import StopRequest
 
@@ -32,7 +31,6 @@ NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield write_inputs(tmp_path_factory.mktemp("inputs"))
     ray.shutdown()
@@ -89,22 +87,27 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
 
 
 class Disturbed(DistributedRun):
-    """Does something at the beginning of some steps, while they are being sampled."""
+    """Does something in some steps, while they are being sampled: as soon as a worker of a role is at work."""
 
-    def __init__(self, deeds: dict[int, Callable[[], None]], stop: StopRequest | None = None) -> None:
-        super().__init__((lambda: stop.requested) if stop else (lambda: False))
-        self.deeds = deeds
+    def __init__(self, deeds: dict[int, tuple[str, Callable[[], None]]], stop: StopRequest | None = None) -> None:
+        super().__init__(self._look)
+        self.deeds, self.stop = deeds, stop
 
-    def _launch(self, step: int) -> None:
-        super()._launch(step)
-        deed = self.deeds.pop(step, None)
-        if deed is not None:
-            threading.Thread(target=deed).start()
+    def step(self, step: int) -> StepReport:
+        self.at = step
+        return super().step(step)
+
+    def _look(self) -> bool:
+        """Asked again and again while a step is sampled, after tasks were given out."""
+        role, deed = self.deeds.get(self.at, ("", None))
+        if deed is not None and any(member.busy for member in getattr(self, f"_{role}").members):
+            del self.deeds[self.at]
+            deed()
+        return self.stop is not None and self.stop.requested
 
 
-def kill(role: str, after: float = 0.0) -> None:
+def kill(role: str) -> None:
     """SIGKILL an actor of the Ray that this process started."""
-    time.sleep(after)
     ours = [p for p in psutil.process_iter(["cmdline"]) if f"ray::{role}" in " ".join(p.info["cmdline"] or [])]
     next(p for p in ours if os.getpid() in [parent.pid for parent in p.parents()]).kill()
 
@@ -113,9 +116,9 @@ def kill(role: str, after: float = 0.0) -> None:
 def test_a_run_survives_the_loss_of_every_role_unchanged(inputs, undisturbed, tmp_path, caplog):
     """Two rollout workers, so that one is there when the other is not; the learners go back to a checkpoint."""
     deeds = {
-        1: lambda: kill("RolloutWorker", 0.02),
-        3: lambda: kill("RewardWorker", 0.01),
-        5: lambda: kill("LearnerWorker", 0.02),
+        1: ("rollout", lambda: kill("RolloutWorker")),
+        3: ("reward", lambda: kill("RewardWorker")),
+        5: ("rollout", lambda: kill("LearnerWorker")),
     }
     settings = config(inputs, tmp_path, cluster=replace(ONE, rollout_workers=2))
     found = run(settings, worker=Disturbed(deeds))
@@ -155,7 +158,7 @@ def test_pipelined_rollouts_lag_as_asked_and_resume_exactly(inputs, tmp_path):
     assert max(row["version_merges"] for row in rows(whole)) > 0
     stop = StopRequest()
     stopped = config(inputs, tmp_path, "stopped", cluster=ahead, learner=learner)
-    worker = Disturbed({5: lambda: os.kill(os.getpid(), signal.SIGINT)}, stop)
+    worker = Disturbed({5: ("rollout", lambda: os.kill(os.getpid(), signal.SIGINT))}, stop)
     with pytest.raises(SystemExit) as ended:
         grpo.execute(stopped, None, worker, stop)
     assert ended.value.code == 130

