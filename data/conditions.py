@@ -18,21 +18,21 @@ TRAIN = "train"
 class ConditionSets:
     """Training and held-out triplets by the name of their set, read when asked for."""
 
-    def __init__(self, patterns: Mapping[str, str], image_size: int, vae: str, conditions: int, seed: int) -> None:
+    def __init__(self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str, conditions: int, seed: int) -> None:
         """Args:
-            patterns: {name: glob of shards}; "train" is trained on, in the order that `seed` gives.
+            patterns: {name: its shards, as for `expand_shards`}; "train" is trained on, in the order that `seed` gives.
             vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards.
             conditions: B, conditions per step.
 
         Raises UserError if a set is unusable or holds fewer than B training triplets.
         """
         self.sets = {
-            name: TripletShards(expand_shards([pattern]), image_size=image_size, vae=vae)
-            for name, pattern in patterns.items()
+            name: TripletShards(expand_shards(pattern), image_size=image_size, vae=vae) for name, pattern in patterns.items()
         }
         self.conditions = conditions
         if len(self.sets[TRAIN]) < conditions:
-            raise UserError(f"--conditions {conditions}: {patterns[TRAIN]} holds only {len(self.sets[TRAIN])} triplets")
+            shards, there = " ".join(patterns[TRAIN]), len(self.sets[TRAIN])
+            raise UserError(f"--conditions {conditions}: {shards} holds only {there} triplets")
         for triplets in self.sets.values():
             # Shards of another size, or not of pictures, show here and not after minutes of work.
             for i in spread(len(triplets), 8):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,8 @@ def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
 
 def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
     """Find a user's mistakes before anything is started or written."""
-    for pattern in (config.shards, config.heldout, config.novel):
-        if pattern is not None:
-            expand_shards([pattern])
+    for patterns in config.condition_patterns().values():
+        expand_shards(patterns)
     fetch(config.init, MODEL_FILE, config.revision)
     fetch(config.vae, VAE_FILE, config.revision)
     if point is None and not config.plan.wanted:
@@ -75,8 +73,6 @@ def start_worker(config: GrpoConfig, stop: StopRequest) -> Any:
 def main(config: GrpoConfig, point: ResumePoint | None) -> None:
     """Run on Ray, from the first check to the report."""
     preflight(config, point)
-    if config.cluster.placement == "colocated":
-        config = dataclasses.replace(config, threads=config.threads or os.cpu_count() or 1)
     config = dataclasses.replace(config, resume=None, config=None)
     if config.plan.wanted:
         print(plan(config))
@@ -164,10 +160,9 @@ def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, losses: int) 
 
 def report(config: GrpoConfig, run: RunFolder) -> None:
     """Print what the run gained, and draw it."""
-    names = ["heldout", *(["novel"] if config.novel is not None else [])]
-    for name in names:
+    for name in config.heldout_sets:
         print("\n".join(compare(run.path, name, 0, config.steps).lines(name)))
-    shards = TripletShards(expand_shards([config.heldout]))
+    shards = TripletShards(expand_shards(config.heldout))
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
     picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
     print(f"picture      {picture}")

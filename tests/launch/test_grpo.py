@@ -146,7 +146,7 @@ def test_the_reward_rises_on_one_condition(inputs, tmp_path):
     settings = config(
         inputs,
         tmp_path,
-        shards=str(tmp_path / "one.tar"),
+        shards=(str(tmp_path / "one.tar"),),
         conditions=1,
         rollout=RolloutConfig(group=32, top_k=0, top_p=0.0),
         learner=LearnerConfig(lora_rank=8, lr=1e-2, kl_beta=0.0),
@@ -200,7 +200,7 @@ def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 )
 def test_mistakes_are_one_line_and_exit_2(inputs, tmp_path, capsys, argv, message):
     defaults = config(inputs, tmp_path)
-    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", defaults.shards, "--heldout", defaults.heldout]
+    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", *defaults.shards, "--heldout", *defaults.heldout]
     with pytest.raises(SystemExit) as ended:
         grpo.cli([*files, "--runs", str(tmp_path / "runs"), *argv])
     assert ended.value.code == 2
@@ -210,7 +210,7 @@ def test_mistakes_are_one_line_and_exit_2(inputs, tmp_path, capsys, argv, messag
 
 def test_an_existing_run_is_not_overwritten(inputs, whole, capsys):
     defaults = config(inputs, whole.parent)
-    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", defaults.shards, "--heldout", defaults.heldout]
+    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", *defaults.shards, "--heldout", *defaults.heldout]
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with pytest.raises(SystemExit) as ended:
         grpo.cli([*files, "--runs", str(whole.parent), "--name", "whole"])
@@ -238,7 +238,7 @@ def test_what_only_the_worker_can_see_is_one_line_too(inputs, tmp_path):
 
     file = tmp_path / "config.yaml"
     tiny.shard(tmp_path / "large.tar", 4, size=16)
-    settings = config(inputs, tmp_path / "runs", shards=str(tmp_path / "large.tar"))
+    settings = config(inputs, tmp_path / "runs", shards=(str(tmp_path / "large.tar"),))
     file.write_text(yaml.safe_dump(to_plain(settings)))
     result = program("--config", str(file), "--name", "wrong")
     assert result.returncode == 2

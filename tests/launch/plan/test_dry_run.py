@@ -49,7 +49,7 @@ def argv(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("inputs")
     model, vae = tiny.save(folder / "sft")
     train, heldout = tiny.shard(folder / "train-0.tar", 10), tiny.shard(folder / "heldout-0.tar", 3, first=50)
-    plain = to_plain(config(init=str(model), vae=str(vae), shards=str(train), heldout=str(heldout), threads=1))
+    plain = to_plain(config(init=str(model), vae=str(vae), shards=(str(train),), heldout=(str(heldout),), threads=1))
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
     return ["--config", str(folder / "config.yaml"), "--runs", str(folder / "runs")]
 
