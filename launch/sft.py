@@ -27,7 +27,7 @@ from data.mixture import MixtureOrder
 from data.shards import TripletShards
 from launch import cli
 from launch.atomic import file_aside, folder_aside
-from launch.device import choose_device
+from launch.device import choose_device, set_threads
 from launch.grids import GridRow, draw_grid
 from launch.run_folder import ResumePoint, RunFolder
 from launch.sft_config import SftConfig, parse
@@ -237,8 +237,7 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
 def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
     """`train` in this process."""
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     run = SftRun(config, point, choose_device(config.device))
     bar = tqdm(total=run.steps, initial=run.start, desc="sft", unit="step", smoothing=0.05)
     with bar, StopRequest() as stop:

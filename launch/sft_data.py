@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from data.index import TripletIndex, expand_shards, index_triplets
 from data.mixture import MixtureOrder
 from data.shard_writer import ROLES
 from data.shards import TripletShards
+from launch.cpus import available_cpus
 from launch.sft_config import SftConfig
 from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
@@ -125,7 +125,7 @@ def loader_workers(config: SftConfig, data: SftData) -> int:
     """How many processes read."""
     if config.loader_workers is not None:
         return config.loader_workers
-    return 0 if data.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
+    return 0 if data.in_memory else max(1, min(8, available_cpus() - 1))
 
 
 def _unchanged(item: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 
 import psutil
@@ -13,6 +12,7 @@ import yaml
 from data.conditions import ConditionSets
 from launch.cluster.placement import ROLES, Role
 from launch.config import GrpoConfig, to_plain
+from launch.cpus import available_cpus
 from launch.device import choose_device
 from launch.plan.budget import choose, conditions_held, workload
 from launch.plan.config import PlanConfig
@@ -53,7 +53,7 @@ class Plan:
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
         own_devices = gpus > 0 or config.plan.device_tflops is not None
         self.device = device
-        self.hardware = Hardware(os.cpu_count() or 1, gpus, own_devices)
+        self.hardware = Hardware(available_cpus(), gpus, own_devices)
         self.process = 0 if own_devices else process
         vae, self.model = load_pair(config.init, config.vae, config.alphas, config.revision)
         arch = self.model.arch
