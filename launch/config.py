@@ -51,14 +51,15 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """A GRPO run. Presets: `--preset paper` (the default) and `--preset demo`; `--config FILE` starts from a run's file."""
+    """A GRPO run. `--preset demo` (the default) is the embedded demo, `--preset paper` is for real data; `--config FILE`
+    starts from a run's file."""
 
     preset: Literal["paper", "demo"] = "paper"
-    """Where the defaults of all other flags come from."""
+    """Where the defaults of all other flags come from: demo if nothing is said, paper for real data."""
     config: Path | None = None
     """Take the defaults from this config.yaml of an earlier run instead."""
     name: str = "grpo"
-    """The run's folder under `runs`."""
+    """The run's folder under `runs`; if none is given and the default one is taken, the time is added."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: str | None = None
@@ -162,11 +163,12 @@ def demo() -> GrpoConfig:
 
 
 PRESETS = {"paper": GrpoConfig, "demo": demo}
+DEFAULT_PRESET = "demo"
 
 
 def default_for(argv: Sequence[str]) -> GrpoConfig:
     """The defaults that a command line asks for with --preset or --config, before its other flags are read."""
-    preset, config = _flag(argv, "--preset") or "paper", _flag(argv, "--config")
+    preset, config = flag(argv, "--preset") or DEFAULT_PRESET, flag(argv, "--config")
     if config is not None:
         return load_config(Path(config))
     if preset not in PRESETS:
@@ -174,11 +176,12 @@ def default_for(argv: Sequence[str]) -> GrpoConfig:
     return PRESETS[preset]()
 
 
-def _flag(argv: Sequence[str], flag: str) -> str | None:
+def flag(argv: Sequence[str], name: str) -> str | None:
+    """The value that a command line gives for the flag `name`, or None."""
     for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
+        if word == name and i + 1 < len(argv):
             return argv[i + 1]
-        if word.startswith(f"{flag}="):
+        if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
 

@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises UserError if there is something at this place already."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if _is_taken(self.path):
             raise UserError(
                 f"run folder {self.path} already exists and is not empty: continue it with --resume {self.path}, "
                 "or choose another --name"
@@ -164,6 +166,17 @@ class RunFolder:
             path = self.checkpoint_path(step)
             if path.name not in linked:
                 remove(path)
+
+
+def free_name(runs: Path, name: str) -> str:
+    """`name`, or if a run in the folder `runs` has it, `name` with the time."""
+    dated = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (f"{dated}-{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name, dated], numbered) if not _is_taken(runs / free))
+
+
+def _is_taken(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
 
 
 def find_resume(resume: str, runs: Path, name: str | None = None) -> ResumePoint | None:

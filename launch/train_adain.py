@@ -49,7 +49,7 @@ SHOWN = 6
 @dataclass(frozen=True)
 class TrainAdainConfig:
     shards: tuple[str, ...]
-    """Training triplets: files, globs or folders; of prepared sets the split "train" is taken. Targets are not used."""
+    """Training triplets: files, patterns or folders; of prepared sets the split "train" is taken. Targets are not used."""
     heldout: tuple[str, ...] = ()
     """Triplets whose contents and styles are measured and drawn; by default some of the training ones."""
     out: Path = Path("runs/adain")

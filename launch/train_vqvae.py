@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch import cli
+from launch.defaults import DEMO_DATA
 from learner.tokenizer import CodeRevival, tokenizer_loss
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
@@ -52,10 +54,10 @@ class TokenizerShape:
 
 @dataclass
 class TrainVqvaeConfig:
-    shards: str = "data/demo/train-*.tar"
-    """Training shards; a glob."""
-    heldout: str = "data/demo/heldout-*.tar"
-    """Shards that the reconstruction is measured on; a glob."""
+    shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
+    """Training shards: files, patterns or folders."""
+    heldout: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
+    """Shards that the reconstruction is measured on; likewise."""
     out: Path = Path("runs/vqvae")
     """Folder for vqvae.safetensors, config.json, metrics.json and reconstructions.png."""
     init: Path | None = None
@@ -81,9 +83,9 @@ class TrainVqvaeConfig:
     """CPU threads."""
 
 
-def load_images(pattern: str, size: int) -> tuple[Tensor, Tensor]:
+def load_images(patterns: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
     """Content and target images of the shards, uint8 [N, 3, H, W] each."""
-    shards = TripletShards(expand_shards([pattern]), image_size=size)
+    shards = TripletShards(expand_shards(patterns), image_size=size)
     rows = [shards[i] for i in tqdm(range(len(shards)), desc="decoding", leave=False)]
     return torch.stack([r.content for r in rows]), torch.stack([r.target for r in rows])
 

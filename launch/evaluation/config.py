@@ -26,7 +26,7 @@ class EvalConfig:
     out: Path = Path("runs/eval")
     """Folder of the results."""
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
-    """Triplets with targets: shards, globs, or folders of shards."""
+    """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
     """Evaluate without targets instead: content pictures, as a picture, a folder, or a .txt list of files."""
     style: Path | None = None

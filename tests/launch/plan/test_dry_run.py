@@ -232,3 +232,16 @@ def test_numbers_are_for_reading():
     assert [operations(n) for n in (7, 561.7e9, 3.1337e12)] == ["7", "562 G", "3.13 T"]
     assert [duration(s) for s in (0.00152, 4.86, 150, 9000)] == ["1.52 ms", "4.86 s", "2.5 min", "2.5 h"]
     assert table(("a", "bb"), [("ccc", "1")]) == "  a    bb\n  ccc   1"
+
+
+@pytest.mark.parametrize("words", [["1", "2", "4"], ["1,2,4"], ["1,", "2,4"]])
+def test_what_if_takes_spaces_and_commas(words):
+    parsed, _ = grpo.parse(["--what-if", *words, "--group", "2"])
+    assert parsed.plan.what_if == (1, 2, 4)
+
+
+def test_what_if_takes_nothing_but_numbers(capsys):
+    with pytest.raises(SystemExit) as ended:
+        grpo.parse(["--what-if", "1;2"])
+    assert ended.value.code == 2
+    assert "1;2" in capsys.readouterr().err
