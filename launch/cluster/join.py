@@ -7,6 +7,8 @@ import os
 
 import ray
 
+from launch.cpus import available_cpus
+
 
 def join_cluster(dashboard: bool = False) -> dict[str, float]:
     """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources.
@@ -19,6 +21,7 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
         ray.init(
             # Without a name Ray would join whatever was last started here, and wait minutes for one that has died.
             address=os.environ.get("RAY_ADDRESS", "local"),
+            num_cpus=None if "RAY_ADDRESS" in os.environ else available_cpus(),
             include_dashboard=dashboard if "RAY_ADDRESS" not in os.environ else None,
             logging_level=logging.WARNING,
             log_to_driver=True,
