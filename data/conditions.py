@@ -18,10 +18,12 @@ TRAIN = "train"
 class ConditionSets:
     """Training and held-out triplets by the name of their set, read when asked for."""
 
-    def __init__(self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str, conditions: int, seed: int) -> None:
+    def __init__(
+        self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str | None, conditions: int, seed: int
+    ) -> None:
         """Args:
             patterns: {name: its shards, as for `expand_shards`}; "train" is trained on, in the order that `seed` gives.
-            vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards.
+            vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards; None for no tokens.
             conditions: B, conditions per step.
 
         Raises UserError if a set is unusable or holds fewer than B training triplets.

@@ -60,7 +60,7 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
         expand_shards(patterns)
     fetch(config.init, MODEL_FILE, config.revision)
     fetch(config.vae, VAE_FILE, config.revision)
-    if point is None and named and not config.plan.wanted:
+    if point is None and named:
         RunFolder(config.runs / config.name).check_free()
 
 
@@ -74,11 +74,11 @@ def start_worker(config: GrpoConfig, stop: StopRequest) -> Any:
 
 def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
     """Run on Ray, from the first check to the report. A new run that is not `named` gets another name than old ones."""
+    if config.plan.wanted:
+        print(plan(dataclasses.replace(config, resume=None, config=None)))
+        return
     preflight(config, point, named)
     config = dataclasses.replace(config, resume=None, config=None)
-    if config.plan.wanted:
-        print(plan(config))
-        return
     stop = StopRequest()
     try:
         run = execute(config, point, start_worker(config, stop), stop, named)
