@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $(STAMP)
 
-# The first run is runs/demo; later ones get names of their own.
+# The first run is runs/demo, later ones are runs/demo-2, runs/demo-3, ...
 demo: $(STAMP)
 	$(BIN)/python launch/grpo.py
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.index import expand_shards
 from data.order import EpochOrder
+from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
@@ -39,6 +40,8 @@ class ConditionSets:
             # Shards of another size, or not of pictures, show here and not after minutes of work.
             for i in spread(len(triplets), 8):
                 triplets.usable(i)
+        heldout = {name: triplets.index for name, triplets in self.sets.items() if name != TRAIN}
+        warn_of_overlap(self.sets[TRAIN].index, heldout)
         self.order = EpochOrder(len(self.sets[TRAIN]), seed)
 
     def sizes(self) -> dict[str, int]:

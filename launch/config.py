@@ -59,7 +59,7 @@ class GrpoConfig:
     config: Path | None = None
     """Take the defaults from this config.yaml of an earlier run instead."""
     name: str = "grpo"
-    """The run's folder under `runs`; if none is given and the default one is taken, the time is added."""
+    """The run's folder under `runs`; without it, a run whose default name is taken is numbered: demo-2."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: str | None = None

@@ -28,7 +28,7 @@ from launch.config import GrpoConfig, default_for, flag, load_config, to_plain
 from launch.heldout import before_after, compare
 from launch.loop import Progress, score_heldout, train
 from launch.plan.report import plan
-from launch.run_folder import ResumePoint, RunFolder, find_resume, free_name
+from launch.run_folder import ResumePoint, RunFolder, find_resume, first_free
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import Telemetry
 from learner.merge import MergeController
@@ -102,7 +102,7 @@ def execute(
             raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
         config = worker.settings()
         if point is None and not named:
-            config = dataclasses.replace(config, name=free_name(config.runs, config.name))
+            config = dataclasses.replace(config, name=first_free(config.runs / config.name).name)
         path = config.runs / config.name
         keep = config.monitor.keep_checkpoints
         # Only now: a run that cannot start leaves no folder behind.

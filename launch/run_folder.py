@@ -14,7 +14,6 @@ import itertools
 import os
 import re
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises UserError if there is something at this place already."""
-        if _is_taken(self.path):
+        if is_taken(self.path):
             raise UserError(
                 f"run folder {self.path} already exists and is not empty: continue it with --resume {self.path}, "
                 "or choose another --name"
@@ -168,14 +167,19 @@ class RunFolder:
                 remove(path)
 
 
-def free_name(runs: Path, name: str) -> str:
-    """`name`, or if a run in the folder `runs` has it, `name` with the time."""
-    dated = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (f"{dated}-{number}" for number in itertools.count(2))
-    return next(free for free in itertools.chain([name, dated], numbered) if not _is_taken(runs / free))
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, and then `path`-2, `path`-3, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
 
 
-def _is_taken(path: Path) -> bool:
+def first_free(path: Path) -> Path:
+    """The first of the `numbered` folders that is empty or not there."""
+    return next(folder for folder in numbered(path) if not is_taken(folder))
+
+
+def is_taken(path: Path) -> bool:
+    """Whether there is something in a folder."""
     return path.is_dir() and any(path.iterdir())
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.mixture import MixtureOrder
+from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from launch import cli
 from launch.atomic import file_aside, folder_aside
@@ -72,6 +73,8 @@ class SftRun:
         # A resumed run needs its first checkpoint no more.
         model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
         self.data = open_data(config, model)
+        if self.rank == 0:
+            warn_of_overlap(self.data.train.index, {name: held_out.index for name, held_out in self.data.validation.items()})
         model.vae.to(device)
         tokens = TokenCache(model.vae) if self.data.in_memory and not config.augment.varies else None
         self.learner = SftLearner(model.to(device), config.step, tokens)
