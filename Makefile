@@ -13,9 +13,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $(STAMP)
 
-# Every demo is a run of its own, so that none is overwritten.
+# The first run is runs/demo, later ones are runs/demo-2, runs/demo-3, ...
 demo: $(STAMP)
-	$(BIN)/python launch/grpo.py --preset demo --name demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/python launch/grpo.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

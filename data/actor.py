@@ -24,7 +24,9 @@ class ConditionReader:
     def __init__(self, name: str) -> None:
         self._log = RoleLog(name)
 
-    def setup(self, patterns: Mapping[str, str], image_size: int, vae: str, conditions: int, seed: int) -> dict[str, int]:
+    def setup(
+        self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str, conditions: int, seed: int
+    ) -> dict[str, int]:
         """See `ConditionSets`; returns the size of each set."""
         self._sets = ConditionSets(patterns, image_size, vae, conditions, seed)
         return self._sets.sizes()

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.index import expand_shards
 from data.order import EpochOrder
+from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
@@ -18,25 +19,29 @@ TRAIN = "train"
 class ConditionSets:
     """Training and held-out triplets by the name of their set, read when asked for."""
 
-    def __init__(self, patterns: Mapping[str, str], image_size: int, vae: str, conditions: int, seed: int) -> None:
+    def __init__(
+        self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str | None, conditions: int, seed: int
+    ) -> None:
         """Args:
-            patterns: {name: glob of shards}; "train" is trained on, in the order that `seed` gives.
-            vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards.
+            patterns: {name: its shards, as for `expand_shards`}; "train" is trained on, in the order that `seed` gives.
+            vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards; None for no tokens.
             conditions: B, conditions per step.
 
         Raises UserError if a set is unusable or holds fewer than B training triplets.
         """
         self.sets = {
-            name: TripletShards(expand_shards([pattern]), image_size=image_size, vae=vae)
-            for name, pattern in patterns.items()
+            name: TripletShards(expand_shards(pattern), image_size=image_size, vae=vae) for name, pattern in patterns.items()
         }
         self.conditions = conditions
         if len(self.sets[TRAIN]) < conditions:
-            raise UserError(f"--conditions {conditions}: {patterns[TRAIN]} holds only {len(self.sets[TRAIN])} triplets")
+            shards, there = " ".join(patterns[TRAIN]), len(self.sets[TRAIN])
+            raise UserError(f"--conditions {conditions}: {shards} holds only {there} triplets")
         for triplets in self.sets.values():
             # Shards of another size, or not of pictures, show here and not after minutes of work.
             for i in spread(len(triplets), 8):
                 triplets.usable(i)
+        heldout = {name: triplets.index for name, triplets in self.sets.items() if name != TRAIN}
+        warn_of_overlap(self.sets[TRAIN].index, heldout)
         self.order = EpochOrder(len(self.sets[TRAIN]), seed)
 
     def sizes(self) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.manifest import MANIFEST, read_manifest
+from data.patterns import expand_braces, find_paths
 from data.shard_writer import PARTS, ROLES, TAR_BLOCK, padded
 from stylevar.errors import UserError
 
@@ -58,19 +59,27 @@ class TripletIndex:
         return np.flatnonzero(self.dataset == (self.datasets.index(name) if name in self.datasets else -1))
 
 
-def expand_shards(patterns: Sequence[str | Path]) -> list[Path]:
-    """Glob patterns, and folders for all shards in them, as a sorted list of distinct shards.
+def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Shards, patterns, and folders for all shards in them, as a sorted list of distinct files.
 
-    A pattern without a match is a UserError.
+    Braces and wildcards: see `data.patterns`. A single pattern may be given as it is. UserError for one that finds no
+    shard.
     """
-    found: set[Path] = set()
-    for pattern in patterns:
-        matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]
-        shards = [shard for path in matches for shard in (path.glob("*.tar") if path.is_dir() else [path])]
+    found: dict[str, Path] = {}
+    for pattern in expand_braces([patterns] if isinstance(patterns, (str, Path)) else patterns):
+        shards = [shard for path in find_paths(pattern) for shard in _shards_at(path)]
         if not shards:
             raise UserError(f"no shard matches {str(pattern)!r}: check the path, or make shards with launch/prepare.py")
-        found.update(shards)
-    return sorted(found)
+        for shard in shards:
+            found.setdefault(os.path.realpath(shard), shard)  # one file may be named in two ways
+    return sorted(found.values())
+
+
+def _shards_at(path: Path) -> list[Path]:
+    """A shard itself, or the shards in a folder; hidden files are not meant to be read."""
+    if not path.is_dir():
+        return [path]
+    return [shard for shard in path.iterdir() if shard.suffix == ".tar" and not shard.name.startswith(".")]
 
 
 def index_triplets(paths: Sequence[Path]) -> TripletIndex:

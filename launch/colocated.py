@@ -12,6 +12,7 @@ import torch
 from data.conditions import ConditionSets, spread
 from launch.cluster.placement import ROLES
 from launch.config import GrpoConfig
+from launch.cpus import available_cpus
 from launch.device import choose_device
 from launch.plan.budget import choose, device_budget
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
@@ -37,8 +38,7 @@ class ColocatedWorker:
         Raises UserError for anything that a user can set right.
         """
         keep_freed_memory()
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or available_cpus())
         device = choose_device(config.device)
         budget = device_budget(config, device)
         source = config.policy_source()

@@ -10,6 +10,7 @@ import ray
 from launch.cluster.pool import WorkerLost, why_lost
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
+from launch.cpus import available_cpus
 from stylevar.errors import UserError
 
 
@@ -22,7 +23,7 @@ class ColocatedActor:
     def __init__(self, config: GrpoConfig, there: Mapping[str, float]) -> None:
         """`there`: the cluster's resources. Raises UserError if they are too few."""
         wants_gpu = config.device == "cuda" or (config.device == "auto" and there.get("GPU", 0) >= 1)
-        cpus = min(config.threads or 1, int(there.get("CPU", 1)))
+        cpus = min(config.threads or available_cpus(), int(there.get("CPU", 1)))
         asked = {"CPU": cpus, "GPU": 1 if wants_gpu else 0}
         for kind, count in asked.items():
             if there.get(kind, 0) < count:

@@ -51,14 +51,15 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """A GRPO run. Presets: `--preset paper` (the default) and `--preset demo`; `--config FILE` starts from a run's file."""
+    """A GRPO run. `--preset demo` (the default) is the embedded demo, `--preset paper` is for real data; `--config FILE`
+    starts from a run's file."""
 
     preset: Literal["paper", "demo"] = "paper"
-    """Where the defaults of all other flags come from."""
+    """Where the defaults of all other flags come from: demo if nothing is said, paper for real data."""
     config: Path | None = None
     """Take the defaults from this config.yaml of an earlier run instead."""
     name: str = "grpo"
-    """The run's folder under `runs`."""
+    """The run's folder under `runs`; without it, a run whose default name is taken is numbered: demo-2."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: str | None = None
@@ -71,12 +72,12 @@ class GrpoConfig:
     """Hub revision of both."""
     alphas: tuple[float, ...] | None = None
     """Style weight of each scale, in place of those saved with the model."""
-    shards: str = "data/train-*.tar"
-    """Training conditions: WebDataset shards of triplets, a glob."""
-    heldout: str = "data/heldout-*.tar"
-    """Held-out conditions, scored as the run goes: a glob."""
-    novel: str | None = None
-    """A second held-out set, scored at the start and the end only: a glob."""
+    shards: tuple[str, ...] = ("data/train-*.tar",)
+    """Training conditions: WebDataset shards of triplets, as files, patterns or folders, quoted or not."""
+    heldout: tuple[str, ...] = ("data/heldout-*.tar",)
+    """Held-out conditions, scored as the run goes; likewise."""
+    novel: tuple[str, ...] = ()
+    """A second held-out set, scored at the start and the end only; likewise."""
     steps: int = 1000
     """GRPO steps."""
     conditions: int = 16
@@ -86,7 +87,7 @@ class GrpoConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
     threads: int = 0
-    """CPU threads of the worker; 0 for all cores."""
+    """CPU threads of the worker; 0 for as many as it may use."""
     memory_budget: str | None = None
     """What each process may take of its device, as 22GiB; by default what is free on a GPU, and no bound on a CPU. Sets
     how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0."""
@@ -106,6 +107,9 @@ class GrpoConfig:
         for name in ("steps", "conditions"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("shards", "heldout"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} names nothing: give shards, patterns or folders of shards")
         if self.threads < 0:
             raise UserError(f"--threads {self.threads}: must be at least 0 (0 takes all cores)")
         if self.memory_budget is not None:
@@ -128,9 +132,14 @@ class GrpoConfig:
             tf32=self.tf32,
         )
 
-    def condition_patterns(self) -> dict[str, str]:
-        """Globs of the shards of every set of conditions, by its name."""
-        return {"train": self.shards, "heldout": self.heldout} | ({} if self.novel is None else {"novel": self.novel})
+    @property
+    def heldout_sets(self) -> tuple[str, ...]:
+        """The names of the held-out sets."""
+        return ("heldout", "novel") if self.novel else ("heldout",)
+
+    def condition_patterns(self) -> dict[str, tuple[str, ...]]:
+        """The shards of every set of conditions, by its name."""
+        return {"train": self.shards, **{name: getattr(self, name) for name in self.heldout_sets}}
 
 
 def demo() -> GrpoConfig:
@@ -140,9 +149,9 @@ def demo() -> GrpoConfig:
         name="demo",
         init=str(DEMO_MODEL),
         vae=str(DEMO_VAE),
-        shards=str(DEMO_DATA / "train-*.tar"),
-        heldout=str(DEMO_DATA / "heldout-*.tar"),
-        novel=str(DEMO_DATA / "novel-*.tar"),
+        shards=(str(DEMO_DATA / "train-*.tar"),),
+        heldout=(str(DEMO_DATA / "heldout-*.tar"),),
+        novel=(str(DEMO_DATA / "novel-*.tar"),),
         steps=80,
         conditions=4,
         rollout=RolloutConfig(group=8),
@@ -154,11 +163,12 @@ def demo() -> GrpoConfig:
 
 
 PRESETS = {"paper": GrpoConfig, "demo": demo}
+DEFAULT_PRESET = "demo"
 
 
 def default_for(argv: Sequence[str]) -> GrpoConfig:
     """The defaults that a command line asks for with --preset or --config, before its other flags are read."""
-    preset, config = _flag(argv, "--preset") or "paper", _flag(argv, "--config")
+    preset, config = flag(argv, "--preset") or DEFAULT_PRESET, flag(argv, "--config")
     if config is not None:
         return load_config(Path(config))
     if preset not in PRESETS:
@@ -166,11 +176,12 @@ def default_for(argv: Sequence[str]) -> GrpoConfig:
     return PRESETS[preset]()
 
 
-def _flag(argv: Sequence[str], flag: str) -> str | None:
+def flag(argv: Sequence[str], name: str) -> str | None:
+    """The value that a command line gives for the flag `name`, or None."""
     for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
+        if word == name and i + 1 < len(argv):
             return argv[i + 1]
-        if word.startswith(f"{flag}="):
+        if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
 
@@ -214,7 +225,14 @@ def _from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
             options = [h for h in get_args(hint) if h is not type(None)]
             return None if value is None else typed(options[0], value)
         if get_origin(hint) is tuple:
-            return tuple(value)
+            return _as_tuple(value)
         return Path(value) if hint is Path else value
 
     return kind(**{name: typed(hints[name], value) for name, value in values.items()})
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """A list of YAML's; or what an older version wrote for a set of shards, one pattern or null."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -86,8 +86,8 @@ def example_photos() -> list[str]:
     return [str(DEMO_DATA / "photos" / f"{name}.jpg") for name in EXAMPLE_PHOTOS]
 
 
-def example_styles(folder: Path) -> list[str]:
-    """Files of a few of the demo's style pictures, each of another style, unpacked into `folder`."""
+def example_styles(folder: Path, count: int = EXAMPLE_STYLES) -> list[str]:
+    """Files of `count` of the demo's style pictures, each of another style, unpacked into `folder`."""
     triplets = TripletShards(expand_shards([str(DEMO_DATA / "heldout-*.tar")]))
     files: dict[str, str] = {}
     for number in range(len(triplets)):
@@ -96,6 +96,6 @@ def example_styles(folder: Path) -> list[str]:
         if name not in files:
             files[name] = str(folder / f"{name}.png")
             from_u8(condition.style).save(files[name])
-        if len(files) == EXAMPLE_STYLES:
+        if len(files) == count:
             break
     return list(files.values())

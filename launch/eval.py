@@ -1,5 +1,6 @@
 """Evaluate checkpoints and baselines: the metrics of the paper, their errors, and pictures of the best and worst.
 
+python launch/eval.py                   # the demo's model and the newest run's
 python launch/eval.py --checkpoint runs/demo/model
 python launch/eval.py --shards data/val-*.tar --methods sft=runs/sft/model grpo=runs/grpo/model copy --compare grpo sft
 """
@@ -32,6 +33,8 @@ def main(config: EvalConfig) -> None:
     """From the first check to the table. Exits with 130 if a signal ended it early."""
     keep_freed_memory()
     methods = parse_methods(config)
+    if config.methods is None and config.checkpoint is None:
+        print("evaluating " + ", ".join(f"{method.name} ({method.source})" for method in methods))
     columns, left_out = choose_columns(config)
     artfid = _has_artfid(config, left_out)
     size = 0 if config.paired else config.size or image_size(methods, config)

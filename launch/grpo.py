@@ -1,14 +1,14 @@
 """Fine-tune a StyleVAR model with GRPO, through Ray.
 
-python launch/grpo.py --preset demo
-ray job submit --working-dir . -- python launch/grpo.py --preset demo
+python launch/grpo.py
+ray job submit --working-dir . -- python launch/grpo.py
+python launch/grpo.py --preset paper --init sft/model --vae vqvae.safetensors --shards data/train --heldout data/val
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from launch.cluster.join import join_cluster
 from launch.cluster.learner_group import LearnerLost
 from launch.cluster.pool import WorkerLost
 from launch.colocated_actor import ColocatedActor
-from launch.config import GrpoConfig, default_for, load_config, to_plain
+from launch.config import GrpoConfig, default_for, flag, load_config, to_plain
 from launch.heldout import before_after, compare
 from launch.loop import Progress, score_heldout, train
 from launch.plan.report import plan
-from launch.run_folder import ResumePoint, RunFolder, find_resume
+from launch.run_folder import ResumePoint, RunFolder, find_resume, first_free
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import Telemetry
 from learner.merge import MergeController
@@ -40,12 +40,13 @@ from stylevar.hub import fetch
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
     """The configuration that a command line asks for, and where to resume. Flags win over a resumed run's config."""
-    config = _flags(argv, default_for(argv))
-    if config.resume is None:
-        return config, None
-    point = find_resume(config.resume, config.runs, config.name)
+    default, resume = default_for(argv), flag(argv, "--resume")
+    point = None
+    if resume is not None:
+        point = find_resume(resume, Path(flag(argv, "--runs") or default.runs), flag(argv, "--name") or default.name)
     if point is None:
-        return config, None
+        return _flags(argv, default), None
+    # Not before: flags that fit the run need not fit the preset.
     resumed = _flags(argv, load_config(point.run / "config.yaml"))
     return dataclasses.replace(resumed, name=point.run.name, runs=point.run.parent), point
 
@@ -54,14 +55,13 @@ def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
     return tyro.cli(tyro.conf.OmitArgPrefixes[GrpoConfig], description=__doc__, default=default, args=argv)
 
 
-def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
+def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
     """Find a user's mistakes before anything is started or written."""
-    for pattern in (config.shards, config.heldout, config.novel):
-        if pattern is not None:
-            expand_shards([pattern])
+    for patterns in config.condition_patterns().values():
+        expand_shards(patterns)
     fetch(config.init, MODEL_FILE, config.revision)
     fetch(config.vae, VAE_FILE, config.revision)
-    if point is None and not config.plan.wanted:
+    if point is None and named:
         RunFolder(config.runs / config.name).check_free()
 
 
@@ -73,24 +73,24 @@ def start_worker(config: GrpoConfig, stop: StopRequest) -> Any:
     return ColocatedActor(config, there)
 
 
-def main(config: GrpoConfig, point: ResumePoint | None) -> None:
-    """Run on Ray, from the first check to the report."""
-    preflight(config, point)
-    if config.cluster.placement == "colocated":
-        config = dataclasses.replace(config, threads=config.threads or os.cpu_count() or 1)
-    config = dataclasses.replace(config, resume=None, config=None)
+def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
+    """Run on Ray, from the first check to the report. A new run that is not `named` gets another name than old ones."""
     if config.plan.wanted:
-        print(plan(config))
+        print(plan(dataclasses.replace(config, resume=None, config=None)))
         return
+    preflight(config, point, named)
+    config = dataclasses.replace(config, resume=None, config=None)
     stop = StopRequest()
     try:
-        run = execute(config, point, start_worker(config, stop), stop)
+        run = execute(config, point, start_worker(config, stop), stop, named)
     finally:
         ray.shutdown()
     report(config, run)
 
 
-def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None) -> RunFolder:
+def execute(
+    config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None, named: bool = True
+) -> RunFolder:
     """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early.
 
     Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
@@ -102,6 +102,8 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: St
         except LearnerLost as lost:
             raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
         config = worker.settings()
+        if point is None and not named:
+            config = dataclasses.replace(config, name=first_free(config.runs / config.name).name)
         path = config.runs / config.name
         keep = config.monitor.keep_checkpoints
         # Only now: a run that cannot start leaves no folder behind.
@@ -175,10 +177,9 @@ def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, losses: int) 
 
 def report(config: GrpoConfig, run: RunFolder) -> None:
     """Print what the run gained, and draw it."""
-    names = ["heldout", *(["novel"] if config.novel is not None else [])]
-    for name in names:
+    for name in config.heldout_sets:
         print("\n".join(compare(run.path, name, 0, config.steps).lines(name)))
-    shards = TripletShards(expand_shards([config.heldout]))
+    shards = TripletShards(expand_shards(config.heldout))
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
     picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
     print(f"picture      {picture}")
@@ -189,7 +190,16 @@ def report(config: GrpoConfig, run: RunFolder) -> None:
 
 def cli(argv: list[str] | None = None) -> None:
     """The program; `argv` is the command line by default."""
-    exit_code(lambda: main(*parse(sys.argv[1:] if argv is None else argv)))
+    words = sys.argv[1:] if argv is None else argv
+
+    def body() -> None:
+        config, point = parse(words)
+        if point is None and flag(words, "--preset") is None and flag(words, "--config") is None:
+            print("running with the settings of the embedded demo (--preset demo); --preset paper is for real data")
+        # --resume auto has to find the run again by its name.
+        main(config, point, named=config.resume is not None or flag(words, "--name") is not None)
+
+    exit_code(body)
 
 
 if __name__ == "__main__":

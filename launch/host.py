@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import socket
@@ -11,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 import psutil
+
+from launch.cpus import available_cpus
 
 _PACKAGES = ("torch", "ray", "peft", "numpy")
 
@@ -22,7 +23,7 @@ def host_facts() -> dict[str, str]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "processor": _processor(),
-        "CPU cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "CPU cores": str(available_cpus()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "GPUs": _gpus(),
         "versions": f"Python {platform.python_version()}, {versions}",

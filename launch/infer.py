@@ -1,5 +1,6 @@
 """Stylise pictures: every content picture in the style of every style picture, or the pairs of a table.
 
+python launch/infer.py                  # a few of the demo's pictures
 python launch/infer.py --content photo.jpg --style painting.jpg --out stylised.png
 python launch/infer.py --content photos/ --style 'paintings/*.jpg' --out stylised/ --fit pad
 python launch/infer.py --pairs pairs.csv --out stylised/ --best-of 8
@@ -25,22 +26,31 @@ from tqdm import tqdm
 from launch import cli
 from launch.best_of import Judge, ScoreConfig
 from launch.loading import Batch, PictureReader, ahead
-from launch.pictures import Failures, PairFiles, all_pairs, find_pictures, read_pairs
+from launch.newest_run import RUNS
+from launch.pictures import PICTURES, Failures, PairFiles, all_pairs, find_pictures, read_pairs
 from launch.pretrained import ModelSource
 from launch.results import Results, plan_results
+from launch.run_folder import first_free
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, Restore, from_u8, restored
 from stylevar.pipeline import Sampling, StyleVARPipeline
 
+USUAL = RUNS / "infer"
+"""Where results go if nothing is said."""
+DEMO_PICTURES = 4
+"""Photographs and styles of the demo that are taken if no pictures are given."""
+
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class InferConfig:
-    out: Path
-    """Folder for CONTENT__STYLE.png and grid.png; or, for a single result, a .png file (its grid is beside it)."""
+    out: Path | None = None
+    """Folder for CONTENT__STYLE.png and grid.png; or, for a single result, a .png file (its grid is beside it). By default
+    runs/infer, or where that is taken runs/infer-2 and so on."""
     content: tuple[Path, ...] = ()
-    """Pictures that are to be stylised: files, folders and globs (quoted or not). Of an animation the first frame."""
+    """Pictures that are to be stylised: files, folders and patterns (quoted or not). Of an animation the first frame.
+    Without contents, styles and pairs, a few of the demo's pictures are taken."""
     style: tuple[Path, ...] = ()
     """Pictures in the wanted style, likewise; every content is combined with every style."""
     pairs: Path | None = None
@@ -69,8 +79,9 @@ class InferConfig:
             raise UserError(f"--batch {self.batch}: must be at least 1")
         if self.best_of and self.best_of < self.sampling.num_samples:
             raise UserError(f"--best-of {self.best_of}: must be 0 or at least --num-samples {self.sampling.num_samples}")
-        if self.pairs is None and not (self.content and self.style):
-            raise UserError("nothing to stylise: give --content and --style, or --pairs with a CSV file")
+        if self.pairs is None and bool(self.content) != bool(self.style):
+            given, other = ("content", "style") if self.content else ("style", "content")
+            raise UserError(f"--{given} without --{other}: give both, or --pairs with a CSV file")
         if self.pairs is not None and (self.content or self.style):
             raise UserError("--pairs names contents and styles itself: leave out --content and --style")
         if self.overwrite and self.skip_existing:
@@ -104,11 +115,29 @@ class Stylist:
             self.results.keep(pair, pictures, None if rewards is None else rewards[row])
 
 
-def find_pairs(config: InferConfig, failures: Failures) -> list[PairFiles]:
+def find_pairs(config: InferConfig, out: Path, failures: Failures) -> list[PairFiles]:
     """What is to be stylised. UserError if there is nothing."""
+    if config.pairs is None and not config.content:
+        return demo_pairs(out)
     if config.pairs is None:
         return all_pairs(find_pictures(config.content), find_pictures(config.style))
     return read_pairs(config.pairs, failures)
+
+
+def demo_pairs(out: Path) -> list[PairFiles]:
+    """A few of the demo's photographs, each in a few of its styles, which are unpacked into the folder of the results."""
+    from launch.demo_session import example_photos, example_styles
+
+    print("no pictures are given, so a few of the demo's are taken; yours: --content photo.jpg --style painting.jpg")
+    folder = out / "styles"
+    if out.suffix.lower() in PICTURES:
+        raise UserError(f"--out {out}: give a folder for the results of the demo's pictures")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        styles = example_styles(folder, DEMO_PICTURES)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from error
+    return all_pairs([Path(photo) for photo in example_photos()[:DEMO_PICTURES]], [Path(style) for style in styles])
 
 
 def stylise_all(stylist: Stylist, pairs: Sequence[PairFiles], reader: PictureReader) -> bool:
@@ -132,9 +161,11 @@ def stylise_all(stylist: Stylist, pairs: Sequence[PairFiles], reader: PictureRea
 def main(config: InferConfig) -> None:
     keep_freed_memory()
     failures = Failures()
-    pairs = find_pairs(config, failures)
+    goes_on = config.overwrite or config.skip_existing
+    out = config.out or (USUAL if goes_on else first_free(USUAL))
+    pairs = find_pairs(config, out, failures)
     names = [pair.name for pair in pairs]
-    results = plan_results(config.out, names, config.sampling.num_samples, config.overwrite, config.skip_existing)
+    results = plan_results(out, names, config.sampling.num_samples, config.overwrite, config.skip_existing)
     left = [pair for pair in pairs if pair.name in results.files]
     if len(left) < len(pairs):
         print(f"{len(pairs) - len(left)} of {len(pairs)} pairs have their results already")
@@ -154,7 +185,7 @@ def main(config: InferConfig) -> None:
     for line in failures.lines(record):
         print(line, file=sys.stderr)
     if not finished:
-        print(f"{results.said} kept in {results.folder}: go on with --skip-existing", file=sys.stderr)
+        print(f"{results.said} kept in {results.folder}: go on with --out {out} --skip-existing", file=sys.stderr)
         raise KeyboardInterrupt
     if results.done:
         print(f"{results.said} in {results.folder}, side by side in {results.grid}")

@@ -114,7 +114,7 @@ def score_heldout(
 ) -> dict[str, HeldoutReport]:
     """Score all conditions of every held-out set, and keep the scores in the run's folder."""
     reports = {}
-    for name in ["heldout", *(["novel"] if config.novel is not None else [])]:
+    for name in config.heldout_sets:
         report = worker.evaluate(name)
         save_scores(run.path, name, step, report)
         telemetry.scalars(step, {f"{name}_full/{k}": float(v.mean()) for k, v in report.components.items()})

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.patterns import expand_braces, find_paths
 from launch.atomic import file_aside
 from stylevar.errors import UserError
 
@@ -59,7 +60,7 @@ class Failures:
 def find_pictures(sources: Sequence[Path]) -> list[Path]:
     """The files behind files, folders (all pictures in them) and globs, each once. UserError if a source gives none."""
     found: dict[Path, Path] = {}
-    for source in sources:
+    for source in expand_braces(sources):
         if source.is_dir():
             files = sorted(file for file in source.iterdir() if _is_picture(file))
             if not files:
@@ -67,10 +68,9 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
         elif source.exists():
             files = [source]
         else:
-            is_glob = glob.has_magic(str(source))
-            files = [f for f in map(Path, sorted(glob.glob(str(source), recursive=True))) if f.is_file()] if is_glob else []
+            files = [file for file in find_paths(source) if file.is_file()]
             if not files:
-                problem = "matches no file" if is_glob else "does not exist"
+                problem = "matches no file" if glob.has_magic(str(source)) else "does not exist"
                 raise UserError(f"{source} {problem}: give a picture, a folder of pictures or a glob")
         for file in files:
             found.setdefault(file.resolve(), file)

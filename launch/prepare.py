@@ -6,7 +6,6 @@ python launch/prepare.py check data/omnistyle
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from data.convert.split import SplitConfig
 from data.manifest import REJECTS
 from data.shards import expand_shards
 from launch.cli import exit_code
+from launch.cpus import available_cpus
 from launch.device import choose_device
 from launch.tokenise import tokenise
 from stylevar.checkpoint import load_tokenizer
@@ -67,7 +67,7 @@ class Source:
     """Folder of the prepared set: shards, manifest.parquet and rejects.parquet."""
     dataset: str | None = None
     """Name of the corpus in keys, file names and mixtures; by default that of the subcommand."""
-    workers: int = os.cpu_count() or 1
+    workers: int = field(default_factory=available_cpus)
     """Processes that convert. The result does not depend on it."""
     shard_mb: int = 500
     """Size of a shard in megabytes."""
@@ -174,7 +174,7 @@ class Check:
 
     folder: tyro.conf.Positional[Path]
     """The prepared set."""
-    workers: int = os.cpu_count() or 1
+    workers: int = field(default_factory=available_cpus)
     """Processes that read."""
 
     def run(self) -> None:

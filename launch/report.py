@@ -1,5 +1,6 @@
 """Write a run's report: one HTML page with its curves, samples, signs of a gamed reward, time, faults and settings.
 
+python launch/report.py                 # of the newest run
 python launch/report.py runs/demo
 """
 
@@ -15,19 +16,22 @@ import tyro
 
 from launch import cli
 from launch.atomic import file_aside
+from launch.newest_run import RUNS, newest_first
 from stylevar.errors import UserError
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    run: tyro.conf.Positional[Path]
-    """The run's folder, of GRPO or SFT; the run may still be going."""
+    run: tyro.conf.Positional[Path | None] = None
+    """The run's folder, of GRPO or SFT; by default the newest one in `runs`. The run may still be going."""
     out: Path | None = None
     """The page; by default report.html in the run's folder. An older one is replaced."""
     grids: int = 12
     """Pictures of samples to show of each kind, evenly spread over the run."""
     drift: float = 0.1
     """Share of its first value that a statistic of the samples may lose while the reward rises, before the page warns."""
+    runs: Path = RUNS
+    """Folder of all runs, in which the newest is looked for."""
 
     def __post_init__(self) -> None:
         if self.grids < 1:
@@ -36,14 +40,23 @@ class ReportConfig:
             raise UserError(f"--drift {self.drift}: must be at least 0")
 
 
+def newest(runs: Path) -> Path:
+    """The newest run in `runs`. UserError if there is none."""
+    found = newest_first(runs)
+    if not found:
+        raise UserError(f"no run in the folder {runs}: start one with launch/grpo.py, or name the folder of a run")
+    return found[0]
+
+
 def main(config: ReportConfig) -> None:
     # Late: it takes seconds, and --help needs none of it.
     from launch.run_report.page import render
     from launch.run_report.record import read_run
 
-    record = read_run(config.run)
+    run = config.run or newest(config.runs)
+    record = read_run(run)
     page = render(record, config.grids, config.drift)
-    out = config.out or config.run / "report.html"
+    out = config.out or run / "report.html"
     try:
         with file_aside(out) as aside:
             aside.write_text(page, encoding="utf-8")

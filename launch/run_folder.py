@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
@@ -78,7 +79,7 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises UserError if there is something at this place already."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if is_taken(self.path):
             raise UserError(
                 f"run folder {self.path} already exists and is not empty: continue it with --resume {self.path}, "
                 "or choose another --name"
@@ -164,6 +165,22 @@ class RunFolder:
             path = self.checkpoint_path(step)
             if path.name not in linked:
                 remove(path)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, and then `path`-2, `path`-3, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+
+
+def first_free(path: Path) -> Path:
+    """The first of the `numbered` folders that is empty or not there."""
+    return next(folder for folder in numbered(path) if not is_taken(folder))
+
+
+def is_taken(path: Path) -> bool:
+    """Whether there is something in a folder."""
+    return path.is_dir() and any(path.iterdir())
 
 
 def find_resume(resume: str, runs: Path, name: str | None = None) -> ResumePoint | None:

@@ -24,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.mixture import MixtureOrder
+from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from launch import cli
 from launch.atomic import file_aside, folder_aside
-from launch.device import choose_device
+from launch.device import choose_device, set_threads
 from launch.grids import GridRow, draw_grid
 from launch.run_folder import ResumePoint, RunFolder
 from launch.sft_config import SftConfig, parse
@@ -84,6 +85,8 @@ class SftRun:
         # A resumed run needs its first checkpoint no more.
         model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
         self.data = open_data(config, model)
+        if self.rank == 0:
+            warn_of_overlap(self.data.train.index, {name: held_out.index for name, held_out in self.data.validation.items()})
         model.vae.to(device)
         tokens = TokenCache(model.vae) if self.data.in_memory and not config.augment.varies else None
         self.learner = SftLearner(model.to(device), config.step, tokens)
@@ -252,8 +255,7 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
 def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
     """`train` in this process."""
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     run = SftRun(config, point, choose_device(config.device))
     bar = tqdm(total=run.steps, initial=run.start, desc="sft", unit="step", smoothing=0.05)
     with bar, StopRequest() as stop:

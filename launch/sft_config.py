@@ -61,7 +61,7 @@ class SftConfig:
     """An SFT run. With --resume, the defaults of all flags are those of the run itself."""
 
     shards: tuple[str, ...] = ()
-    """Training triplets: WebDataset shards, files, globs or folders. Of prepared sets the split "train" is taken."""
+    """Training triplets: WebDataset shards, as files, patterns or folders. Of prepared sets the split "train" is taken."""
     val_shards: tuple[str, ...] = ()
     """Held-out triplets; by default the validation splits of `shards`. Without any, nothing is validated or drawn."""
     name: str = "sft"

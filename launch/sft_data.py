@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from data.shard_writer import ROLES
 from data.shards import TripletShards
 from launch.atomic import file_aside
 from launch.checkout import process_context
+from launch.cpus import available_cpus
 from launch.sft_config import SftConfig
 from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
@@ -169,7 +169,7 @@ def loader_workers(config: SftConfig, data: SftData) -> int:
     """How many processes read."""
     if config.loader_workers is not None:
         return config.loader_workers
-    return 0 if data.in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
+    return 0 if data.in_memory else max(1, min(8, available_cpus() - 1))
 
 
 def _leave_signals(_: int) -> None:

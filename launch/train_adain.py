@@ -7,7 +7,6 @@ python launch/train_adain.py --shards 'data/omnistyle/train-*.tar' --encoder vgg
 from __future__ import annotations
 
 import math
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +31,8 @@ from launch.baselines.decoder import build_decoder, load_decoder, save_decoder
 from launch.baselines.encoders import STRIDE, Encoder, LiteEncoder
 from launch.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
 from launch.baselines.vgg_file import load_vgg
-from launch.device import choose_device
+from launch.cpus import available_cpus
+from launch.device import choose_device, set_threads
 from launch.grids import draw_table
 from launch.sft_data import load_steps, spread
 from launch.stop import STOPPED, StopRequest
@@ -49,7 +49,7 @@ SHOWN = 6
 @dataclass(frozen=True)
 class TrainAdainConfig:
     shards: tuple[str, ...]
-    """Training triplets: files, globs or folders; of prepared sets the split "train" is taken. Targets are not used."""
+    """Training triplets: files, patterns or folders; of prepared sets the split "train" is taken. Targets are not used."""
     heldout: tuple[str, ...] = ()
     """Triplets whose contents and styles are measured and drawn; by default some of the training ones."""
     out: Path = Path("runs/adain")
@@ -129,7 +129,7 @@ class AdainRun:
         self.average.load_state_dict(self.decoder.state_dict())
         self.done = 0
         self.optimizer = torch.optim.Adam(self.decoder.parameters(), lr=config.lr, betas=(0.9, 0.99))
-        workers = 0 if in_memory else max(1, min(8, (os.cpu_count() or 1) - 1))
+        workers = 0 if in_memory else max(1, min(8, available_cpus() - 1))
         self.workers = workers if config.loader_workers is None else config.loader_workers
 
     def train(self, stopping: StopRequest) -> int:
@@ -240,8 +240,7 @@ def _plain(value: object) -> object:
 def train(config: TrainAdainConfig) -> tuple[Path, bool]:
     """Train a decoder; its file, and whether all steps were done."""
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     run = AdainRun(config)
     with StopRequest() as stopping:
         done = run.train(stopping)

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from data.shards import TripletShards, expand_shards
 from launch import cli
 from launch.atomic import file_aside
+from launch.defaults import DEMO_DATA
 from launch.device import choose_device
 from launch.stop import STOPPED, StopRequest
 from learner.tokenizer import TokenizerLearner, TokenizerStepConfig, mirrored
@@ -59,10 +61,10 @@ class TokenizerShape:
 
 @dataclass(frozen=True)
 class TrainVqvaeConfig:
-    shards: tuple[str, ...] = ("data/demo/train-*.tar",)
-    """Training shards: files, globs or folders."""
-    heldout: tuple[str, ...] = ("data/demo/heldout-*.tar",)
-    """Shards that the reconstruction is measured on."""
+    shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
+    """Training shards: files, patterns or folders."""
+    heldout: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
+    """Shards that the reconstruction is measured on; likewise."""
     out: Path = Path("runs/vqvae")
     """Folder for the weights, metrics.json, reconstructions.png, and what --resume needs."""
     init: Path | None = None
@@ -108,7 +110,7 @@ class TrainVqvaeConfig:
         return ModelConfig(shape.patch_nums, shape.V, shape.Cvae, shape.ch, shape.ch_mult, alphas=alphas)
 
 
-def load_images(patterns: tuple[str, ...], size: int) -> tuple[Tensor, Tensor]:
+def load_images(patterns: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
     """Content and target images of the shards, uint8 [N, 3, H, W] each."""
     shards = TripletShards(expand_shards(patterns), image_size=size)
     rows = [shards[i] for i in tqdm(range(len(shards)), desc="decoding", leave=False)]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from data.manifest import MANIFEST
 from data.mixture import MixtureConfig, MixtureOrder
 from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
+from launch.cpus import available_cpus
 from launch.sft_data import MicroBatches, load_steps
 from learner.sft import SftLearner, SftStepConfig
 from learner.token_cache import tokenize
@@ -58,7 +59,7 @@ class Data:
     """Triplets of the epoch over which memory is watched."""
     rows: int = 1_000_000
     """Manifest rows for the resume."""
-    workers: int = os.cpu_count() or 1
+    workers: int = field(default_factory=available_cpus)
     """Processes that prepare and read."""
     scratch: Path | None = None
     """Where the corpus is generated; a temporary folder by default, removed at the end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from launch.cluster.join import join_cluster
 from launch.cluster.placement import ClusterConfig
 from launch.colocated_actor import ColocatedActor
 from launch.config import GrpoConfig, demo
+from launch.cpus import available_cpus
 from launch.plan.report import Plan
 from launch.plan.text import table
 
@@ -41,7 +41,7 @@ class Scale:
     """Steps that are timed in each round, after two that are not."""
     rounds: int = 3
     """How often all cases are gone through: a machine's speed drifts by more than what is to be seen. Medians count."""
-    threads: int = os.cpu_count() or 1
+    threads: int = field(default_factory=available_cpus)
     """Threads of the colocated worker, and of each of the distributed ones where they take turns."""
     conditions: int = 4
     """Conditions per step."""
@@ -57,7 +57,7 @@ class Scale:
         measured: dict[str, Measured] = {name: Measured() for name in cases}
         predicted: dict[str, list[float]] = {name: [] for name in cases}
         with TemporaryDirectory(prefix="stylevar-bench-") as runs:
-            usual = replace(demo(), runs=Path(runs), conditions=self.conditions, device="cpu", novel=None)
+            usual = replace(demo(), runs=Path(runs), conditions=self.conditions, device="cpu", novel=())
             configs = {name: replace(usual, cluster=c, threads=t) for name, (c, t) in cases.items()}
             for number in range(self.rounds):
                 for name, config in configs.items():

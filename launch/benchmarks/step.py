@@ -18,7 +18,7 @@ from launch.benchmarks.model import ModelShape, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases, refuse_unknown
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
-from launch.device import choose_device
+from launch.device import choose_device, set_threads
 from launch.plan.flops import count_flops
 from launch.plan.memory import saved_activations
 from launch.plan.peak import product_peak
@@ -264,10 +264,9 @@ class Step:
 
 
 def use_threads(threads: int) -> None:
-    """Set the process up as a run's worker is; `threads` 0 leaves their number alone."""
+    """Set the process up as a run's worker is; 0 for all cores."""
     keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
 
 
 def build_policy(config: GrpoConfig, shape: ModelShape, device: torch.device) -> Policy:

@@ -23,6 +23,8 @@ SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
 
+from launch.cpus import available_cpus
+
 
 def join_cluster(dashboard: bool = False) -> dict[str, float]:
     """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources.
@@ -40,6 +42,7 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
             ray.init(
                 # Without an address Ray would join whatever was last started here, and wait minutes for one that has died.
                 address=address or "local",
+                num_cpus=available_cpus() if address is None else None,
                 include_dashboard=(None if dashboard else False) if address is None else None,
                 logging_level=logging.WARNING,
                 log_to_driver=True,

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from launch.config import GrpoConfig, load_config
+from launch.newest_run import is_run
 from learner.trainer import ADAPTER, FACTS, saved_base
 from stylevar.checkpoint import VAE_FILE, load_into, load_pair
 from stylevar.errors import UserError
@@ -26,7 +27,7 @@ def load_model(source: str, vae: str | None = None) -> StyleVAR:
         UserError: there is no model, or no VQ-VAE is known.
     """
     path = Path(source)
-    if _is_run(path):
+    if is_run(path):
         if not (path / "model").is_dir():
             raise UserError(f"run {source} has no finished model yet: give {source}/checkpoints/latest or best")
         path = path / "model"
@@ -69,11 +70,7 @@ def _run_of(path: Path) -> Path | None:
     """The run's folder that holds `path`, or None."""
     if not path.exists():
         return None
-    return next((folder for folder in list(path.resolve().parents)[:3] if _is_run(folder)), None)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+    return next((folder for folder in list(path.resolve().parents)[:3] if is_run(folder)), None)
 
 
 def _vae_of(path: Path, run: Path | None) -> str | None:

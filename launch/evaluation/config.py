@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launch.defaults import DEMO_DATA, DEMO_MODEL
+from launch.defaults import DEMO_DATA
 from reward.base import RewardConfig
 from stylevar.config import SamplingDefaults, sampling_over
 from stylevar.errors import UserError
@@ -16,18 +16,19 @@ Against = Literal["auto", "target", "inputs", "both"]
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured. Without any flags: the demo model on the demo's held-out conditions."""
+    """What is measured. Without any flags: the demo's model and the newest run's, on the demo's held-out conditions."""
 
-    methods: tuple[str, ...] = (f"demo={DEMO_MODEL.parent}",)
-    """What to evaluate, as NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file, a folder, a hub
+    methods: tuple[str, ...] | None = None
+    """What to evaluate; by default the demo's model, and that of the newest run in `runs` if its pictures have the same
+    size. As NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file, a folder, a hub
     id, or a checkpoint of a GRPO run (adapters on their base); methods are copy, color-transfer and adain, and adain=FILE
     gives its decoder."""
     checkpoint: str | None = None
     """Evaluate this one checkpoint in place of --methods."""
-    out: Path = Path("runs/eval")
-    """Folder of the results."""
+    out: Path | None = None
+    """Folder of the results; by default runs/eval, or where that holds other results runs/eval-2 and so on."""
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
-    """Triplets with targets: shards, globs, or folders of shards."""
+    """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
     """Evaluate without targets instead: content pictures, as a picture, a folder, or a .txt list of files."""
     style: Path | None = None

@@ -23,9 +23,13 @@ from launch.evaluation.conditions import ConditionSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
+from launch.newest_run import RUNS
+from launch.run_folder import numbered
 from launch.stop import StopRequest
 from stylevar.errors import UserError
 
+USUAL = RUNS / "eval"
+"""Where results go if nothing is said."""
 PARTS, SETTINGS, SAMPLES = "parts", "settings.json", "samples.parquet"
 
 
@@ -53,19 +57,16 @@ class ResultsFolder:
 
         Raises UserError if it holds something else, unless `config.overwrite`.
         """
-        self.path = config.out
         self._methods = methods
         settings = _settings(config, methods, columns, keys)
+        self.path = config.out or USUAL
         try:
             if config.overwrite:
                 self._clear()
-            if (self.path / SAMPLES).exists():
-                raise UserError(f"{self.path} holds results already: choose another --out, or replace them with --overwrite")
-            begun = any((self.path / PARTS).glob("*.parquet"))
-            if begun and json.loads((self.path / SETTINGS).read_text()) != settings:
-                raise UserError(
-                    f"{self.path} was begun with other settings or weights: choose another --out, or --overwrite it"
-                )
+            elif config.out is None:
+                self.path = next(path for path in numbered(USUAL) if _conflict(path, settings) is None)
+            if conflict := _conflict(self.path, settings):
+                raise UserError(conflict)
             (self.path / PARTS).mkdir(parents=True, exist_ok=True)
             for leftover in (self.path / PARTS).glob(f"{ASIDE}*"):
                 remove(leftover)
@@ -120,6 +121,15 @@ class ResultsFolder:
         for picture in self.path.glob("best_worst_*.png"):
             remove(picture)
         remove(self.path / SETTINGS)
+
+
+def _conflict(folder: Path, settings: dict[str, Any]) -> str | None:
+    """What keeps results from being written into a folder, if anything does."""
+    if (folder / SAMPLES).exists():
+        return f"{folder} holds results already: choose another --out, or replace them with --overwrite"
+    if any((folder / PARTS).glob("*.parquet")) and json.loads((folder / SETTINGS).read_text()) != settings:
+        return f"{folder} was begun with other settings or weights: choose another --out, or --overwrite it"
+    return None
 
 
 def file_name(key: str) -> str:

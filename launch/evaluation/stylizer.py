@@ -11,10 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from launch.defaults import DEMO_MODEL
 from launch.evaluation.checkpoints import load_model
 from launch.evaluation.config import EvalConfig
+from launch.newest_run import newest_first
+from stylevar.checkpoint import CONFIG_FILE
 from stylevar.conditions import encode_conditions, guide_queries
-from stylevar.config import sampling_over
+from stylevar.config import ModelConfig, sampling_over
 from stylevar.errors import UserError
 from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
@@ -53,8 +56,11 @@ class Method:
 
 def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
     """What --methods or --checkpoint name. UserError for an empty list, and for two methods of one name."""
-    specs = config.methods if config.checkpoint is None else (config.checkpoint,)
-    methods = tuple(_parse(spec, "adain-lite" if config.adain_vgg is None else "adain") for spec in specs)
+    if config.methods is None and config.checkpoint is None:
+        methods = usual_methods()
+    else:
+        specs = (config.methods or ()) if config.checkpoint is None else (config.checkpoint,)
+        methods = tuple(_parse(spec, "adain-lite" if config.adain_vgg is None else "adain") for spec in specs)
     names = [method.name for method in methods]
     if not methods:
         raise UserError("--methods: give at least one, as NAME=CHECKPOINT or one of " + ", ".join(BASELINES))
@@ -64,6 +70,19 @@ def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
         if name not in names:
             raise UserError(f"--compare {name}: no such method; there are {', '.join(names)}")
     return methods
+
+
+def usual_methods() -> tuple[Method, ...]:
+    """The demo's model, and the newest run's in `runs` that is finished and makes pictures of the same size."""
+    demo = DEMO_MODEL.parent
+    methods = [Method("demo", None, str(demo))]
+    size = ModelConfig.load(demo / CONFIG_FILE).image_size
+    for model in (run / "model" for run in newest_first()):
+        if (model / CONFIG_FILE).is_file() and ModelConfig.load(model / CONFIG_FILE).image_size == size:
+            name = re.sub(r"[^\w.-]", "_", model.parent.name)
+            methods.append(Method(f"run-{name}", None, str(model)))
+            break
+    return tuple(methods)
 
 
 def _parse(spec: str, adain: str) -> Method:

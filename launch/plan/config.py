@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from stylevar.errors import UserError
+
+
+def _numbers(words: list[str]) -> tuple[int, ...]:
+    """Numbers between spaces, commas, or both."""
+    return tuple(int(number) for word in words for number in word.split(",") if number)
+
+
+_NUMBERS = PrimitiveConstructorSpec[tuple[int, ...]](
+    nargs="*",
+    metavar="INT [INT ...]",
+    instance_from_str=_numbers,
+    is_instance=lambda value: isinstance(value, tuple) and all(isinstance(number, int) for number in value),
+    str_from_instance=lambda numbers: [str(number) for number in numbers],
+)
 
 
 @dataclass(frozen=True)
@@ -13,8 +30,8 @@ class PlanConfig:
 
     dry_run: bool = False
     """Print what the run will take (memory, FLOPs, step time, who works how much) and end: nothing is started or written."""
-    what_if: tuple[int, ...] = ()
-    """Predict a distributed step with each of these numbers of rollout workers, too; a dry run."""
+    what_if: Annotated[tuple[int, ...], _NUMBERS] = ()
+    """Predict a distributed step with each of these numbers of rollout workers, too (1 2 4 or 1,2,4); a dry run."""
     device_tflops: float | None = None
     """Dry run: TFLOP/s that each actor's own device sustains, in place of a short measurement on this machine."""
     device_memory_gb: float | None = None

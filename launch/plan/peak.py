@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from stylevar.policy import Precision
+
 SIDES = (1024, 1536, 2048)
 """Large enough to keep a CPU's cores busy, small enough to be quick there."""
 GPU_SIDES = (4096, 8192)
@@ -20,6 +22,16 @@ def product_peak(
     if sides is None:
         sides = GPU_SIDES if device.type == "cuda" else SIDES
     return max(_rate(device, dtype, side, repeats) for side in sides)
+
+
+def product_rate(device: torch.device, precision: Precision, threads: int) -> float:
+    """`product_peak` of a run's precision with so many CPU threads."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        return product_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> float:

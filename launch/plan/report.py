@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
 import torch
 import yaml
 
-from data.conditions import ConditionSets
 from launch.cluster.placement import ROLES, Role
 from launch.config import GrpoConfig, to_plain
+from launch.cpus import available_cpus
 from launch.device import choose_device
 from launch.plan.budget import choose, conditions_held, workload
 from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
 from launch.plan.flops import count_flops
+from launch.plan.inputs import find_inputs
 from launch.plan.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
+from launch.plan.peak import product_rate
 from launch.plan.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers
 from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
 from launch.plan.text import duration, operations, parse_size, share, size, table
-from stylevar.checkpoint import load_pair
 
 HELPS = 1.05
 """Speed-up below which more workers no longer help."""
@@ -53,23 +54,23 @@ class Plan:
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
         own_devices = gpus > 0 or config.plan.device_tflops is not None
         self.device = device
-        self.hardware = Hardware(os.cpu_count() or 1, gpus, own_devices)
+        self.hardware = Hardware(available_cpus(), gpus, own_devices)
         self.process = 0 if own_devices else process
-        vae, self.model = load_pair(config.init, config.vae, config.alphas, config.revision)
-        arch = self.model.arch
-        patterns = {"train": config.shards}
-        self.sets = ConditionSets(patterns, arch.image_size, vae.fingerprint(), config.conditions, config.seed)
+        self.inputs = inputs = find_inputs(config)
         # Devices of their own are taken for GPUs.
-        self.choice = choose(config, arch, self._budgets(config), own_devices)
+        self.choice = choose(config, inputs.arch, self._budgets(config), own_devices)
         self.config = config = self.choice.config
-        self.work = workload(config, arch, own_devices, self.sets.sets["train"].has_tokens)
+        tokens_known = inputs.sets is not None and inputs.sets.sets["train"].has_tokens
+        self.work = workload(config, inputs.arch, own_devices, tokens_known)
         self.flops = count_flops(self.work)
         self.parameters = parameter_counts(self.work)
         self.measurement: Measurement | None = None
+        self.product_tflops: float | None = None
         self.known: dict[tuple[int, ...], Costs] = {}
 
     def sections(self) -> list[str]:
-        parts = [self._config(), self._placement(), self._memory(), self._flops(), self._time()]
+        assumptions = [self._assumptions()] if self.inputs.assumed else []
+        parts = [self._config(), *assumptions, self._placement(), self._memory(), self._flops(), self._time()]
         return [*parts, self._what_if()] if self.config.plan.what_if else parts
 
     @property
@@ -104,6 +105,10 @@ class Plan:
     def _config(self) -> str:
         run = dataclasses.replace(self.config, plan=PlanConfig())  # what is asked of the plan is no part of the run
         return "config\n" + yaml.safe_dump(to_plain(run), sort_keys=False, allow_unicode=True).rstrip()
+
+    def _assumptions(self) -> str:
+        lines = [f"  {line}" for line in self.inputs.assumed]
+        return "\n".join(["assumed for files that are missing (a run needs them)", *lines])
 
     def _placement(self) -> str:
         rows = [
@@ -174,10 +179,19 @@ class Plan:
         threads = threads_of(config, self.hardware)
         key = (unit, *threads.values())
         if key not in self.known:
-            if self.measurement is None:
-                self.measurement = Measurement(config, self.model, self.sets, self.flops, self.device)
-            self.known[key] = self.measurement.costs(unit, threads)
+            self.known[key] = self._measured(config, unit, threads)
         return self.known[key]
+
+    def _measured(self, config: GrpoConfig, unit: int, threads: Mapping[Role, int]) -> Costs:
+        """Of the run itself, or where some of its files are missing from the speed of matrix products alone."""
+        inputs = self.inputs
+        if inputs.model is not None and inputs.sets is not None and inputs.reward:
+            if self.measurement is None:
+                self.measurement = Measurement(config, inputs.model, inputs.sets, self.flops, self.device)
+            return self.measurement.costs(unit, threads)
+        rate = product_rate(self.device, config.precision, min(threads.values()))
+        self.product_tflops = rate / 1e12
+        return costs_from_flops(self.flops, config, self.parameters["adapters"], self.product_tflops)
 
     def predict(self, config: GrpoConfig) -> tuple[Schedule, Costs, Prediction]:
         """The schedule of `config`, which may be placed otherwise than the plan's own, what its parts cost, and its step."""
@@ -191,6 +205,9 @@ class Plan:
     def _source(self, unit: int) -> str:
         tflops = self.config.plan.device_tflops
         network = f"{NETWORK_BYTES_PER_S / 1e9:g} GB/s between processes"
+        if self.product_tflops is not None:
+            speed = f"{self.product_tflops:.3g} TFLOP/s, which matrix products reach here (a run takes longer)"
+            return f"costs from FLOPs at {speed}, and {network}"
         if self.measurement is None:
             return f"costs from FLOPs at {tflops:g} TFLOP/s on each device, and {network}"
         conditions, group = self.measurement.amount(unit)
@@ -200,8 +217,6 @@ class Plan:
         config = self.config
         _, costs, prediction = self.predict(config)
         trajectories, seconds = config.conditions * config.rollout.group, prediction.step_seconds
-        triplets = self.sets.sizes()["train"]
-        epoch = triplets / config.conditions
         parts = [
             ("read", costs.read, "condition"),
             ("encode", costs.encode, "condition"),
@@ -219,12 +234,18 @@ class Plan:
             ("trajectories/s", f"{trajectories / seconds:.3g}"),
             *((f"{role} busy", share(prediction.utilisation[role])) for role in ROLES),
             *([] if prediction.cores is None else [("cores busy", share(prediction.cores))]),
-            ("steps per epoch", f"{epoch:.4g} ({triplets:,} conditions)"),
-            ("epoch", duration(epoch * seconds)),
+            *self._epoch(seconds),
             (f"{config.steps} steps", f"{duration(config.steps * seconds)}, without scoring held-out conditions"),
         ]
         heading = f"expected time: {self._source(self.unit)}"
         return "\n".join([heading, table(("cost", "", ""), rows, 3), table(("prediction", ""), result, 2)])
+
+    def _epoch(self, step_seconds: float) -> list[tuple[str, str]]:
+        if self.inputs.sets is None:
+            return [("steps per epoch", "unknown without shards")]
+        triplets = self.inputs.sets.sizes()["train"]
+        steps = triplets / self.config.conditions
+        return [("steps per epoch", f"{steps:.4g} ({triplets:,} conditions)"), ("epoch", duration(steps * step_seconds))]
 
     def _what_if(self) -> str:
         cases = []

@@ -15,7 +15,7 @@ DEMO = Path(__file__).parents[2] / "data" / "demo"
 
 
 def sets(pattern: str, size: int = 80, conditions: int = 5) -> ConditionSets:
-    return ConditionSets({"train": pattern, "heldout": pattern}, size, "no tokens here", conditions, seed=0)
+    return ConditionSets({"train": (pattern,), "heldout": (pattern,)}, size, "no tokens here", conditions, seed=0)
 
 
 def test_a_step_takes_the_conditions_that_the_order_gives_it() -> None:

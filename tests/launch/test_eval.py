@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -16,7 +18,8 @@ from PIL import Image
 from program import exit_code
 
 from launch import eval as program
-from launch.evaluation import measure
+from launch.defaults import DEMO_MODEL
+from launch.evaluation import measure, stylizer
 from launch.evaluation.columns import choose_columns
 from launch.evaluation.conditions import PairedSet
 from launch.evaluation.config import EvalConfig
@@ -284,3 +287,46 @@ def test_ray_workers_find_the_same(files, tmp_path):
     assert here["key"] == there["key"]
     for name in ("ssim/target", "lite/target", "reward/target"):
         assert here[name] == pytest.approx(there[name], abs=1e-5)
+
+
+def finished_run(folder: Path, model: Path, written: float) -> None:
+    """A run's folder, as far as an evaluation looks at it."""
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copytree(model, folder / "model")
+    (folder / "config.yaml").write_text(f"vae: {model / 'vqvae.safetensors'}\n")
+    os.utime(folder / "config.yaml", (written, written))
+
+
+def test_without_methods_the_demo_and_the_newest_run_are_evaluated(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stylizer, "DEMO_MODEL", files / "one" / "model.safetensors")
+    bare = dataclasses.replace(config(files, tmp_path), methods=None, out=None)
+    program.main(bare)
+    assert set(table(Path("runs/eval"))["method"]) == {"demo"}
+    finished_run(Path("runs/old"), files / "two", written=1e9)
+    finished_run(Path("runs/new one"), files / "two", written=1e9 + 1)
+    finished_run(Path("runs/larger"), DEMO_MODEL.parent, written=1e9 + 2)  # of another size than the conditions
+    (Path("runs/unfinished") / "checkpoints").mkdir(parents=True)
+    (Path("runs/unfinished") / "config.yaml").touch()
+    capsys.readouterr()
+    program.main(bare)
+    assert set(table(Path("runs/eval-2"))["method"]) == {"demo", "run-new_one"}
+    assert f"evaluating demo ({files / 'one'}), run-new_one (runs/new one/model)" in capsys.readouterr().out
+    program.main(dataclasses.replace(bare, overwrite=True))
+    assert set(table(Path("runs/eval"))["method"]) == {"demo", "run-new_one"}
+    assert not Path("runs/eval-3").exists()
+
+
+def test_a_bare_evaluation_goes_on_where_it_stopped(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = dataclasses.replace(config(files, tmp_path), out=None)
+    program.main(bare)
+    monkeypatch.setattr(program, "run_all", lambda *arguments: (_ for _ in ()).throw(program.Stopped()))
+    with pytest.raises(SystemExit):
+        program.main(bare)
+    assert [path.name for path in sorted(Path("runs").iterdir())] == ["eval", "eval-2"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    program.main(bare)
+    assert (Path("runs/eval-2") / "summary.md").is_file()
+    assert not Path("runs/eval-3").exists()

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from launch import grpo
 from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig, default_for, load_config, to_plain
-from launch.run_folder import find_resume
+from launch.config import GrpoConfig, default_for, demo, load_config, to_plain
+from launch.run_folder import RunFolder, find_resume
 from learner.merge import MergeAction
 from learner.update import LearnerConfig
 from rollout.sampler import RolloutConfig
@@ -147,7 +147,7 @@ def test_the_reward_rises_on_one_condition(inputs, tmp_path):
     settings = config(
         inputs,
         tmp_path,
-        shards=str(tmp_path / "one.tar"),
+        shards=(str(tmp_path / "one.tar"),),
         conditions=1,
         rollout=RolloutConfig(group=32, top_k=0, top_p=0.0),
         learner=LearnerConfig(lora_rank=8, lr=1e-2, kl_beta=0.0),
@@ -165,11 +165,11 @@ def test_config_round_trip_and_presets(inputs, tmp_path):
     settings = config(inputs, tmp_path, alphas=(0.1, 0.2, 0.3))
     path.write_text(yaml.safe_dump(to_plain(settings)))
     assert load_config(path) == settings
-    paper = default_for([])
+    paper = default_for(["--preset", "paper"])
     assert (paper.conditions, paper.rollout.group, paper.reward.reward, paper.reward.reward_scale) == (16, 16, "dreamsim", 5)
     assert (paper.learner.lora_rank, paper.learner.lr, paper.learner.kl_beta) == (256, 1e-5, 0.1)
     assert (paper.rollout.top_k, paper.rollout.top_p) == (900, 0.96)
-    assert default_for(["--preset", "demo"]).preset == "demo"
+    assert default_for([]) == default_for(["--preset", "demo"]) == demo()
     path.write_text(yaml.safe_dump({**to_plain(settings), "stepz": 3}))
     with pytest.raises(UserError, match="stepz"):
         load_config(path)
@@ -180,6 +180,80 @@ def test_every_field_is_a_flag(inputs, tmp_path):
     parsed, _ = grpo.parse([*argv, "--merge-policy", "paper", "--kl-estimator", "k1", "--eval-every", "7"])
     assert (parsed.rollout.group, parsed.learner.lr, parsed.reward.dreamsim_type) == (3, 0.5, "clip_vitb32")
     assert (parsed.merge.merge_policy, parsed.learner.kl_estimator, parsed.monitor.eval_every) == ("paper", "k1", 7)
+
+
+def test_bare_commands_run_the_demo_each_in_a_folder_of_its_own(inputs, tmp_path, monkeypatch, capsys):
+    """No --preset and no --name; the rest makes the run one of milliseconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grpo, "start_worker", lambda config, stop: ColocatedWorker())
+    small = ["--init", f"{inputs}/sft", "--vae", f"{inputs}/sft", "--shards", f"{inputs}/train-*.tar", "--novel"]
+    small += ["--heldout", f"{inputs}/heldout-*.tar", "--steps", "1", "--conditions", "1", "--group", "2"]
+    small += ["--lora-rank", "2", "--threads", "1", "--device", "cpu"]
+    grpo.cli(small)
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "--preset paper is for real data" in line] == said.splitlines()[:1]
+    assert load_config(tmp_path / "runs" / "demo" / "config.yaml").preset == "demo"
+    grpo.cli(small)
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert runs == ["demo", "demo-2"]
+    assert f"runs/{runs[1]}/model" in capsys.readouterr().out
+    assert load_config(tmp_path / "runs" / runs[1] / "config.yaml").name == runs[1]
+    assert all((tmp_path / "runs" / name / "model").is_dir() for name in runs)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named", "noted"),
+    [
+        ([], False, True),
+        (["--name", "mine"], True, True),
+        (["--resume", "auto"], True, True),  # a scheduler starts the same command line again and again
+        (["--preset", "demo"], False, False),
+        (["--preset=paper"], False, False),
+    ],
+)
+def test_which_runs_keep_their_name_and_hear_of_the_presets(tmp_path, monkeypatch, capsys, argv, named, noted):
+    seen = {}
+    monkeypatch.setattr(grpo, "main", lambda config, point, named: seen.update(named=named))
+    grpo.cli([*argv, "--runs", str(tmp_path)])
+    assert seen == {"named": named}
+    assert ("--preset paper" in capsys.readouterr().out) == noted
+
+
+def test_sets_of_shards_take_many_words(tmp_path):
+    parsed, _ = grpo.parse(["--shards", "a.tar", "b.tar", "--heldout", "c-*.tar", "--novel"])
+    assert parsed.condition_patterns() == {"train": ("a.tar", "b.tar"), "heldout": ("c-*.tar",)}
+    parsed, _ = grpo.parse(["--novel", "d", "e"])
+    assert parsed.condition_patterns()["novel"] == ("d", "e")
+    with pytest.raises(UserError, match="--heldout names nothing"):
+        grpo.parse(["--heldout"])
+
+
+@pytest.mark.parametrize("novel", [None, "heldout"])
+def test_a_config_of_an_older_version_is_resumed(inputs, tmp_path, novel):
+    """One pattern, not a list of them, and null for no second held-out set."""
+    import yaml
+
+    worker = InterruptedWorker()
+    worker.at = 1
+    with pytest.raises(SystemExit):
+        grpo.execute(config(inputs, tmp_path, steps=3), None, worker)
+    file = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    values |= {name: values[name][0] for name in ("shards", "heldout")} | {"novel": novel and values[novel][0]}
+    file.write_text(yaml.safe_dump(values))
+    settings, point = grpo.parse(["--resume", str(tmp_path / "run")])
+    assert settings.shards == (values["shards"],)
+    assert settings.novel == (() if novel is None else (values["novel"],))
+    grpo.execute(settings, point, ColocatedWorker())
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_flags_of_a_resumed_run_need_not_fit_the_preset(inputs, tmp_path):
+    run = RunFolder.create(tmp_path / "run", to_plain(config(inputs, tmp_path, conditions=3)))
+    with run.checkpoint(1):
+        pass
+    resumed, _ = grpo.parse(["--resume", str(run.path), "--minibatches", "3"])
+    assert (resumed.learner.minibatches, resumed.conditions) == (3, 3)
 
 
 def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -201,7 +275,7 @@ def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 )
 def test_mistakes_are_one_line_and_exit_2(inputs, tmp_path, capsys, argv, message):
     defaults = config(inputs, tmp_path)
-    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", defaults.shards, "--heldout", defaults.heldout]
+    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", *defaults.shards, "--heldout", *defaults.heldout]
     with pytest.raises(SystemExit) as ended:
         grpo.cli([*files, "--runs", str(tmp_path / "runs"), *argv])
     assert ended.value.code == 2
@@ -211,7 +285,7 @@ def test_mistakes_are_one_line_and_exit_2(inputs, tmp_path, capsys, argv, messag
 
 def test_an_existing_run_is_not_overwritten(inputs, whole, capsys):
     defaults = config(inputs, whole.parent)
-    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", defaults.shards, "--heldout", defaults.heldout]
+    files = ["--init", defaults.init, "--vae", defaults.vae, "--shards", *defaults.shards, "--heldout", *defaults.heldout]
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with pytest.raises(SystemExit) as ended:
         grpo.cli([*files, "--runs", str(whole.parent), "--name", "whole"])
@@ -239,7 +313,7 @@ def test_what_only_the_worker_can_see_is_one_line_too(inputs, tmp_path):
 
     file = tmp_path / "config.yaml"
     tiny.shard(tmp_path / "large.tar", 4, size=16)
-    settings = config(inputs, tmp_path / "runs", shards=str(tmp_path / "large.tar"))
+    settings = config(inputs, tmp_path / "runs", shards=(str(tmp_path / "large.tar"),))
     file.write_text(yaml.safe_dump(to_plain(settings)))
     result = program("--config", str(file), "--name", "wrong")
     assert result.returncode == 2

@@ -236,3 +236,38 @@ def test_a_compiled_model_draws_the_same_pictures(files, tmp_path):
         infer.main(config(files, tmp_path / str(compiled), compile=compiled))
     plain, compiled_result = (pixels(tmp_path / str(compiled) / "a__x.png").float() for compiled in (False, True))
     assert (plain - compiled_result).abs().mean() < 1
+
+
+def test_without_pictures_the_demos_are_taken_each_time_into_a_new_folder(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bare = infer.InferConfig(model=ModelSource(init=str(files / "model.safetensors"), device="cpu"))
+    infer.main(bare)
+    said = capsys.readouterr().out
+    assert "no pictures are given" in said
+    assert "16 results are in runs/infer," in said
+    pairs = {path.name for path in Path("runs/infer").glob("*__*.png")}
+    assert len(pairs) == 16
+    assert "cat__magenta-00.png" in pairs
+    first = pixels(Path("runs/infer/cat__magenta-00.png"))
+    infer.main(bare)
+    assert "runs/infer-2/grid.png" in capsys.readouterr().out
+    assert torch.equal(pixels(Path("runs/infer-2/cat__magenta-00.png")), first)
+    infer.main(dataclasses.replace(bare, skip_existing=True))
+    assert "16 of 16 pairs have their results already" in capsys.readouterr().out
+    assert not Path("runs/infer-3").exists()
+
+
+def test_own_pictures_need_no_out(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    infer.main(dataclasses.replace(config(files, tmp_path), out=None))
+    assert {path.name for path in Path("runs/infer").iterdir()} >= {"a__x.png", "grid.png"}
+
+
+def test_half_of_what_a_pair_needs(files, tmp_path):
+    with pytest.raises(UserError, match="--content without --style: give both"):
+        infer.InferConfig(content=(files / "content",))
+    with pytest.raises(UserError, match="--style without --content: give both"):
+        infer.InferConfig(style=(files / "style",))
+    with pytest.raises(UserError, match=r"--out .*one\.png: give a folder"):
+        infer.main(infer.InferConfig(tmp_path / "one.png"))
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -221,3 +222,21 @@ def test_an_sft_run(tmp_path):
     for text in ("SFT, not finished", "40 of 40 steps", "Cross-entropy", "Accuracy", "val_pair", "5.5000 at step 40", "75%"):
         assert text in page.text, text
     assert "gamed" not in page.text
+
+
+def test_without_a_name_the_newest_run_is_reported(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(monkeypatch, lambda: cli.run(report.main, ReportConfig)) == 2
+    assert "no run in the folder runs" in capsys.readouterr().err
+    for number, name in enumerate(("young", "old")):
+        shutil.copytree(run, tmp_path / "runs" / name, symlinks=True)
+        written = 1e9 - number
+        for file in (tmp_path / "runs" / name).rglob("*"):
+            os.utime(file, (written, written))
+    (tmp_path / "runs" / "eval").mkdir()  # newer than both, and no run
+    assert exit_code(monkeypatch, lambda: cli.run(report.main, ReportConfig)) == 0
+    assert "runs/young/report.html" in capsys.readouterr().out
+    curves = next((tmp_path / "runs" / "old" / "tensorboard").iterdir())
+    os.utime(curves, (1e9 + 1, 1e9 + 1))  # it goes on
+    assert exit_code(monkeypatch, lambda: cli.run(report.main, ReportConfig), "--runs", tmp_path / "runs") == 0
+    assert "runs/old/report.html" in capsys.readouterr().out

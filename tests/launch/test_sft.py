@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -333,3 +334,10 @@ def test_an_error_in_a_loading_process_is_one_line(corpora, files, tmp_path, mon
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "2 unreadable image; make the shards again" in error.strip().splitlines()[-1]
+
+
+def test_held_out_triplets_that_are_trained_on_are_counted_once(files, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(*flags(files, tmp_path, "--steps", "1", "--shards", str(files / "train-*.tar"), str(files / "val-0.tar")))
+    (warning,) = [record.getMessage() for record in caplog.records if "also trained on" in record.getMessage()]
+    assert warning.startswith("4 of the 4 triplets of val are")

@@ -15,7 +15,7 @@ from data.conditions import ConditionSets
 from launch import grpo
 from launch.cluster.placement import ClusterConfig
 from launch.config import GrpoConfig, load_config, to_plain
-from launch.plan import report
+from launch.plan import inputs, report
 from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops
 from launch.plan.flops import Flops
@@ -49,7 +49,7 @@ def argv(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("inputs")
     model, vae = tiny.save(folder / "sft")
     train, heldout = tiny.shard(folder / "train-0.tar", 10), tiny.shard(folder / "heldout-0.tar", 3, first=50)
-    plain = to_plain(config(init=str(model), vae=str(vae), shards=str(train), heldout=str(heldout), threads=1))
+    plain = to_plain(config(init=str(model), vae=str(vae), shards=(str(train),), heldout=(str(heldout),), threads=1))
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
     return ["--config", str(folder / "config.yaml"), "--runs", str(folder / "runs")]
 
@@ -232,3 +232,105 @@ def test_numbers_are_for_reading():
     assert [operations(n) for n in (7, 561.7e9, 3.1337e12)] == ["7", "562 G", "3.13 T"]
     assert [duration(s) for s in (0.00152, 4.86, 150, 9000)] == ["1.52 ms", "4.86 s", "2.5 min", "2.5 h"]
     assert table(("a", "bb"), [("ccc", "1")]) == "  a    bb\n  ccc   1"
+
+
+@pytest.mark.parametrize("words", [["1", "2", "4"], ["1,2,4"], ["1,", "2,4"]])
+def test_what_if_takes_spaces_and_commas(words):
+    parsed, _ = grpo.parse(["--what-if", *words, "--group", "2"])
+    assert parsed.plan.what_if == (1, 2, 4)
+
+
+def test_what_if_takes_nothing_but_numbers(capsys):
+    with pytest.raises(SystemExit) as ended:
+        grpo.parse(["--what-if", "1;2"])
+    assert ended.value.code == 2
+    assert "1;2" in capsys.readouterr().err
+
+
+PAPER = ["--preset", "paper", "--dry-run"]
+GIVEN = ["--device-tflops", "80", "--device-memory-gb", "48"]
+
+
+@pytest.fixture
+def _nothing_there(tmp_path, monkeypatch):
+    """A folder without shards or weights; the architecture that is assumed is a tiny one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inputs, "ModelConfig", lambda: tiny.build().arch)
+
+
+@pytest.mark.slow
+def test_the_paper_is_planned_without_any_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grpo.cli([*PAPER, *GIVEN])
+    text = capsys.readouterr().out
+    assert "the architecture is the paper's, depth 20 at 256 px" in text
+    assert "transformer 721,000,720, VQ-VAE 108,948,355, adapters 131,072,000" in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_nothing_there")
+def test_a_plan_says_what_it_assumes(capsys):
+    grpo.cli([*PAPER, *GIVEN, "--what-if", "1,2"])
+    text = capsys.readouterr().out
+    for words in ("no model (--init) and no VQ-VAE (--vae)", "no shards (--shards)", "no weights of the reward dreamsim"):
+        assert words in text
+    assert re.search(r"steps per epoch +unknown without shards", text)
+    assert "costs from FLOPs at 80 TFLOP/s" in text
+    assert "of 48 GB of its device" in text
+    assert number(r"step +([\d.e-]+) ms", text) > 0
+    assert re.search(r"(With more than|Up to) \d rollout worker", text)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.usefixtures("_nothing_there")
+def test_without_files_the_speed_of_products_is_measured(capsys, monkeypatch):
+    threads = []
+
+    def rate(device, precision, count):
+        threads.append(count)
+        return 5e10
+
+    monkeypatch.setattr(report, "product_rate", rate)
+    monkeypatch.setattr(report, "Measurement", None)
+    grpo.cli([*PAPER, "--threads", "3", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert "costs from FLOPs at 0.05 TFLOP/s, which matrix products reach here" in text
+    assert "of memory" in text
+    assert threads == [3]
+
+
+@pytest.mark.usefixtures("_nothing_there")
+def test_what_is_there_is_used_and_the_rest_assumed(argv):
+    run = load_config(Path(argv[1]))
+
+    def found(*flags: str) -> inputs.Inputs:
+        return inputs.find_inputs(grpo.parse([*PAPER, "--reward", "lite", "--conditions", "4", *flags])[0])
+
+    with_shards = found("--shards", *run.shards)
+    assert with_shards.model is None
+    assert with_shards.sets is not None
+    assert with_shards.sets.sizes() == {"train": 10}
+    assert not any("no shards" in line for line in with_shards.assumed)
+    with_model = found("--init", run.init, "--alphas", "0.1", "0.2", "0.3")
+    assert f"no VQ-VAE (--vae): the architecture is that of {run.init}, depth 1 at 12 px" in with_model.assumed
+    assert with_model.arch.alphas == (0.1, 0.2, 0.3)
+    assert not found("--init", run.init, "--vae", run.vae, "--shards", *run.shards).assumed
+
+
+@pytest.mark.usefixtures("_nothing_there")
+@pytest.mark.parametrize("flag", ["--init", "--vae", "--shards", "--heldout", "--novel"])
+def test_what_a_command_line_names_has_to_be_there(capsys, flag):
+    with pytest.raises(SystemExit) as ended:
+        grpo.cli([*PAPER, *GIVEN, flag, "nowhere.safetensors"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "nowhere.safetensors" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("_nothing_there")
+def test_a_run_needs_what_its_plan_does_not(capsys):
+    with pytest.raises(SystemExit) as ended:
+        grpo.cli(["--preset", "paper"])
+    assert ended.value.code == 2
+    assert "data/train-*.tar" in capsys.readouterr().err

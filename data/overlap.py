@@ -1,0 +1,53 @@
+"""Triplets that two sets share, by what is in them: a held-out set that is trained on measures nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.index import TripletIndex
+from data.shard_writer import PARTS, ROLES
+from data.shards import ShardFiles
+
+logger = logging.getLogger(__name__)
+
+_ROLES = [PARTS.index(role) for role in ROLES]
+
+
+def shared_triplets(train: TripletIndex, heldout: TripletIndex) -> int:
+    """How many triplets of `heldout` have a triplet of `train` with the same three files, byte for byte.
+
+    Only triplets whose files are of the same sizes are read, so that this is quick for sets that share nothing.
+    """
+    sizes = np.concatenate([train.places[:, _ROLES, 1], heldout.places[:, _ROLES, 1]])
+    _, group = np.unique(sizes, axis=0, return_inverse=True)
+    of_train, of_heldout = np.split(group.reshape(-1), [len(train)])
+    trained = set(_digests(train, np.flatnonzero(np.isin(of_train, of_heldout))))
+    return sum(digest in trained for digest in _digests(heldout, np.flatnonzero(np.isin(of_heldout, of_train))))
+
+
+def warn_of_overlap(train: TripletIndex, heldout: Mapping[str, TripletIndex]) -> None:
+    """Log one warning if training triplets are in held-out sets, {name: set}, with their number in each."""
+    counts = {name: shared_triplets(train, index) for name, index in heldout.items()}
+    found = [f"{count} of the {len(heldout[name])} triplets of {name}" for name, count in counts.items() if count]
+    if found:
+        logger.warning(
+            "%s are also trained on: their scores say nothing of new pictures; keep their shards out of --shards",
+            " and ".join(found),
+        )
+
+
+def _digests(index: TripletIndex, rows: NDArray[np.int64]) -> Iterator[bytes]:
+    """A hash of each triplet's three files."""
+    files = ShardFiles(index.paths)
+    for row in rows:
+        digest = hashlib.sha256()
+        for offset, size in index.places[row, _ROLES].tolist():
+            content = files.read(int(index.shard[row]), offset, size)
+            digest.update(len(content).to_bytes(8, "little") + content)
+        yield digest.digest()
+    files.close()
