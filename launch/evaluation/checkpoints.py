@@ -12,6 +12,7 @@ from launch.config import GrpoConfig, load_config
 from learner.trainer import ADAPTER, FACTS, saved_base
 from stylevar.checkpoint import VAE_FILE, load_into, load_pair
 from stylevar.errors import UserError
+from stylevar.hub import followed
 from stylevar.policy import Policy
 from stylevar.transformer import StyleVAR
 
@@ -25,7 +26,7 @@ def load_model(source: str, vae: str | None = None) -> StyleVAR:
     Raises:
         UserError: there is no model, or no VQ-VAE is known.
     """
-    path = Path(source)
+    path = followed(Path(source))
     if _is_run(path):
         if not (path / "model").is_dir():
             raise UserError(f"run {source} has no finished model yet: give {source}/checkpoints/latest or best")
@@ -45,7 +46,7 @@ def load_model(source: str, vae: str | None = None) -> StyleVAR:
 
 def weight_files(source: str) -> list[Path]:
     """The local files that decide what `source` gives, to notice when they have changed."""
-    path = Path(source)
+    path = followed(Path(source))
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".json", ".pth", ".pt"))
     return [path] if path.is_file() else []
