@@ -64,7 +64,8 @@ class GrpoConfig:
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: str | None = None
-    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. Its own settings are the
+    defaults of all flags, and flags that differ are kept in it."""
     init: str = "model.safetensors"
     """The SFT model: a file, a folder, or a hub id owner/name[:file]."""
     vae: str = "vqvae.safetensors"

@@ -106,5 +106,6 @@ def _flag(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
+        more = f" and {len(value) - 3} more" if len(value) > 4 else ""
+        return " ".join(map(str, value[:3] if more else value)) + more or "none"
     return "none" if value is None else str(value)

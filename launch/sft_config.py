@@ -58,7 +58,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """An SFT run. With --resume, the defaults of all flags are those of the run itself."""
+    """An SFT run. With --resume, the run's own settings are the defaults of all flags; flags that differ are kept in it."""
 
     shards: tuple[str, ...] = ()
     """Training triplets: WebDataset shards, files, globs or folders. Of prepared sets the split "train" is taken."""

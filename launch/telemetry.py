@@ -16,9 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
-from torch.utils.tensorboard.summary import image, text
 
 from launch.atomic import file_aside
 from launch.event_file import EventFile
@@ -48,15 +46,15 @@ class Telemetry:
         # A purge at 0 hides what an earlier attempt reported before its first checkpoint.
         purge = resume_step if any(run.tensorboard.iterdir()) else None
         self._events = EventFile(run.tensorboard, purge)
-        self._events.add(text(HOST, json.dumps(host_facts())), resume_step)
+        self._events.text(resume_step, HOST, json.dumps(host_facts()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write {tag: value} at `step`."""
-        self._events.add(Summary(value=[Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]), step)
+        self._events.scalars(step, values)
 
     def image_grid(self, step: int, tag: str, grid_u8: Tensor) -> None:
         """Write a picture, uint8 [3, H, W]."""
-        self._events.add(image(tag, grid_u8, dataformats="CHW"), step)
+        self._events.image(step, tag, grid_u8)
 
     def trajectories(self, step: int, rows: TrajectoryRows) -> None:
         """Buffer one row per trajectory; they reach the disk with the next `flush`."""

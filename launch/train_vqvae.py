@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch import cli
+from launch.atomic import file_aside
 from learner.tokenizer import CodeRevival, tokenizer_loss
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
@@ -106,7 +107,14 @@ def save_picture(vae: VQVAE, content: Tensor, target: Tensor, path: Path) -> Non
         for images in (content[:10], target[:10]):
             rows += [images, pm1_to_u8(vae.idxBl_to_img(vae.img_to_idxBl(u8_to_pm1(images))))]
     grid = F.interpolate(make_grid(torch.cat(rows), nrow=10)[None].float(), scale_factor=2)[0]
-    Image.fromarray(grid.byte().permute(1, 2, 0).numpy()).save(path)
+    with file_aside(path) as aside:
+        Image.fromarray(grid.byte().permute(1, 2, 0).numpy()).save(aside, format="PNG")
+
+
+def save_weights(vae: VQVAE, path: Path) -> None:
+    """The tokenizer's weights, whole or not at all."""
+    with file_aside(path) as aside:
+        save_vae(vae, aside)
 
 
 def main(config: TrainVqvaeConfig) -> None:
@@ -155,7 +163,7 @@ def main(config: TrainVqvaeConfig) -> None:
         if step % 250 == 249:
             quality = {"photographs": psnr(average, heldout_content), "stylised": psnr(average, heldout_target)}
             tqdm.write(f"step {step + 1}: PSNR " + ", ".join(f"{k} {v:.2f} dB" for k, v in quality.items()))
-            save_vae(average, config.out / "vqvae.safetensors")
+            save_weights(average, config.out / "vqvae.safetensors")
             save_picture(average, heldout_content, heldout_target, config.out / "reconstructions.png")
     metrics = {
         "psnr_photographs_db": psnr(average, heldout_content),
@@ -163,9 +171,10 @@ def main(config: TrainVqvaeConfig) -> None:
         "steps": steps,
         "minutes": (time.monotonic() - started) / 60,
     }
-    save_vae(average, config.out / "vqvae.safetensors")
+    save_weights(average, config.out / "vqvae.safetensors")
     save_picture(average, heldout_content, heldout_target, config.out / "reconstructions.png")
-    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    with file_aside(config.out / "metrics.json") as aside:
+        aside.write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics))
 
 

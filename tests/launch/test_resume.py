@@ -170,6 +170,13 @@ def test_shards_are_the_same_by_whatever_name(inputs, whole):
         check_changes(point, one, SftConfig(val_shards=(str(inputs / "none-*.tar"),)), sft_config.MAY_CHANGE)
 
 
+def test_a_long_list_of_shards_does_not_fill_the_screen(whole):
+    point = ResumePoint(whole, whole / "checkpoints" / "step_00000008", 8)
+    many = tuple(f"/data/{number}.tar" for number in range(500))
+    with pytest.raises(UserError, match=r"from /data/0.tar /data/1.tar /data/2.tar and 497 more to /data/9.tar: start"):
+        check_changes(point, SftConfig(shards=many), SftConfig(shards=("/data/9.tar",)), sft_config.MAY_CHANGE)
+
+
 def test_steps_below_the_checkpoint_are_refused(whole, program, capsys):
     before = contents(whole)
     assert program("--resume", whole, "--steps", 5) == 2
