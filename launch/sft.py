@@ -162,7 +162,8 @@ class SftRun:
         source = best if self.config.export == "best" and best is not None else latest
         assert source is not None
         state = read_model_state(source / MODEL_FILE)
-        notes = {"vae": self.config.vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
+        vae = self.config.absolute().vae
+        notes = {"vae": vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
         with self.run.final_model(self.steps, notes) as folder:
             save_model(state, self.learner.model.arch, folder, half=self.config.half)
         return self.run.model

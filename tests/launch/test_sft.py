@@ -308,10 +308,13 @@ def test_a_run_is_resumed_from_another_folder(files, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert main(patch, *argv) == 130
+    assert main(monkeypatch, "--resume", str(tmp_path / "sft"), "--vae", "vqvae.safetensors", "--steps", "3") == 0
+    notes = json.loads((tmp_path / "sft" / "model" / "training.json").read_text())
+    assert notes["vae"] == str(files / "vqvae.safetensors")
     monkeypatch.chdir(tmp_path)
     # The same shards by their names are the same shards; others are refused.
     shards = [str(files / "train-0.tar"), str(files / "train-1.tar")]
-    assert main(monkeypatch, "--resume", "sft", "--shards", *shards) == 0
+    assert main(monkeypatch, "--resume", "sft", "--shards", *shards, "--steps", "4") == 0
     assert main(monkeypatch, "--resume", "sft", "--shards", shards[0], "--steps", "6") == 2
 
 
