@@ -19,7 +19,7 @@ from program import exit_code
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch import sft
+from launch import sft, sft_parallel
 from launch.run_lock import only_writer
 from launch.sft import SftRun
 from launch.sft_config import SftConfig, load_config, parse
@@ -375,6 +375,29 @@ def test_a_run_folder_that_is_removed_meanwhile_is_one_line(files, tmp_path, mon
     assert main(monkeypatch, *flags(files, tmp_path, "--steps", "8")) == 2
     assert f"{tmp_path / 'sft'} was removed while the run was going" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "sft").exists()
+
+
+def test_several_processes_keep_flags_given_with_resume_too(files, tmp_path, monkeypatch, capsys):
+    """The driver and one worker, called as Ray Train would call it."""
+
+    def fit(config: SftConfig, path: Path) -> None:
+        sft_parallel.run_worker({"config": config, "run": str(path), "folder": os.getcwd(), "cpus": 1})
+
+    monkeypatch.setattr(sft_parallel, "_fit", fit)
+    monkeypatch.setattr(sft_parallel, "get_device", lambda: torch.device("cpu"))
+    folder = tmp_path / "sft"
+    assert main(monkeypatch, *flags(files, tmp_path, "--steps", "4", "--workers", "2")) == 0
+    assert main(monkeypatch, "--resume", str(folder), "--steps", "6", "--eval-every", "3") == 0
+    assert (load_config(folder / "config.yaml").steps, load_config(folder / "config.yaml").eval_every) == (6, 3)
+    (change,) = yaml.safe_load((folder / "changes.yaml").read_text())
+    assert (change["step"], change["changed"]["steps"]) == (4, {"from": 4, "to": 6})
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(monkeypatch, "--resume", str(folder)) == 0
+    assert "is finished at step 6, nothing is left to do" in capsys.readouterr().out
+    assert main(monkeypatch, "--resume", str(folder / "checkpoints" / "step_00000006"), "--steps", "5") == 2
+    assert "beyond --steps 5" in capsys.readouterr().err
+    assert {path for path, time in contents(folder).items() if before.get(path) != time} <= {str(folder / ".lock")}
 
 
 def test_resuming_another_kind_of_run_is_refused(tmp_path, monkeypatch, capsys):
