@@ -42,7 +42,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
     """
     aside = target.parent / f"{ASIDE}{target.name}"
     remove(aside)
-    aside.mkdir(parents=True)
+    aside.mkdir()  # without its parents: a folder that was removed must not come back with one file in it
     try:
         yield aside
         permissions = aside.stat().st_mode & 0o666

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import tyro
 
+from launch.disk import disk_trouble
 from stylevar.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -32,7 +33,7 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
 
 
 def exit_code(body: Callable[[], None]) -> None:
-    """Run `body`, turning a user's mistake into one line and exit code 2."""
+    """Run `body`, turning a user's mistake, or a disk that is full or broken, into one line and exit code 2."""
     try:
         body()
     except UserError as error:
@@ -41,3 +42,10 @@ def exit_code(body: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        reason = disk_trouble(error)
+        if reason is None:
+            raise
+        text = f"error: a file cannot be read or written ({reason}): make room or mend the disk, then start again"
+        print(text, file=sys.stderr)
+        sys.exit(2)

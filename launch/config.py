@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from launch.cluster.placement import ClusterConfig
 from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.plan.config import PlanConfig
 from launch.plan.text import parse_size
+from launch.resume import absolute_patterns, absolute_source
 from learner.merge import MergeConfig
 from learner.update import LearnerConfig
 from reward.base import RewardConfig
@@ -63,7 +65,8 @@ class GrpoConfig:
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: str | None = None
-    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. Its own settings are the
+    defaults of all flags, and flags that differ are kept in it."""
     init: str = "model.safetensors"
     """The SFT model: a file, a folder, or a hub id owner/name[:file]."""
     vae: str = "vqvae.safetensors"
@@ -140,6 +143,68 @@ class GrpoConfig:
     def condition_patterns(self) -> dict[str, tuple[str, ...]]:
         """The shards of every set of conditions, by its name."""
         return {"train": self.shards, **{name: getattr(self, name) for name in self.heldout_sets}}
+
+    def absolute(self) -> GrpoConfig:
+        """The same settings with absolute paths, as they are kept: a run can be resumed from any folder."""
+        reward = dataclasses.replace(
+            self.reward,
+            dreamsim_cache=absolute_source(self.reward.dreamsim_cache),
+            metric_weights=absolute_source(self.reward.metric_weights),
+        )
+        return dataclasses.replace(
+            self,
+            runs=Path(os.path.abspath(self.runs)),
+            init=absolute_source(self.init),
+            vae=absolute_source(self.vae),
+            shards=absolute_patterns(self.shards),
+            heldout=absolute_patterns(self.heldout),
+            novel=absolute_patterns(self.novel),
+            reward=reward,
+        )
+
+
+MAY_CHANGE = (
+    "steps",
+    "device",
+    "threads",
+    "memory_budget",
+    "rollout.rollout_batch",
+    "rollout.decode_batch",
+    "rollout.cuda_graphs",
+    "learner.lr",
+    "learner.adam_betas",
+    "learner.weight_decay",
+    "learner.grad_clip",
+    "learner.clip_eps",
+    "learner.kl_beta",
+    "learner.kl_limit",
+    "learner.updates_per_rollout",
+    "learner.minibatches",
+    "learner.micro_batch",
+    "learner.recompute",
+    "learner.optimizer_device",
+    "learner.mismatch_limit",
+    "learner.importance_cap",
+    "reward.dreamsim_cache",
+    "reward.reward_batch",
+    "reward.metric_weights",
+    "merge.peak_min_steps",
+    "merge.min_gain",
+    "merge.patience",
+    "merge.emergency_kl",
+    "merge.emergency_min_steps",
+    "merge.rollback_drop",
+    "monitor.eval_every",
+    "monitor.eval_unit",
+    "monitor.image_conditions",
+    "monitor.checkpoint_every",
+    "monitor.keep_checkpoints",
+    "cluster",
+    "plan",
+)
+"""What a resumed run may do differently. The rest is what a checkpoint stands for (model, adapters, order of the data), or
+what the scores at the start were measured with: with other held-out pictures, rewards or sampling there would be no gain
+to speak of."""
 
 
 def demo() -> GrpoConfig:

@@ -8,7 +8,6 @@ python launch/grpo.py --preset paper --init sft/model --vae vqvae.safetensors --
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,22 @@ from launch.cluster.join import join_cluster
 from launch.cluster.learner_group import LearnerLost
 from launch.cluster.pool import WorkerLost
 from launch.colocated_actor import ColocatedActor
-from launch.config import GrpoConfig, default_for, flag, load_config, to_plain
+from launch.config import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
+from launch.disk import saving
 from launch.heldout import before_after, compare
 from launch.loop import Progress, score_heldout, train
 from launch.plan.report import plan
-from launch.run_folder import ResumePoint, RunFolder, find_resume, first_free
+from launch.resume import NothingLeft, check_changes, check_steps
+from launch.run_folder import ResumePoint, RunFolder, find_resume, new_folder
+from launch.run_lock import only_writer
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import Telemetry
 from learner.merge import MergeController
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE
 from stylevar.errors import UserError
 from stylevar.hub import fetch
+
+PROGRAM = "launch/grpo.py"
 
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
@@ -47,8 +51,10 @@ def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
     if point is None:
         return _flags(argv, default), None
     # Not before: flags that fit the run need not fit the preset.
-    resumed = _flags(argv, load_config(point.run / "config.yaml"))
-    return dataclasses.replace(resumed, name=point.run.name, runs=point.run.parent), point
+    before = dataclasses.replace(load_config(point.run / "config.yaml"), name=point.run.name, runs=point.run.parent)
+    config = _flags(argv, before)
+    check_changes(point, before.absolute(), config.absolute(), MAY_CHANGE)
+    return config, point
 
 
 def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
@@ -78,19 +84,26 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
     if config.plan.wanted:
         print(plan(dataclasses.replace(config, resume=None, config=None)))
         return
+    try:
+        if point is not None:
+            check_steps(point, config.steps)
+    except NothingLeft as finished:
+        print(finished)
+        return
     preflight(config, point, named)
     config = dataclasses.replace(config, resume=None, config=None)
-    stop = StopRequest()
-    try:
-        run = execute(config, point, start_worker(config, stop), stop, named)
-    finally:
-        ray.shutdown()
-    report(config, run)
+    stop, path = StopRequest(), config.runs / config.name
+    with only_writer(path) if named or point else new_folder(path) as path:
+        config = dataclasses.replace(config, name=path.name)
+        try:
+            run = execute(config, point, start_worker(config, stop), stop)
+        finally:
+            ray.shutdown()
+        with saving(run, PROGRAM):
+            report(config, run)
 
 
-def execute(
-    config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None, named: bool = True
-) -> RunFolder:
+def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None) -> RunFolder:
     """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early.
 
     Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
@@ -102,25 +115,22 @@ def execute(
         except LearnerLost as lost:
             raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
         config = worker.settings()
-        if point is None and not named:
-            config = dataclasses.replace(config, name=first_free(config.runs / config.name).name)
         path = config.runs / config.name
         keep = config.monitor.keep_checkpoints
+        settings = to_plain(config.absolute())
         # Only now: a run that cannot start leaves no folder behind.
-        run = RunFolder.open(path, keep) if point else RunFolder.create(path, to_plain(config), keep)
+        run = RunFolder.open(path, keep) if point else RunFolder.create(path, settings, keep)
         print(f"run {path}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-        for losses in itertools.count(1):
-            try:
-                finished = advance(config, run, worker, stop, point)
-                break
-            except LearnerLost as lost:
-                point = after_loss(config, worker, lost, losses)
-        print(worker.summary(), end="")
-        if not finished:
-            print(f"stopped; continue with: python launch/grpo.py --resume {path}")
-            sys.exit(STOPPED)
-        with run.final_model() as folder:
-            worker.save_policy(folder)
+        with saving(run, PROGRAM):
+            if point is not None:
+                run.resume_with(settings, point.step)
+            finished = advance_through_losses(config, run, worker, stop, point)
+            print(worker.summary(), end="")
+            if not finished:
+                print(f"stopped; continue with: python {PROGRAM} --resume {path}")
+                sys.exit(STOPPED)
+            with run.final_model(config.steps) as folder:
+                worker.save_policy(folder)
     except WorkerLost as lost:
         raise UserError(f"{lost}; {how_to_go_on(config)}") from lost
     finally:
@@ -133,7 +143,19 @@ def how_to_go_on(config: GrpoConfig) -> str:
     point = find_resume("auto", config.runs, config.name)
     if point is None or point.checkpoint is None:
         return "nothing was saved yet: start again"
-    return f"continue with: python launch/grpo.py --resume {point.run}"
+    return f"continue with: python {PROGRAM} --resume {point.run}"
+
+
+def advance_through_losses(
+    config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None
+) -> bool:
+    """As `advance`; lost learners take the run back to its last checkpoint, `--max-restarts` times in all."""
+    restarts = 0
+    while True:
+        try:
+            return advance(config, run, worker, stop, point)
+        except LearnerLost as lost:
+            point, restarts = after_loss(config, worker, lost, restarts)
 
 
 def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None) -> bool:
@@ -157,17 +179,21 @@ def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, 
     return True
 
 
-def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, losses: int) -> ResumePoint:
-    """Bring the learners back to the last checkpoint, and say where that is."""
-    while losses <= config.cluster.max_restarts:
+def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, restarts: int) -> tuple[ResumePoint, int]:
+    """Bring the learners back to the last checkpoint; where that is, and how many restarts there were with this one.
+
+    A restart that fails counts, too. UserError once there were `--max-restarts` of them.
+    """
+    while restarts < config.cluster.max_restarts:
+        restarts += 1
         point = find_resume("auto", config.runs, config.name)
         assert point is not None
         print(f"{lost}: restarting the learners from step {point.step}", file=sys.stderr)
         try:
             worker.restart(point.checkpoint)
-            return point
+            return point, restarts
         except LearnerLost as again:
-            lost, losses = again, losses + 1
+            lost = again
     path = config.runs / config.name
     raise UserError(
         f"{lost}, and the learners were restarted --max-restarts {config.cluster.max_restarts} times already: mend the "

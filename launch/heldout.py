@@ -30,8 +30,14 @@ def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
     stem = f"{name}_{step:08d}"
     with file_aside(folder / f"{stem}.json") as aside:
         aside.write_text(json.dumps(values) + "\n")
-    np.savez_compressed(folder / f"{stem}.npz", samples=report.samples.numpy())
-    Image.fromarray(report.grid.permute(1, 2, 0).numpy()).save(folder / f"{stem}.png")
+    with file_aside(folder / f"{stem}.npz") as aside, aside.open("wb") as file:
+        np.savez_compressed(file, samples=report.samples.numpy())
+    _save_picture(report.grid, folder / f"{stem}.png")
+
+
+def _save_picture(grid_u8: Tensor, path: Path) -> None:
+    with file_aside(path) as aside:
+        Image.fromarray(grid_u8.permute(1, 2, 0).numpy()).save(aside, format="PNG")
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,9 @@ def before_after(run: Path, name: str, before: int, after: int, conditions: list
     samples = [np.load(run / "heldout" / f"{name}_{step:08d}.npz")["samples"] for step in (before, after)]
     count = min(2, samples[0].shape[1])
     cells = []
-    for i, images in enumerate(conditions[: len(samples[0])]):
+    for i, images in enumerate(conditions[: min(map(len, samples))]):
         cells.append([*images, *(torch.from_numpy(s[i][g]) for s in samples for g in range(count))])
     titles = ["content", "style", "target", *["before"] * count, *["after GRPO"] * count]
-    grid = draw_table(cells, titles)
     path = run / "before_after.png"
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    _save_picture(draw_table(cells, titles), path)
     return path

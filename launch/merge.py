@@ -33,6 +33,7 @@ from stylevar.checkpoint import (
     fitted,
     read_model_state,
     read_vae_state,
+    save_torch,
 )
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
@@ -147,7 +148,7 @@ def write(release: Release, state: State, target: Target) -> None:
         _check_room(target.weights.parent, [*state.values(), *(vae or {}).values()])
         with file_aside(target.weights) as aside:
             if aside.suffix in TORCH_ENDINGS:
-                torch.save({"model": state}, aside)
+                save_torch({"model": state}, aside)
             else:
                 save_file(state, str(aside))
             verify(aside, state, release)

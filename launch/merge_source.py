@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from launch.run_folder import LINKS
 from learner.trainer import ADAPTER, FACTS, saved_base
 from stylevar.adapters import fingerprint
 from stylevar.build import build_from_config
@@ -27,7 +28,7 @@ from stylevar.checkpoint import (
 )
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
-from stylevar.hub import fetch
+from stylevar.hub import fetch, followed
 
 Take = Literal["final", "best", "latest"]
 _PEFT = "base_model.model."
@@ -73,7 +74,7 @@ def load_release(
     Raises:
         UserError: there is nothing of that kind, it is incomplete, or it does not give the weights that were saved.
     """
-    path = Path(source)
+    path = followed(Path(source))
     run = run_of(path)
     if run is not None and run == path:
         path = _taken(run, take)
@@ -112,10 +113,10 @@ def run_of(path: Path) -> Path | None:
 
 
 def _taken(run: Path, take: Take) -> Path:
-    path = run / "model" if take == "final" else run / "checkpoints" / take
+    path = run / "model" if take == "final" else followed(run / "checkpoints" / take)
     if path.is_dir():
         return path.resolve() if take != "final" else path
-    others = [name for name in ("latest", "best") if (run / "checkpoints" / name).is_dir()]
+    others = [name for name in LINKS if followed(run / "checkpoints" / name).is_dir()]
     if not others:
         raise UserError(f"run {run} holds neither a finished model nor a checkpoint yet: let it go on to its first one")
     what = "is not finished, it has no model yet" if take == "final" else f"has no {take} checkpoint"

@@ -18,7 +18,6 @@ from typing import Protocol
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -27,10 +26,12 @@ from data.mixture import MixtureOrder
 from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from launch import cli
-from launch.atomic import file_aside, folder_aside
 from launch.device import choose_device, set_threads
+from launch.disk import saving
 from launch.grids import GridRow, draw_grid
+from launch.resume import NothingLeft, check_steps
 from launch.run_folder import ResumePoint, RunFolder
+from launch.run_lock import only_writer
 from launch.sft_config import SftConfig, parse
 from launch.sft_data import (
     MicroBatches,
@@ -53,7 +54,7 @@ from learner.sft import SftLearner, SftMetrics
 from learner.token_cache import TokenCache
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.allocator import keep_freed_memory
-from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model
+from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError
 from stylevar.sampling import trajectory_seed
@@ -69,6 +70,7 @@ class ProgressBar(Protocol):
 
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
 SAMPLES = 3
+PROGRAM = "launch/sft.py"
 
 
 class SftRun:
@@ -90,7 +92,9 @@ class SftRun:
         model.vae.to(device)
         tokens = TokenCache(model.vae) if self.data.in_memory and not config.augment.varies else None
         self.learner = SftLearner(model.to(device), config.step, tokens)
-        self.steps = config.steps or math.ceil(config.epochs * len(self.data.train) / config.batch)
+        self.steps = config.total_steps(len(self.data.train))
+        if point is not None:
+            check_steps(point, self.steps)
         order = MixtureOrder(corpora(self.data.train), config.mixture, config.seed, self.steps, config.batch)
         self.batches: MicroBatches | ResidentBatches
         if tokens is None:
@@ -104,7 +108,8 @@ class SftRun:
         if checkpoint is not None:
             self._load(checkpoint)
         self.run = self._open(point)
-        self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0) if self.rank == 0 else None
+        with saving(self.run, PROGRAM):
+            self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0) if self.rank == 0 else None
 
     def loop(self, bar: ProgressBar, stop: Callable[[], bool]) -> bool:
         """Train to the end (True), or until `stop` says so and a checkpoint is written (False)."""
@@ -143,12 +148,13 @@ class SftRun:
         config = self.config
         if self.rank:
             return RunFolder(Path(config.runs) / config.name if point is None else point.run, config.keep_checkpoints)
+        settings = asdict(config.absolute())
         if point is None:
-            return RunFolder.create(Path(config.runs) / config.name, asdict(config), config.keep_checkpoints)
+            return RunFolder.create(Path(config.runs) / config.name, settings, config.keep_checkpoints)
         run = RunFolder.open(point.run, config.keep_checkpoints)
-        run.rewind(point.step, merges=0)
-        with file_aside(run.config) as aside:
-            aside.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with saving(run, PROGRAM):
+            run.rewind(point.step, merges=0)
+            run.resume_with(settings, point.step)
         return run
 
     def _milestones(self, done: int, stopping: bool) -> None:
@@ -170,18 +176,15 @@ class SftRun:
 
     def export(self) -> Path:
         """Write the run's model folder and return it."""
-        best = self.run.checkpoints / "best"
-        source = best if self.config.export == "best" and best.exists() else self.run.checkpoints / "latest"
+        best, latest = (self.run.linked(name) for name in ("best", "latest"))
+        source = best if self.config.export == "best" and best is not None else latest
+        assert source is not None
         state = read_model_state(source / MODEL_FILE)
-        notes = {
-            "vae": self.config.vae,
-            "checkpoint": source.resolve().name,
-            **json.loads((source / STATE_FILE).read_text()),
-        }
-        with folder_aside(self.run.path / "model") as aside:
-            save_model(state, self.learner.model.arch, aside, half=self.config.half)
-            (aside / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
-        return self.run.path / "model"
+        vae = self.config.absolute().vae
+        notes = {"vae": vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
+        with self.run.final_model(self.steps, notes) as folder:
+            save_model(state, self.learner.model.arch, folder, half=self.config.half)
+        return self.run.model
 
     def _log(self, telemetry: Telemetry, done: int, steps: int, lr: float, metrics: SftMetrics) -> None:
         """Report the last step, and times since the last report, `steps` steps ago."""
@@ -224,7 +227,7 @@ class SftRun:
             if learner.average is not None:
                 raw = {k: v.cpu().contiguous() for k, v in learner.model.state_dict().items()}
                 save_file(raw, str(folder / RAW_FILE))
-            torch.save(learner.state(), folder / OPTIMIZER_FILE)
+            save_torch(learner.state(), folder / OPTIMIZER_FILE)
             best = None if math.isinf(self.best) else self.best
             state = {"step": done, "best_heldout_loss": best, "seed": self.config.seed}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
@@ -239,17 +242,19 @@ class SftRun:
         learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
         state = json.loads((folder / STATE_FILE).read_text())
         self.start, self.best = state["step"], state["best_heldout_loss"] or math.inf
-        if self.start > self.steps:
-            raise UserError(f"--resume {folder} is at step {self.start}, beyond --steps {self.steps}: nothing to do")
 
 
 def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
-    """Run SFT from the start or from `point`; the folder of the trained model, or None if it was stopped."""
-    if config.workers > 1:
-        from launch.sft_parallel import train_parallel
+    """Run SFT from the start or from `point`; the folder of the trained model, or None if it was stopped.
 
-        return train_parallel(config, point)
-    return train_here(config, point)
+    Raises NothingLeft if `point` is the end of a finished run.
+    """
+    with only_writer(Path(config.runs) / config.name if point is None else point.run):
+        if config.workers > 1:
+            from launch.sft_parallel import train_parallel
+
+            return train_parallel(config, point)
+        return train_here(config, point)
 
 
 def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
@@ -258,18 +263,23 @@ def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
     set_threads(config.threads)
     run = SftRun(config, point, choose_device(config.device))
     bar = tqdm(total=run.steps, initial=run.start, desc="sft", unit="step", smoothing=0.05)
-    with bar, StopRequest() as stop:
-        finished = run.loop(bar, lambda: stop.requested)
-    return run.export() if finished else None
+    with saving(run.run, PROGRAM):
+        with bar, StopRequest() as stop:
+            finished = run.loop(bar, lambda: stop.requested)
+        return run.export() if finished else None
 
 
 def main() -> None:
     def body() -> None:
         config, point = parse(sys.argv[1:], __doc__)
-        folder = train(config, point)
+        try:
+            folder = train(config, point)
+        except NothingLeft as finished:
+            print(finished)
+            return
         if folder is None:
             run = point.run if point else Path(config.runs) / config.name
-            print(f"stopped; continue with: python launch/sft.py --resume {run}")
+            print(f"stopped; continue with: python {PROGRAM} --resume {run}")
             sys.exit(STOPPED)
         print(f"the model is {folder}, the curves: tensorboard --logdir {folder.parent / 'tensorboard'}")
 

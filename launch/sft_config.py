@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import yaml
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
 from launch.defaults import DEMO_VAE
+from launch.resume import absolute_patterns, absolute_source, check_changes
 from launch.run_folder import ResumePoint, find_resume
 from learner.schedule import ScheduleConfig
 from learner.sft import SftStepConfig
@@ -58,7 +61,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """An SFT run. With --resume, the defaults of all flags are those of the run itself."""
+    """An SFT run. With --resume, the run's own settings are the defaults of all flags; flags that differ are kept in it."""
 
     shards: tuple[str, ...] = ()
     """Training triplets: WebDataset shards, as files, patterns or folders. Of prepared sets the split "train" is taken."""
@@ -142,6 +145,57 @@ class SftConfig:
         if self.init is not None and self.var is not None:
             raise UserError("--init and --var are two different starts: give one of them")
 
+    def total_steps(self, triplets: int) -> int:
+        """Optimizer steps of a run on so many training triplets."""
+        return self.steps or math.ceil(self.epochs * triplets / self.batch)
+
+    def absolute(self) -> SftConfig:
+        """The same settings with absolute paths, as they are kept: a run can be resumed from any folder."""
+        return replace(
+            self,
+            shards=absolute_patterns(self.shards),
+            val_shards=absolute_patterns(self.val_shards),
+            runs=os.path.abspath(self.runs),
+            init=absolute_source(self.init),
+            var=absolute_source(self.var),
+            image_encoder=absolute_source(self.image_encoder),
+            vae=absolute_source(self.vae),
+        )
+
+
+MAY_CHANGE = (
+    "steps",
+    "epochs",
+    "micro_batch",
+    "loader_workers",
+    "workers",
+    "max_restarts",
+    "device",
+    "threads",
+    "memory_gb",
+    "log_every",
+    "eval_every",
+    "image_conditions",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "export",
+    "half",
+    "step.lr",
+    "step.betas",
+    "step.weight_decay",
+    "step.grad_clip",
+    "step.alpha_jitter",
+    "step.label_smoothing",
+    "step.train_bn",
+    "step.precision",
+    "step.recompute",
+    "step.topk",
+    "schedule",
+    "augment",
+)
+"""What a resumed run may do differently. The rest is what a checkpoint stands for (model, average, order of the data), or
+the held-out triplets by which the best checkpoint was chosen."""
+
 
 def parse(argv: Sequence[str], description: str | None) -> tuple[SftConfig, ResumePoint | None]:
     """The command line's config, and where to resume; then the run's own config.yaml gives the defaults."""
@@ -149,10 +203,12 @@ def parse(argv: Sequence[str], description: str | None) -> tuple[SftConfig, Resu
     config: SftConfig = tyro.cli(kind, args=argv, description=description)
     point = None if config.resume is None else find_resume(config.resume, Path(config.runs), config.name)
     if point is not None:
-        config = tyro.cli(kind, args=argv, description=description, default=load_config(point.run / "config.yaml"))
+        before = replace(load_config(point.run / "config.yaml"), name=point.run.name, runs=str(point.run.parent))
+        config = tyro.cli(kind, args=argv, description=description, default=before)
+        check_changes(point, before.absolute(), config.absolute(), MAY_CHANGE)
     if not config.shards:
         raise UserError("no training data: give --shards, e.g. --shards 'data/demo/train-*.tar'")
-    return config, point
+    return replace(config, resume=None), point
 
 
 def load_config(path: Path) -> SftConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from ray.experimental import tqdm_ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from data.index import expand_shards
+from data.index import expand_shards, index_triplets
 from launch.cluster.join import join_cluster
+from launch.disk import saving
+from launch.resume import check_steps
 from launch.run_folder import ResumePoint, RunFolder, find_resume
-from launch.sft import SftRun
+from launch.sft import PROGRAM, SftRun
 from launch.sft_config import SftConfig
 from launch.stop import StopRequest
 from learner.parallel import rank_and_world
@@ -32,17 +35,20 @@ STOP_FILE, ERROR_FILE = ".stop", ".error"
 def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
     """`launch.sft.train` in `config.workers` processes, which share the file system of the run's folder."""
     expand_shards([*config.shards, *config.val_shards])
-    config = replace(config, resume=None, runs=str(Path(config.runs).resolve()))
+    config = config.absolute()
     path = Path(config.runs) / config.name if point is None else point.run.resolve()
     if point is None:
-        RunFolder.create(path, asdict(config), config.keep_checkpoints)
+        run = RunFolder.create(path, asdict(config), config.keep_checkpoints)
     else:
-        RunFolder.open(path, config.keep_checkpoints).rewind(point.step, merges=0)
+        check_steps(point, config.total_steps(len(index_triplets(expand_shards(config.shards)).of_split("train"))))
+        run = RunFolder.open(path, config.keep_checkpoints)
+        run.rewind(point.step, merges=0)
     for name in (STOP_FILE, ERROR_FILE):
         (path / name).unlink(missing_ok=True)
     own_cluster = not ray.is_initialized()
     try:
-        _fit(config, path)
+        with saving(run, PROGRAM):
+            _fit(config, path)
     finally:
         if own_cluster:
             ray.shutdown()
@@ -113,12 +119,15 @@ def run_worker(settings: dict[str, Any]) -> None:
         run = SftRun(config, point, get_device())
         bar: Any = tqdm_ray.tqdm(desc="sft", total=run.steps) if rank_and_world()[0] == 0 else _NoBar()
         bar.update(run.start)
-        finished = run.loop(bar, (path / STOP_FILE).exists)
-        bar.close()
-        if finished and rank_and_world()[0] == 0:
-            run.export()
+        with saving(run.run, PROGRAM):
+            finished = run.loop(bar, (path / STOP_FILE).exists)
+            bar.close()
+            if finished and rank_and_world()[0] == 0:
+                run.export()
     except UserError as error:
-        (path / ERROR_FILE).write_text(str(error))
+        # On a full disk this fails, too: then Ray tries again, and the driver tells the last error.
+        with suppress(OSError):
+            (path / ERROR_FILE).write_text(str(error))
         raise
 
 

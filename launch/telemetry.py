@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from launch.atomic import file_aside
+from launch.event_file import EventFile
 from launch.host import host_facts
 from launch.run_folder import RunFolder
 from stylevar.contracts import TrajectoryRows
@@ -34,7 +34,8 @@ class Telemetry:
 
     Resumed at step s (the first step to be done, 0 for a new run), it drops all that was reported for s and later, so
     that the rows of a resumed run equal those of a run that was never stopped. For this, `flush` has to come before a
-    checkpoint is committed: rows still buffered when a process dies are lost.
+    checkpoint is committed: rows still buffered when a process dies are lost. Whatever is written raises OSError if the
+    disk does not take it.
     """
 
     def __init__(self, run: RunFolder, resume_step: int = 0) -> None:
@@ -44,17 +45,16 @@ class Telemetry:
         _drop_rows_from(self._folder, resume_step)
         # A purge at 0 hides what an earlier attempt reported before its first checkpoint.
         purge = resume_step if any(run.tensorboard.iterdir()) else None
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge)
-        self._writer.add_text(HOST, json.dumps(host_facts()), resume_step)
+        self._events = EventFile(run.tensorboard, purge)
+        self._events.text(resume_step, HOST, json.dumps(host_facts()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write {tag: value} at `step`."""
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+        self._events.scalars(step, values)
 
     def image_grid(self, step: int, tag: str, grid_u8: Tensor) -> None:
         """Write a picture, uint8 [3, H, W]."""
-        self._writer.add_image(tag, grid_u8, step)
+        self._events.image(step, tag, grid_u8)
 
     def trajectories(self, step: int, rows: TrajectoryRows) -> None:
         """Buffer one row per trajectory; they reach the disk with the next `flush`."""
@@ -63,17 +63,18 @@ class Telemetry:
         self._span = first, step
 
     def flush(self) -> None:
-        """Write the buffered rows as one Parquet file, steps_FIRST_LAST.parquet, and push out TensorBoard's events."""
+        """Write the buffered rows as one Parquet file, steps_FIRST_LAST.parquet."""
         if self._span is not None:
             with file_aside(_part(self._folder, *self._span)) as aside:
                 pq.write_table(pa.concat_tables(self._rows), aside)
             self._rows, self._span = [], None
-        self._writer.flush()
 
     def close(self) -> None:
         """Flush, and close the event file."""
-        self.flush()
-        self._writer.close()
+        try:
+            self.flush()
+        finally:
+            self._events.close()
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -19,7 +19,6 @@ import tyro
 import yaml
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.augment import AugmentConfig
@@ -33,6 +32,7 @@ from launch.baselines.pairs import PairBatch, PairBatches, open_heldout, open_tr
 from launch.baselines.vgg_file import load_vgg
 from launch.cpus import available_cpus
 from launch.device import choose_device, set_threads
+from launch.event_file import EventFile
 from launch.grids import draw_table
 from launch.sft_data import load_steps, spread
 from launch.stop import STOPPED, StopRequest
@@ -137,7 +137,7 @@ class AdainRun:
         config = self.config
         self._make_folder()
         pairs = PairBatches(self.triplets, config.augment, config.batch, config.seed)
-        writer = SummaryWriter(str(config.out / "tensorboard"))
+        events = EventFile(config.out / "tensorboard")
         with tqdm(total=config.steps, desc="adain", unit="step", smoothing=0.05) as bar:
             for step, (batch,) in enumerate(load_steps(pairs, 0, config.steps, self.workers)):
                 lr = config.schedule.learning_rate(step, config.steps, config.lr)
@@ -145,13 +145,13 @@ class AdainRun:
                 self.done = done = step + 1
                 bar.update(1)
                 if done % config.log_every == 0:
-                    self._log(writer, done, loss, lr)
+                    self._log(events, done, loss, lr)
                     bar.set_postfix(content=f"{loss.content:.3f}", style=f"{loss.style:.3f}")
                 if done % config.save_every == 0 or done == config.steps or stopping.requested:
-                    self._save(writer, done)
+                    self._save(events, done)
                 if stopping.requested:
                     break
-        writer.close()
+        events.close()
         return self.done
 
     def step(self, batch: PairBatch, lr: float) -> AdaINLoss:
@@ -188,29 +188,27 @@ class AdainRun:
     def _make_folder(self) -> None:
         out = self.config.out
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            (out / "tensorboard").mkdir(parents=True, exist_ok=True)
             with file_aside(out / "config.yaml") as aside:
                 values = {name: _plain(value) for name, value in asdict(self.config).items()}
                 aside.write_text(yaml.safe_dump(values, sort_keys=False))
         except OSError as error:
             raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another place") from error
 
-    def _log(self, writer: SummaryWriter, done: int, loss: AdaINLoss, lr: float) -> None:
-        for name in ("content", "style", "identity", "total"):
-            writer.add_scalar(f"loss/{name}", getattr(loss, name).item(), done)
-        writer.add_scalar("lr", lr, done)
+    def _log(self, events: EventFile, done: int, loss: AdaINLoss, lr: float) -> None:
+        losses = {f"loss/{name}": getattr(loss, name).item() for name in ("content", "style", "identity", "total")}
+        events.scalars(done, {**losses, "lr": lr})
 
-    def _save(self, writer: SummaryWriter, done: int) -> None:
+    def _save(self, events: EventFile, done: int) -> None:
         config, heldout = self.config, self.validate()
-        for name in ("content", "style", "identity"):
-            writer.add_scalar(f"heldout/{name}", getattr(heldout, name).item(), done)
+        names = ("content", "style", "identity")
+        events.scalars(done, {f"heldout/{name}": getattr(heldout, name).item() for name in names})
         tqdm.write(f"step {done}: held-out content loss {heldout.content:.4f}, style loss {heldout.style:.4f}")
         weights = {"style_weight": config.style_weight, "identity_weight": config.identity_weight}
         notes = {"steps": done, "alpha": 1.0, **weights, "shards": " ".join(config.shards)}
         save_decoder(self.average, config.out / DECODER_FILE, self.encoder, notes)
         grid = self.pictures()
-        writer.add_image("samples", grid, done)
-        writer.flush()
+        events.image(done, "samples", grid)
         with file_aside(config.out / "samples.png") as aside:
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(aside, format="PNG")
 

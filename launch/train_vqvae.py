@@ -135,7 +135,8 @@ def save_picture(vae: VQVAE, content: Tensor, target: Tensor, path: Path) -> Non
         for images in (content[:10], target[:10]):
             rows += [images, pm1_to_u8(vae.idxBl_to_img(vae.img_to_idxBl(u8_to_pm1(images))))]
     grid = F.interpolate(make_grid(torch.cat(rows), nrow=10)[None].float(), scale_factor=2)[0]
-    Image.fromarray(grid.byte().permute(1, 2, 0).cpu().numpy()).save(path)
+    with file_aside(path) as aside:
+        Image.fromarray(grid.byte().permute(1, 2, 0).cpu().numpy()).save(aside, format="PNG")
 
 
 class TokenizerRun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -77,3 +77,14 @@ def with_moments(optimizer: torch.optim.AdamW) -> torch.optim.AdamW:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": step, **moments}
     return optimizer
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Moments and step counts of a saved `optimizer.state_dict()`; learning rate, decay and so on stay the optimizer's own.
+
+    torch restores those as well, so that a run resumed with another learning rate would go on with the old one.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    saved = state["param_groups"]
+    groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from learner.optimizer import load_moments
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.self_forcing import guess, self_forced
 from learner.token_cache import TokenCache, tokenize
@@ -217,7 +218,7 @@ class SftLearner:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`; the weights are loaded into `model` and `average` by the caller."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"])
         self.updates = state["updates"]
 
     def _inputs(self, batch: ConditionBatch) -> Inputs:

@@ -13,7 +13,7 @@ from learner.lesson import Lesson, UpdateResult
 from learner.merge import MergeAction
 from learner.update import GrpoLearner, LearnerConfig
 from stylevar.adapters import AdapterState
-from stylevar.checkpoint import save_model
+from stylevar.checkpoint import save_model, save_torch
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
@@ -80,7 +80,7 @@ class Trainer:
         self.adapters.save(folder / ADAPTER)
         for name, state in self.snapshots.items():
             save_file({k: v.contiguous().cpu() for k, v in state.items()}, str(folder / f"snapshot_{name}.safetensors"))
-        torch.save(self.learner.state_dict(), folder / OPTIMIZER)
+        save_torch(self.learner.state_dict(), folder / OPTIMIZER)
         self.adapters.model.arch.save(folder / "config.json")
         facts = {"version": list(self.policy.version), "base": base, "fingerprint": self.adapters.fingerprint()}
         facts["device"] = self.policy.device.type  # another one adds up in another order

@@ -16,7 +16,7 @@ from learner.guard import guard_trajectories, too_few_left
 from learner.kl import MAX_LOG_RATIO, KlKind
 from learner.lesson import Lesson, UpdateResult
 from learner.loss import LossTerms, grpo_loss
-from learner.optimizer import OptimizerDevice, build_optimizer
+from learner.optimizer import OptimizerDevice, build_optimizer, load_moments
 from learner.panw import panw_weights
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
 from learner.report import PassReport, TrajectoryStats, step_metrics
@@ -140,7 +140,7 @@ class GrpoLearner:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        load_moments(self.optimizer, state)
 
     def logprobs(
         self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None

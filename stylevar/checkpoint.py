@@ -329,3 +329,14 @@ def save_model(state: Mapping[str, Tensor], config: ModelConfig, folder: Path, h
 def save_vae(vae: VQVAE, path: Path, half: bool = False) -> None:
     """Write the VQ-VAE's weights as safetensors; `half` stores matrices in fp16."""
     save_file(compact(vae.state_dict(), torch.half if half else torch.float32), str(path))
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """`torch.save`, but a file that cannot be written is an OSError that says why, not a RuntimeError of torch's."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

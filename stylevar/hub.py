@@ -21,7 +21,7 @@ def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
     Raises:
         UserError: no such file, and no such model on the hub (or the hub is out of reach and nothing is cached).
     """
-    path = Path(source)
+    path = followed(Path(source))
     names_hub_file = ":" in source
     if path.is_dir():
         if not (path / default_file).is_file():
@@ -35,6 +35,16 @@ def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
             f"checkpoint {source} does not exist: give a file, a run's merge folder or a hub id owner/name[:file]"
         )
     return _download(match["repo"], match["file"] or default_file, revision)
+
+
+def followed(path: Path) -> Path:
+    """The checkpoint that a run's `latest` or `best` names where it is a small file; any other path as it is.
+
+    Runs write such files on file systems that have no symbolic links.
+    """
+    if path.name in ("latest", "best") and path.parent.name == "checkpoints" and path.is_file():
+        return path.parent / path.read_text().strip()
+    return path
 
 
 def adapters_only(source: Path) -> str:

@@ -10,6 +10,7 @@ import ray
 from ray._private import services
 
 from launch.checkout import worker_environment
+from launch.cpus import available_cpus
 from stylevar.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,6 @@ SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.
 """Of these, what Ray adds to its temporary folder."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
-
-from launch.cpus import available_cpus
 
 
 def join_cluster(dashboard: bool = False) -> dict[str, float]:

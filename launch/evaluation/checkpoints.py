@@ -13,6 +13,7 @@ from launch.newest_run import is_run
 from learner.trainer import ADAPTER, FACTS, saved_base
 from stylevar.checkpoint import VAE_FILE, load_into, load_pair
 from stylevar.errors import UserError
+from stylevar.hub import followed
 from stylevar.policy import Policy
 from stylevar.transformer import StyleVAR
 
@@ -26,7 +27,7 @@ def load_model(source: str, vae: str | None = None) -> StyleVAR:
     Raises:
         UserError: there is no model, or no VQ-VAE is known.
     """
-    path = Path(source)
+    path = followed(Path(source))
     if is_run(path):
         if not (path / "model").is_dir():
             raise UserError(f"run {source} has no finished model yet: give {source}/checkpoints/latest or best")
@@ -46,7 +47,7 @@ def load_model(source: str, vae: str | None = None) -> StyleVAR:
 
 def weight_files(source: str) -> list[Path]:
     """The local files that decide what `source` gives, to notice when they have changed."""
-    path = Path(source)
+    path = followed(Path(source))
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".json", ".pth", ".pt"))
     return [path] if path.is_file() else []

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from launch.run_folder import finished_at
 from launch.telemetry import HOST
 from stylevar.errors import UserError
 
@@ -87,8 +88,9 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return (self.path / "model").is_dir()
+        """Whether the run came to its end: it has a model, which is not from before it was extended."""
+        done = self.last_step + (self.kind == "grpo")  # GRPO counts its steps from 0, SFT from 1
+        return (self.path / "model").is_dir() and done <= (finished_at(self.path) or done)
 
     def marks(self) -> list[Mark]:
         """Merges and rollbacks in the order of their steps."""

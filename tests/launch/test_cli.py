@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import pytest
+from safetensors import SafetensorError
 
 from launch import cli
 from stylevar.allocator import keep_freed_memory
@@ -62,3 +64,31 @@ def test_the_allocator_takes_its_settings_only_where_it_can(monkeypatch):
     assert isinstance(keep_freed_memory(), bool)
     monkeypatch.setattr("sys.platform", "darwin")
     assert keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "Disk quota exceeded", "runs/a.png"),
+        OSError(errno.EIO, "Input/output error"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_or_broken_disk_ends_with_code_2(monkeypatch, capsys, error):
+    def fail(config):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, main=fail)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "make room" in said
+
+
+def test_a_missing_file_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    def fail(config):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+    with pytest.raises(FileNotFoundError):
+        run(monkeypatch, main=fail)

@@ -103,6 +103,14 @@ def test_the_page_needs_nothing_beside_it(run, capsys):
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_a_run_that_was_extended_is_not_finished_by_its_earlier_model(copy):
+    assert read_run(copy).finished
+    telemetry = Telemetry(RunFolder(copy), 8)
+    telemetry.scalars(8, {"reward/mean": 0.0})
+    telemetry.close()
+    assert not read_run(copy).finished
+
+
 def test_it_shows_all_that_a_run_is_asked_for(run):
     page = page_of(run)
     for text in (

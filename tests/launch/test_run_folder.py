@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import yaml
 
 from launch.run_folder import RunFolder, find_resume
+from launch.run_lock import LOCK
 from stylevar.errors import UserError
 
 
@@ -46,6 +49,11 @@ def test_not_writable(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/run is not writable.*--name"):
         RunFolder.create(tmp_path / "file" / "run", {})
+
+
+def test_a_name_that_no_file_system_takes(tmp_path):
+    with pytest.raises(UserError, match=r"is not writable \(File name too long\): choose another --runs or --name"):
+        RunFolder.create(tmp_path / ("x" * 260), {})
 
 
 def test_no_permission(tmp_path, monkeypatch):
@@ -143,6 +151,91 @@ def test_merges_are_whole_and_never_pruned(run):
     assert names(run.merges) == [f"merge_{index:04d}" for index in (1, 2, 3, 4)]
 
 
+@pytest.fixture
+def without_links(monkeypatch):
+    def refused(self, target, target_is_directory=False):
+        raise OSError(errno.EPERM, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+
+
+def test_files_stand_for_links_where_there_are_none(without_links, run):
+    """Some network and FUSE file systems refuse to make links; copies of a run may lack them, too."""
+    save(run, 1)
+    save(run, 2)
+    run.mark_best(1)
+    for step in (3, 4, 5):
+        save(run, step)
+    assert run.steps() == [1, 4, 5]
+    assert (run.checkpoints / "best").read_text() == "step_00000001\n"
+    assert run.linked("best") == run.checkpoint_path(1)
+    assert run.linked("latest") == run.checkpoint_path(5)
+    assert find_resume(str(run.checkpoints / "best"), Path("unused")).step == 1
+    run.rewind(step=4, merges=0)
+    assert run.linked("latest") == run.checkpoint_path(4)
+    run.rewind(step=0, merges=0)
+    assert names(run.checkpoints) == []
+
+
+def test_another_error_than_missing_links_is_not_hidden(run, monkeypatch):
+    def full(self, target, target_is_directory=False):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(run, 1)
+
+
+def test_rewind_removes_results_of_later_steps(run):
+    save(run, 2)
+    run.heldout.mkdir()
+    for step in (0, 2, 8):
+        for ending in ("json", "npz", "png"):
+            (run.heldout / f"heldout_{step:08d}.{ending}").write_text("scores")
+    with run.final_model(8) as folder:
+        (folder / "model.safetensors").write_text("weights")
+    run.rewind(step=2, merges=0)
+    assert names(run.heldout) == [f"heldout_{step:08d}.{ending}" for step in (0, 2) for ending in ("json", "npz", "png")]
+    assert not run.model.exists()
+
+
+def test_an_extended_run_keeps_its_earlier_model_until_the_new_one(run):
+    save(run, 2)
+    assert run.finished_at() is None
+    with run.final_model(2, {"vae": "v"}):
+        pass
+    run.rewind(step=2, merges=0)
+    assert run.finished_at() == 2
+    assert json.loads((run.model / "training.json").read_text()) == {"steps": 2, "vae": "v"}
+
+
+def changes(run: RunFolder) -> object:
+    return yaml.safe_load(run.changes.read_text()) if run.changes.exists() else None
+
+
+def test_what_a_resume_changes_is_in_force_and_noted(run):
+    run.resume_with({"seed": 1, "scales": (1, 2)}, step=2)
+    assert changes(run) is None
+    run.resume_with({"seed": 1, "scales": (1, 2, 3)}, step=2)
+    assert yaml.safe_load(run.config.read_text()) == {"seed": 1, "scales": [1, 2, 3]}
+    first = {"step": 2, "changed": {"scales": {"from": [1, 2], "to": [1, 2, 3]}}}
+    assert changes(run) == [first]
+    run.resume_with({"seed": 5, "scales": (1, 2, 3)}, step=4)
+    assert changes(run) == [first, {"step": 4, "changed": {"seed": {"from": 1, "to": 5}}}]
+
+
+def test_changes_that_never_came_into_force_are_forgotten(run):
+    run.resume_with({"seed": 2, "scales": [1, 2]}, step=4)
+    run.resume_with({"seed": 3, "scales": [1, 2]}, step=4)
+    assert changes(run) == [{"step": 4, "changed": {"seed": {"from": 1, "to": 3}}}]
+    run.resume_with({"seed": 1, "scales": [1, 2]}, step=3)
+    assert changes(run) is None
+    # A process killed between the two writes leaves the history ahead of the config.
+    run.changes.write_text(yaml.safe_dump([{"step": 5, "changed": {"seed": {"from": 1, "to": 9}}}]))
+    run.resume_with({"seed": 1, "scales": [1, 2]}, step=5)
+    assert changes(run) is None
+
+
 def test_rewind(run):
     for step in (1, 2, 3):
         save(run, step)
@@ -177,8 +270,31 @@ def test_resume_does_not_depend_on_the_link(run):
 def test_resume_from_nothing(run, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         find_resume(str(tmp_path / "none"), tmp_path)
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        find_resume(str(run.path), tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "file").write_text("a file")
+    for name, message in (("pictures", "holds neither"), ("file", "no such folder"), ("x" * 260, "no such folder")):
+        with pytest.raises(UserError, match=message):
+            find_resume(str(tmp_path / name), tmp_path)
+
+
+def test_a_run_without_a_checkpoint_begins_again(run):
+    point = find_resume(str(run.path), Path("unused"))
+    assert (point.run, point.checkpoint, point.step) == (run.path, None, 0)
+
+
+def test_the_current_folder_can_be_resumed(run, monkeypatch):
+    save(run, 1)
+    monkeypatch.chdir(run.path)
+    assert find_resume(".", Path("unused")).run == run.path
+
+
+def test_auto_leaves_out_a_folder_that_holds_no_run_yet(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / LOCK).write_text("of a process that was killed")
+    assert find_resume("auto", tmp_path, "new") is None
+    RunFolder.create(tmp_path / "new", {})
+    (tmp_path / "file").write_text("a file")
+    assert find_resume("auto", tmp_path / "file") is None
 
 
 def test_auto_without_a_name_takes_the_newest(run):

@@ -14,12 +14,15 @@ import pytest
 import tiny
 import torch
 import yaml
+from full_disk import file_size_limit, limit_in
 from prepared import prepare
 from program import exit_code
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch import sft
+from launch import sft, sft_parallel
+from launch.run_lock import only_writer
+from launch.sft import SftRun
 from launch.sft_config import SftConfig, load_config, parse
 from launch.sft_start import starting_model
 from launch.tokenise import tokenise
@@ -254,11 +257,148 @@ def test_what_cannot_be_resumed_is_left_as_it_is(finished, monkeypatch, capsys):
 
     before = left()
     assert main(monkeypatch, "--resume", str(finished), "--ema", "0") == 2
-    assert "another --ema" in capsys.readouterr().err
+    assert "cannot change --ema from 0.9 to 0.0" in capsys.readouterr().err
+    assert main(monkeypatch, "--resume", str(finished), "--runs", "elsewhere", "--name", "other") == 2
+    assert "cannot change --name from whole to other" in capsys.readouterr().err
     earlier = str(finished / "checkpoints" / "step_00000006")
     assert main(monkeypatch, "--resume", earlier, "--steps", "5") == 2
     assert "is at step 6, beyond --steps 5" in capsys.readouterr().err
     assert left() == before
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished, monkeypatch, capsys):
+    before = contents(finished)
+    assert main(monkeypatch, "--resume", str(finished)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert "is finished at step 8, nothing is left to do" in said[0]
+    # The lock names its last holder.
+    assert {path for path, time in contents(finished).items() if before.get(path) != time} <= {str(finished / ".lock")}
+
+
+def test_an_extended_run_goes_on_as_the_flags_said(files, tmp_path, monkeypatch, capsys):
+    """The command that is printed when it is stopped needs no flags: the settings in force are those on disk."""
+    run(*flags(files, tmp_path, "--name", "longer", "--steps", "2"))
+    folder = tmp_path / "longer"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert main(patch, "--resume", str(folder), "--steps", "6", "--lr", "1e-3", "--betas", "0.8", "0.9") == 130
+    assert load_config(folder / "config.yaml").steps == 6
+    (change,) = yaml.safe_load((folder / "changes.yaml").read_text())
+    assert change["step"] == 2
+    assert change["changed"]["steps"] == {"from": 2, "to": 6}
+    assert change["changed"]["step.betas"] == {"from": [0.9, 0.95], "to": [0.8, 0.9]}
+    assert json.loads((folder / "model" / "training.json").read_text())["steps"] == 2
+    assert main(monkeypatch, "--resume", str(folder)) == 0
+    assert [step for step, _ in scalars(folder, "loss/train")] == [1, 2, 3, 4, 5, 6]
+    assert dict(scalars(folder, "lr"))[3] == pytest.approx(1e-3, rel=0.5)
+    optimizer = torch.load(folder / "checkpoints" / "step_00000006" / "optimizer.pt")["optimizer"]
+    assert [group["betas"] for group in optimizer["param_groups"]] == [(0.8, 0.9)] * 2
+    assert json.loads((folder / "model" / "training.json").read_text())["steps"] == 6
+    assert load_config(folder / "config.yaml").step.lr == 1e-3
+
+
+def test_a_run_is_resumed_from_another_folder(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(files)
+    given = ["--shards", "train-*.tar", "--val-shards", "val-0.tar", "--vae", "vqvae.safetensors", "--runs", str(tmp_path)]
+    argv = [*given, *tiny.SHAPE, *TRAINING, *CADENCE, "--threads", "1", "--steps", "4"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert main(patch, *argv) == 130
+    assert main(monkeypatch, "--resume", str(tmp_path / "sft"), "--vae", "vqvae.safetensors", "--steps", "3") == 0
+    notes = json.loads((tmp_path / "sft" / "model" / "training.json").read_text())
+    assert notes["vae"] == str(files / "vqvae.safetensors")
+    monkeypatch.chdir(tmp_path)
+    # The same shards by their names are the same shards; others are refused.
+    shards = [str(files / "train-0.tar"), str(files / "train-1.tar")]
+    assert main(monkeypatch, "--resume", "sft", "--shards", *shards, "--steps", "4") == 0
+    assert main(monkeypatch, "--resume", "sft", "--shards", shards[0], "--steps", "6") == 2
+
+
+def test_a_run_that_was_cut_short_before_its_first_checkpoint_starts_again(files, finished, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SftLearner, "step", killed)
+        assert main(patch, *flags(files, tmp_path, "--steps", "2")) == 130
+    assert main(monkeypatch, "--resume", str(tmp_path / "sft"), "--steps", "8") == 0
+    assert scalars(tmp_path / "sft", "loss/train") == scalars(finished, "loss/train")
+
+
+def test_two_programs_cannot_write_one_run(finished, monkeypatch, capsys):
+    before = contents(finished)
+    with only_writer(finished):
+        assert main(monkeypatch, "--resume", str(finished), "--steps", "12") == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert f"is being written by process {os.getpid()}" in error[-1]
+    assert {path for path, time in contents(finished).items() if before.get(path) != time} <= {str(finished / ".lock")}
+
+
+@pytest.mark.parametrize("at", ["telemetry", "checkpoint", "model"])
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_from_its_last_checkpoint(
+    at, files, finished, tmp_path, monkeypatch, capsys
+):
+    argv = flags(files, tmp_path, "--steps", "8")
+    with monkeypatch.context() as patch, file_size_limit() as limit:
+        if at == "telemetry":
+            limit_in(patch, limit, SftRun, "_log", when=lambda run: run.learner.updates == 5)
+        if at == "checkpoint":
+            limit_in(patch, limit, SftRun, "_save", when=lambda run: run.learner.updates == 6)
+        if at == "model":
+            limit_in(patch, limit, SftRun, "export")
+        assert main(patch, *argv) == 2
+    error = capsys.readouterr().err
+    last = {"telemetry": 3, "checkpoint": 3, "model": 8}[at]
+    assert "Traceback" not in error
+    said = error.strip().splitlines()[-1]
+    assert "cannot be written (File too large" in said
+    assert f"the checkpoint of step {last} is kept" in said
+    assert f"python launch/sft.py --resume {tmp_path / 'sft'}" in said
+    assert not list(tmp_path.rglob(".aside-*"))
+    assert main(monkeypatch, "--resume", str(tmp_path / "sft")) == 0
+    assert scalars(tmp_path / "sft", "loss/train") == scalars(finished, "loss/train")
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_one_line(files, tmp_path, monkeypatch, capsys):
+    step = SftLearner.step
+
+    def removing(self: SftLearner, *given):
+        if self.updates == 2:
+            shutil.rmtree(tmp_path / "sft")
+        return step(self, *given)
+
+    monkeypatch.setattr(SftLearner, "step", removing)
+    assert main(monkeypatch, *flags(files, tmp_path, "--steps", "8")) == 2
+    assert f"{tmp_path / 'sft'} was removed while the run was going" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "sft").exists()
+
+
+def test_several_processes_keep_flags_given_with_resume_too(files, tmp_path, monkeypatch, capsys):
+    """The driver and one worker, called as Ray Train would call it."""
+
+    def fit(config: SftConfig, path: Path) -> None:
+        sft_parallel.run_worker({"config": config, "run": str(path), "folder": os.getcwd(), "cpus": 1})
+
+    monkeypatch.setattr(sft_parallel, "_fit", fit)
+    monkeypatch.setattr(sft_parallel, "get_device", lambda: torch.device("cpu"))
+    folder = tmp_path / "sft"
+    assert main(monkeypatch, *flags(files, tmp_path, "--steps", "4", "--workers", "2")) == 0
+    assert main(monkeypatch, "--resume", str(folder), "--steps", "6", "--eval-every", "3") == 0
+    assert (load_config(folder / "config.yaml").steps, load_config(folder / "config.yaml").eval_every) == (6, 3)
+    (change,) = yaml.safe_load((folder / "changes.yaml").read_text())
+    assert (change["step"], change["changed"]["steps"]) == (4, {"from": 4, "to": 6})
+    before = contents(folder)
+    capsys.readouterr()
+    assert main(monkeypatch, "--resume", str(folder)) == 0
+    assert "is finished at step 6, nothing is left to do" in capsys.readouterr().out
+    assert main(monkeypatch, "--resume", str(folder / "checkpoints" / "step_00000006"), "--steps", "5") == 2
+    assert "beyond --steps 5" in capsys.readouterr().err
+    assert {path for path, time in contents(folder).items() if before.get(path) != time} <= {str(folder / ".lock")}
 
 
 def test_resuming_another_kind_of_run_is_refused(tmp_path, monkeypatch, capsys):

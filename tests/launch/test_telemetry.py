@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import errno
+import os
+import time
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -37,7 +41,6 @@ def report(run: RunFolder, first: int, last: int, resume: bool = False, checkpoi
         telemetry.trajectories(step, rows(step))
         if (step + 1) % checkpoint_every == 0:
             telemetry.flush()
-    telemetry._writer.flush()
 
 
 def parts(run: RunFolder) -> list[str]:
@@ -139,6 +142,38 @@ def test_restart_before_the_first_checkpoint(run):
     report(run, 0, 3)
     report(run, 0, 2, resume=True)
     assert [event.value for event in events(run).Scalars("reward/mean")] == [0.5, 1.5]
+
+
+def test_a_clock_that_was_set_back_does_not_turn_the_curve_round(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 2e9)
+        report(run, 0, 11)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1e9)
+        report(run, 8, 12, resume=True)
+    scalars = events(run).Scalars("reward/mean")
+    assert [event.step for event in scalars] == list(range(12))
+    assert [event.value for event in scalars[7:9]] == [7.0, 8.5]
+
+
+def test_an_event_that_finds_no_room_is_an_error_at_once_and_leaves_no_half(run, monkeypatch):
+    """TensorBoard's own writer dies in a thread of its own there, with a traceback."""
+    telemetry = Telemetry(run)
+    telemetry.scalars(0, {"reward/mean": 1.0})
+    write = os.write
+
+    def full(descriptor, data):
+        if len(data) > 4:
+            return write(descriptor, data[:4])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            telemetry.scalars(1, {"reward/mean": 2.0})
+    telemetry.scalars(2, {"reward/mean": 3.0})
+    telemetry.close()
+    assert [(event.step, event.value) for event in events(run).Scalars("reward/mean")] == [(0, 1.0), (2, 3.0)]
 
 
 def test_image_grid(run):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.optimizer import HostAdamW, build_optimizer
+from learner.optimizer import HostAdamW, build_optimizer, load_moments
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
@@ -49,8 +49,21 @@ def test_each_goes_on_from_the_others_state(before, after, tmp_path):
         step(stopped, first, number)
     torch.save(stopped.state_dict(), tmp_path / "optimizer.pt")
     resumed = build_optimizer(first, after, **SETTINGS)
-    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    load_moments(resumed, torch.load(tmp_path / "optimizer.pt", weights_only=True))
     for number in range(2, 4):
         step(uninterrupted, whole, number)
         step(resumed, first, number)
     assert all(map(torch.equal, whole, first))
+
+
+def test_resuming_takes_the_moments_and_keeps_the_settings_of_now():
+    """With torch's own loading a run resumed with another learning rate would go on with the old one."""
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    before = build_optimizer(weights[:1], "device", lr=0.1, weight_decay=0.5)
+    weights[0].grad = torch.ones(3)
+    before.step()
+    after = build_optimizer(weights[1:], "device", lr=0.01, weight_decay=0.0)
+    load_moments(after, before.state_dict())
+    assert (after.param_groups[0]["lr"], after.param_groups[0]["weight_decay"]) == (0.01, 0.0)
+    ours, theirs = after.state[weights[1]], before.state[weights[0]]
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
