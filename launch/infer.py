@@ -32,6 +32,7 @@ from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, Restore, from_u8, restored
 from stylevar.pipeline import Sampling, StyleVARPipeline
+from stylevar.text import printable
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -107,7 +108,7 @@ class Stylist:
 def find_pairs(config: InferConfig, failures: Failures) -> list[PairFiles]:
     """What is to be stylised. UserError if there is nothing."""
     if config.pairs is None:
-        return all_pairs(find_pictures(config.content), find_pictures(config.style))
+        return all_pairs(find_pictures(config.content, failures), find_pictures(config.style, failures))
     return read_pairs(config.pairs, failures)
 
 
@@ -157,7 +158,7 @@ def main(config: InferConfig) -> None:
         print(f"{results.said} kept in {results.folder}: go on with --skip-existing", file=sys.stderr)
         raise KeyboardInterrupt
     if results.done:
-        print(f"{results.said} in {results.folder}, side by side in {results.grid}")
+        print(printable(f"{results.said} in {results.folder}, side by side in {results.grid}"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import yaml
 
 from launch.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from stylevar.errors import UserError
+from stylevar.text import check_path
 
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
 _MERGE = re.compile(r"merge_(\d{4,})")
@@ -57,6 +58,7 @@ class RunFolder:
 
         Raises UserError if something is there already (nothing is touched then) or the place is not writable.
         """
+        check_path(path, "run folder", utf8=True)
         run = cls(path, keep)
         run.check_free()
         run._make_folders()

@@ -24,6 +24,7 @@ from stylevar.build import build_from_config
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
 from stylevar.hub import adapters_only, fetch, fetch_beside
+from stylevar.text import check_path
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
@@ -37,6 +38,8 @@ _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora
 
 def read_file(path: Path) -> Any:
     """The content of a `.safetensors` or torch file. UserError if it cannot be read, or needs arbitrary code to be."""
+    if path.suffix == ".safetensors":
+        check_path(path, "checkpoint", utf8=True)
     try:
         if path.suffix == ".safetensors":
             return load_file(str(path))

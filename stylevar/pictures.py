@@ -48,7 +48,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """Any picture, decoded, as one of mode RGB that needs no turning; a second call changes nothing.
 
     Turned as its EXIF orientation says; its ICC profile's colours are converted to sRGB; transparency is laid on white;
-    grey, palette and CMYK are converted; 16-bit grey is scaled to 8 bits. Of an animation it is the frame that the image stands at, the first of a file.
+    grey, palette and CMYK are converted; 16-bit grey is scaled to 8 bits. Of an animation it is the frame that the image
+    stands at, the first of a file.
     Raises UnusableImage of the kind "not RGB" for modes without a plain meaning in RGB (32 bits a channel, CIELAB).
     """
     profile = image.info.get("icc_profile")

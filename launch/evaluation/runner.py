@@ -25,7 +25,10 @@ from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
 from launch.stop import StopRequest
 from stylevar.errors import UserError
+from stylevar.text import check_path
 
+KEY_BYTES = 200
+"""Of a key in a file's name, which has at most 255."""
 PARTS, SETTINGS, SAMPLES = "parts", "settings.json", "samples.parquet"
 
 
@@ -53,6 +56,7 @@ class ResultsFolder:
 
         Raises UserError if it holds something else, unless `config.overwrite`.
         """
+        check_path(config.out, "--out", utf8=True)
         self.path = config.out
         self._methods = methods
         settings = _settings(config, methods, columns, keys)
@@ -125,6 +129,7 @@ class ResultsFolder:
 def file_name(key: str) -> str:
     """A key as a file name; keys that differ stay different."""
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in key)[:120]
+    plain = plain.encode()[:KEY_BYTES].decode(errors="ignore")
     return plain if plain == key else f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 

@@ -48,6 +48,22 @@ def test_not_writable(tmp_path):
         RunFolder.create(tmp_path / "file" / "run", {})
 
 
+@pytest.mark.parametrize("name", ["[v1] {a,b} *", "-x", ".x.y", "漢" * 85])
+def test_a_run_of_any_name(tmp_path, name):
+    run = RunFolder.create(tmp_path / name, {})
+    save(run, 3)
+    found = find_resume(str(run.path), tmp_path)
+    assert found is not None
+    assert found.step == 3
+
+
+@pytest.mark.parametrize(("name", "words"), [("x" * 256, "has 256 bytes"), ("\udce9", "is not UTF-8")])
+def test_names_that_a_run_cannot_have(tmp_path, name, words):
+    with pytest.raises(UserError, match=words):
+        RunFolder.create(tmp_path / name, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_permission(tmp_path, monkeypatch):
     def forbidden(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(self))
