@@ -27,7 +27,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if found is None or not _fits(image.mode, found[0]):
         return image.convert("RGB")
     mode, transform = found
-    return ImageCms.applyTransform(image.convert(mode), transform)
+    converted = ImageCms.applyTransform(image.convert(mode), transform)
+    assert converted is not None  # which it is only if it is done in place
+    return converted
 
 
 def _fits(pixels: str, mode: str) -> bool:
@@ -51,7 +53,7 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
             mode,
             "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            _BLACK_POINT_COMPENSATION,
+            _BLACK_POINT_COMPENSATION,  # type: ignore[arg-type]
         )
     except (OSError, ImageCms.PyCMSError):
         return None

@@ -112,7 +112,8 @@ def test_files_and_folders_of_any_name(run, tmp_path):
     expected = {name: final(run)[name] for name in tiny.build().state_dict()}
     for number, name in enumerate(("-x.pth", ".x.safetensors", "x" * 251 + ".pth", "\udce9.pth", "[a] b.safetensors")):
         out = tmp_path / str(number) / name
-        assert_same(released(source, out), expected)
+        state = released(source, out)
+        assert_same({key: state[key] for key in expected}, expected)
     merge.main(ReleaseConfig(str(source), tmp_path / "release-1.0"))
     assert (tmp_path / "release-1.0" / "model.safetensors").is_file()
 
