@@ -191,9 +191,7 @@ def check_finite(module: nn.Module, state: State, source: str) -> None:
         values = state[name]
         # The least and the greatest of values with a NaN are NaN; this needs no memory, as isfinite does.
         if values.is_floating_point() and values.numel() and not all(end.isfinite() for end in values.aminmax()):
-            raise UserError(
-                f"{source} holds values of {name} that are not finite: take an earlier checkpoint of its run, or fetch it again"
-            )
+            raise UserError(f"{source} holds values of {name} that are not finite: take an earlier checkpoint of its run")
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:
