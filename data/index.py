@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +18,18 @@ from data.manifest import MANIFEST, read_manifest
 from data.patterns import expand_braces, find_paths
 from data.shard_writer import PARTS, ROLES, TAR_BLOCK, padded
 from stylevar.errors import UserError
+from stylevar.text import printable
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-COLUMNS = ("key", "shard", "dataset", "split", *(f"{part}_{what}" for part in PARTS for what in ("offset", "size")))
+PLACES = tuple(f"{part}_{what}" for part in PARTS for what in ("offset", "size"))
+COLUMNS = ("key", "shard", "dataset", "split", *PLACES)
 
 
 @dataclass(frozen=True)
 class TripletIndex:
     """N triplets in sorted key order, as plain arrays, which stay small for millions and travel fast to processes.
 
-    keys             bytes [N]
+    keys             UTF-8 bytes [N]
     shard            int32 [N], a number into `paths`
     places           int64 [N, 4, 2], (offset, size) of content, style, target and json; -1 where there is none
     dataset, split   int32 [N], numbers into `datasets` and `splits`
@@ -90,26 +92,28 @@ def index_triplets(paths: Sequence[Path]) -> TripletIndex:
     numbers = {path: number for number, path in enumerate(paths)}
     tables = []
     for folder in sorted({path.parent for path in paths}):
-        some = [path for path in paths if path.parent == folder]
+        some = {path: number for path, number in numbers.items() if path.parent == folder}
         tables.append(_from_manifest(folder, some) if (folder / MANIFEST).is_file() else _from_headers(some))
-    table = pa.concat_tables([_plain(table) for table in tables]) if tables else _plain(_from_headers([]))
-    table = table.take(pc.sort_indices(table, [("key", "ascending"), ("path", "ascending")]))
-    keys = np.array(table["key"].to_numpy(zero_copy_only=False), dtype=np.bytes_)
+    table = pa.concat_tables([_plain(table) for table in tables]) if tables else _plain(_from_headers({}))
+    table = table.take(pc.sort_indices(table, [("key", "ascending"), ("number", "ascending")]))
+    # UTF-8 sorts as its characters do, so that bytes and text have one order.
+    keys = np.array(table["key"].cast(pa.binary()).to_numpy(zero_copy_only=False), dtype=np.bytes_)
+    shard = table["number"].to_numpy().astype(np.int32)
     twice = np.flatnonzero(keys[1:] == keys[:-1]) + 1
     if len(twice):
-        key, path = table["key"][twice[0]].as_py(), table["path"][twice[0]].as_py()
+        key, path = keys[twice[0]].decode(), paths[shard[twice[0]]]
         raise UserError(f"key {key!r} of {path} is also in another shard: give each triplet its own key")
-    places = np.stack([_integers(table[column]) for column in COLUMNS[4:]], axis=-1).reshape(-1, len(PARTS), 2)
-    shard_names, shard = _codes(table["path"])
+    places = np.stack([_integers(table[column]) for column in PLACES], axis=-1).reshape(-1, len(PARTS), 2)
     datasets, dataset = _codes(table["dataset"])
     splits, split = _codes(table["split"])
-    to_number = np.array([numbers[Path(name)] for name in shard_names], dtype=np.int32)
-    return TripletIndex(tuple(paths), keys, to_number[shard], places, datasets, dataset, splits, split)
+    return TripletIndex(tuple(paths), keys, shard, places, datasets, dataset, splits, split)
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    columns = [table[name] for name in (*COLUMNS, "path")]
-    return pa.table([pc.cast(c, pa.string()) if pa.types.is_dictionary(c.type) else c for c in columns], (*COLUMNS, "path"))
+    """The columns of the index, in one order and without dictionaries; `number` tells the shard."""
+    names = ("key", "number", "dataset", "split", *PLACES)
+    columns = [table[name] for name in names]
+    return pa.table([pc.cast(c, pa.string()) if pa.types.is_dictionary(c.type) else c for c in columns], names)
 
 
 def _integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -123,16 +127,18 @@ def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[np.int32]]
     return tuple(values), found.to_numpy().astype(np.int32)
 
 
-def _from_manifest(folder: Path, paths: Sequence[Path]) -> pa.Table:
+def _from_manifest(folder: Path, numbers: Mapping[Path, int]) -> pa.Table:
+    """The manifest's rows of some shards; `numbers` are those that the index gives them."""
     table = read_manifest(folder, COLUMNS)
-    names = pa.array([path.name for path in paths])
-    unknown = set(names.to_pylist()) - set(pc.unique(table["shard"]).to_pylist())
-    if unknown:
+    if unknown := {path.name for path in numbers} - set(pc.unique(table["shard"]).to_pylist()):
         raise UserError(
             f"{folder / MANIFEST} knows no shard {min(unknown)}: move shards of another origin to another folder, and see "
             f"launch/prepare.py check {folder}"
         )
-    table = table.filter(pc.is_in(table["shard"], value_set=names))
+    names = pa.array([path.name for path in numbers], pa.string())
+    at = pc.index_in(table["shard"], names)
+    of_number = pa.array(list(numbers.values()), pa.int64())
+    table = table.append_column("number", pc.take(of_number, at)).filter(pc.is_valid(at))
     ends = pc.max_element_wise(*(pc.add(table[f"{p}_offset"], table[f"{p}_size"]) for p in PARTS))
     needed = pa.table({"shard": table["shard"], "end": ends}).group_by("shard").aggregate([("end", "max")])
     for name, end in zip(needed["shard"].to_pylist(), needed["end_max"].to_pylist(), strict=True):
@@ -144,12 +150,13 @@ def _from_manifest(folder: Path, paths: Sequence[Path]) -> pa.Table:
                 f"shard {path} has {path.stat().st_size} bytes, {MANIFEST} says at least {end}: copy it again, and see "
                 f"launch/prepare.py check {folder}"
             )
-    return table.append_column("path", pc.binary_join_element_wise(str(folder), pc.cast(table["shard"], pa.string()), "/"))
+    return table
 
 
-def _from_headers(paths: Sequence[Path]) -> pa.Table:
-    columns: dict[str, list] = {name: [] for name in (*COLUMNS, "path")}
-    for path in paths:
+def _from_headers(numbers: Mapping[Path, int]) -> pa.Table:
+    """What the shards themselves say; `numbers` as in `_from_manifest`."""
+    columns: dict[str, list] = {name: [] for name in ("key", "number", "dataset", "split", *PLACES)}
+    for path, number in numbers.items():
         found = index_shard(path)
         dataset = _dataset(path, found)
         for key, places in found.items():
@@ -157,10 +164,9 @@ def _from_headers(paths: Sequence[Path]) -> pa.Table:
                 offset, size = places.get(part, (None, None))
                 columns[f"{part}_offset"].append(offset)
                 columns[f"{part}_size"].append(size)
-            known = {"key": key, "shard": path.name, "dataset": dataset, "split": "train", "path": str(path)}
-            for name, value in known.items():
+            for name, value in {"key": key, "number": number, "dataset": dataset, "split": "train"}.items():
                 columns[name].append(value)
-    text = ("key", "shard", "dataset", "split", "path")
+    text = ("key", "dataset", "split")
     return pa.table({name: pa.array(v, pa.string() if name in text else pa.int64()) for name, v in columns.items()})
 
 
@@ -172,25 +178,35 @@ def _dataset(path: Path, found: dict[str, dict[str, tuple[int, int]]]) -> str:
     with open(path, "rb") as file:
         file.seek(place[0])
         try:
-            return str(json.loads(file.read(place[1]))["dataset"])
+            return printable(str(json.loads(file.read(place[1]))["dataset"]))
         except (ValueError, KeyError, TypeError):
             return "unknown"  # reading the triplet itself will complain
 
 
 def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {part: (offset, size)}} of one shard, known parts only. UserError if it is missing, cut off or damaged."""
+    """{key: {part: (offset, size)}} of one shard, known parts only.
+
+    Raises UserError if it is missing, cut off or damaged, or holds two members for one part of a triplet.
+    """
     if not path.is_file():
         raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     try:
-        with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
+        # UTF-8 whatever the locale, so that a key is the same everywhere.
+        with tarfile.open(path, "r:", encoding="utf-8") as tar, open(path, "rb") as file:
             for member in tar:
                 end = member.offset_data + padded(member.size)
-                key, _, extension = member.name.partition(".")
-                part, _, suffix = extension.lower().partition(".")
-                if member.isfile() and (suffix in IMAGE_SUFFIXES if part in ROLES else part == "json" and not suffix):
-                    samples.setdefault(key, {})[part] = (member.offset_data, member.size)
+                found = member_part(member.name) if member.isfile() else None
+                if found is None:
+                    continue
+                key, part = found
+                if part in samples.setdefault(key, {}):
+                    raise UserError(
+                        f"shard {path} holds a second {part} of key {key!r} ({printable(member.name)}): remove one of "
+                        "them, or give each triplet its own key"
+                    )
+                samples[key][part] = (member.offset_data, member.size)
             # tarfile takes a damaged header, and a cut between two members, for the end: only zeros are the end.
             file.seek(end)
             if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
@@ -198,3 +214,17 @@ def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shard {path} is not a whole, uncompressed tar ({error}): copy or make it again") from error
     return samples
+
+
+def member_part(name: str) -> tuple[str, str] | None:
+    """(key, part) of a shard's member, or None for one that is no part of a triplet.
+
+    As in WebDataset the key is the whole path up to the first dot of its last component. `./` is left out of it, and
+    hidden files, among them the `._` files of macOS, have none.
+    """
+    folder, _, last = PurePosixPath(name).as_posix().rpartition("/")
+    stem, _, extension = last.partition(".")
+    part, _, suffix = extension.lower().partition(".")
+    if not stem or not (suffix in IMAGE_SUFFIXES if part in ROLES else part == "json" and not suffix):
+        return None
+    return printable(f"{folder}/{stem}" if folder else stem), part

@@ -38,8 +38,9 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     repeated = ["dataset", "split", "shard"]  # kept once, not in every row
     wanted = SCHEMA.names if columns is None else list(columns)
     try:
-        missing = set(wanted) - set(pq.read_schema(path).names)
-        table = None if missing else pq.read_table(path, columns=wanted, read_dictionary=repeated)
+        with path.open("rb") as file:  # pyarrow itself opens no path that is not UTF-8
+            missing = set(wanted) - set(pq.read_schema(file).names)
+            table = None if missing else pq.read_table(file, columns=wanted, read_dictionary=repeated)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again, or prepare the set again") from error
     if table is None:

@@ -45,7 +45,6 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self.path, self.count = path, 0
         self._partial = path.with_name(f".{path.name}.partial")
-        self._end = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._tar = wds.TarWriter(str(self._partial), user="stylevar", group="stylevar", mode=0o644, mtime=0)
 
@@ -70,11 +69,11 @@ class ShardWriter:
         members = {role: (f"{role}.{triplet.suffix}", getattr(triplet, role)) for role in ROLES}
         meta = json.dumps(triplet.meta, sort_keys=True, separators=(",", ":")).encode()
         members = {part: member for part, member in members.items() if member[1] is not None} | {"json": ("json", meta)}
-        self._tar.write({"__key__": triplet.key, **dict(members.values())})
         places: Places = {}
-        for part, (_, data) in sorted(members.items()):  # the order that the writer takes them in
-            places[part] = (self._end + TAR_BLOCK, len(data))
-            self._end += TAR_BLOCK + padded(len(data))
+        for part, (suffix, data) in sorted(members.items()):
+            self._tar.write({"__key__": triplet.key, suffix: data})
+            # A long name, or one that is not ASCII, has more than one block of header.
+            places[part] = (self._tar.tarstream.offset - padded(len(data)), len(data))
         self.count += 1
         return places
 

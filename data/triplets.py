@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from stylevar.errors import UserError
 from stylevar.pictures import DAMAGE, MAX_PIXELS, Size, UnusableImage, orientation, to_u8, upright_rgb
+from stylevar.text import clipped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _JPEG_START = b"\xff\xd8\xff"
@@ -49,8 +51,8 @@ def load_photo(path: str | Path, short_side: int | None = None) -> Photo:
     has no plain meaning in RGB.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"image {path} does not exist")
+    if not os.path.isfile(path):  # pathlib's own raises an error for a name that is too long
+        raise UserError(f"image {clipped(path)} does not exist")
     try:
         with path.open("rb") as file:
             image, (width, height) = _load(file, short_side)

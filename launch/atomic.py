@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stylevar.text import NAME_BYTES, shortened
+
 ASIDE = ".aside-"
 """Prefix of what is being written or removed; an entry of this name was left by a process that was cut short."""
 
@@ -18,7 +20,7 @@ def file_aside(target: Path) -> Iterator[Path]:
 
     Whoever writes it, the file gets the permissions of any new file (safetensors makes files for the owner alone).
     """
-    aside = target.parent / f"{ASIDE}{target.name}"
+    aside = _beside(target)
     aside.unlink(missing_ok=True)
     aside.touch()
     permissions = aside.stat().st_mode & 0o777
@@ -40,7 +42,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
     Permissions as in `file_aside`.
     """
-    aside = target.parent / f"{ASIDE}{target.name}"
+    aside = _beside(target)
     remove(aside)
     aside.mkdir()  # without its parents: a folder that was removed must not come back with one file in it
     try:
@@ -55,7 +57,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
         remove(aside)
         raise
     if target.exists():  # a rewound run comes by again
-        old = target.parent / f"{ASIDE}old-{target.name}"
+        old = _beside(target, "old-")
         os.replace(target, old)
         os.replace(aside, target)
         remove(old)
@@ -64,11 +66,19 @@ def folder_aside(target: Path) -> Iterator[Path]:
     sync(target.parent)
 
 
+def _beside(target: Path, what: str = "") -> Path:
+    """The hidden path for `target`, whose name is shortened where that of `target` leaves no room for more."""
+    whole = f"{ASIDE}{what}{target.name}"
+    # The ending stays, since many a library takes the format from it.
+    ending = target.suffix if len(target.suffix) <= 16 else ""
+    return target.parent / f"{shortened(whole.removesuffix(ending), NAME_BYTES - len(ending))}{ending}"
+
+
 def remove(path: Path) -> None:
     """Remove a file, link or folder, if there is one; a folder is first renamed, so that nobody reads half of it."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.startswith(ASIDE):
-            hidden = path.parent / f"{ASIDE}old-{path.name}"
+            hidden = _beside(path, "old-")
             shutil.rmtree(hidden, ignore_errors=True)
             os.replace(path, hidden)
             path = hidden

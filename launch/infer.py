@@ -35,6 +35,7 @@ from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, Restore, from_u8, restored
 from stylevar.pipeline import Sampling, StyleVARPipeline
+from stylevar.text import printable
 
 USUAL = RUNS / "infer"
 """Where results go if nothing is said."""
@@ -120,7 +121,7 @@ def find_pairs(config: InferConfig, out: Path, failures: Failures) -> list[PairF
     if config.pairs is None and not config.content:
         return demo_pairs(out)
     if config.pairs is None:
-        return all_pairs(find_pictures(config.content), find_pictures(config.style))
+        return all_pairs(find_pictures(config.content, failures), find_pictures(config.style, failures))
     return read_pairs(config.pairs, failures)
 
 
@@ -188,7 +189,7 @@ def main(config: InferConfig) -> None:
         print(f"{results.said} kept in {results.folder}: go on with --out {out} --skip-existing", file=sys.stderr)
         raise KeyboardInterrupt
     if results.done:
-        print(f"{results.said} in {results.folder}, side by side in {results.grid}")
+        print(printable(f"{results.said} in {results.folder}, side by side in {results.grid}"))
 
 
 if __name__ == "__main__":

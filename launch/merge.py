@@ -38,6 +38,7 @@ from stylevar.checkpoint import (
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
 from stylevar.hub import fetch
+from stylevar.text import check_path, printable
 
 TORCH_ENDINGS = (".pth", ".pt")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -101,7 +102,8 @@ class Target:
 
 def target_of(out: Path, with_vae: bool) -> Target:
     """The files behind `--out`. UserError for an ending that says no format."""
-    if out.is_dir() or not out.suffix:
+    check_path(out, "--out", utf8=out.suffix not in TORCH_ENDINGS)
+    if out.is_dir() or not out.suffix or out.suffix[1:].isdigit():  # release-1.0 is a folder
         weights = out / MODEL_FILE
     elif out.suffix in (*TORCH_ENDINGS, ".safetensors"):
         weights = out
@@ -203,8 +205,8 @@ def main(config: ReleaseConfig) -> None:
         write(release, state, target)
         how = "adapters baked in" if release.baked else "no adapters"
         parameters = sum(v.numel() for v in state.values())
-        print(f"{target.weights}: {len(state)} tensors, {parameters:,} values, {how}; read back, all equal")
-        print(f"{target.config}: the architecture and the style weight of each scale; keep it beside the weights")
+        print(f"{printable(target.weights)}: {len(state)} tensors, {parameters:,} values, {how}; read back, all equal")
+        print(f"{printable(target.config)}: the architecture and the style weight of each scale; keep it beside the weights")
     if config.push is not None:
         from launch.hub_push import Upload, push
 

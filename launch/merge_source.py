@@ -91,11 +91,7 @@ def load_release(
         arch = config_beside(source, revision) or _architecture(source, state, vae, revision)
     if alphas is not None:
         arch = replace(arch, alphas=alphas)
-    model = build_from_config(arch, "meta")[1]
-    state = fitted(model, state, str(path))
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not state[name].isfinite().all():
-            raise UserError(f"{path} holds values of {name} that are not finite: take an earlier checkpoint of its run")
+    state = fitted(build_from_config(arch, "meta")[1], state, str(path))
     if baked:
         _check_weights(path, state)
     return Release(state, arch, run, vae, revision, str(path) if run else source, baked)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import glob
 import itertools
+import os
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +15,14 @@ from pathlib import Path
 from data.patterns import expand_braces, find_paths
 from launch.atomic import file_aside
 from stylevar.errors import UserError
+from stylevar.text import clipped, printable, safe_name, shortened
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+UNREADABLE = re.compile(
+    r"\.(heic|heif|avif|jxl|jp2|svg|psd|xcf|eps|raw|dng|cr2|cr3|nef|arw|orf|rw2|raf|tga|dds|ico|ppm|pgm|exr|hdr)",
+    re.IGNORECASE,
+)
+"""Endings of pictures in formats that are not read."""
 SHOWN = 5
 _NAME_BYTES = 100  # two of them and a number are a file name, which most disks bound at 255
 
@@ -36,7 +44,7 @@ class Failures:
 
     def add(self, what: str, reason: str) -> None:
         """Note that `what`, a file or a line, is of no use."""
-        self.reasons[what] = reason
+        self.reasons[printable(what)] = printable(reason)
 
     def lines(self, record: Path) -> list[str]:
         """For the console: how many, the first few, and that all of them are in the file `record`."""
@@ -57,15 +65,17 @@ class Failures:
             writer.writerows(self.reasons.items())
 
 
-def find_pictures(sources: Sequence[Path]) -> list[Path]:
-    """The files behind files, folders (all pictures in them) and globs, each once. UserError if a source gives none."""
+def find_pictures(sources: Sequence[Path], failures: Failures | None = None) -> list[Path]:
+    """The files behind files, folders (all pictures in them) and globs, each once.
+
+    Pictures of a folder in formats that are not read are noted in `failures`. UserError if a source gives none.
+    """
+    failures = Failures() if failures is None else failures
     found: dict[Path, Path] = {}
     for source in expand_braces(sources):
-        if source.is_dir():
-            files = sorted(file for file in source.iterdir() if _is_picture(file))
-            if not files:
-                raise UserError(f"no picture in {source}: it needs files that end in {' '.join(PICTURES)}")
-        elif source.exists():
+        if os.path.isdir(source):  # of a path that no file system takes, pathlib would raise an error
+            files = pictures_in(source, failures)
+        elif os.path.exists(source):
             files = [source]
         else:
             files = [file for file in find_paths(source) if file.is_file()]
@@ -73,12 +83,26 @@ def find_pictures(sources: Sequence[Path]) -> list[Path]:
                 problem = "matches no file" if glob.has_magic(str(source)) else "does not exist"
                 raise UserError(f"{source} {problem}: give a picture, a folder of pictures or a glob")
         for file in files:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(Path(os.path.realpath(file)), file)
     return list(found.values())
 
 
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in PICTURES and not file.name.startswith(".") and not file.is_dir()
+def pictures_in(folder: Path, failures: Failures) -> list[Path]:
+    """The pictures of a folder, in order of name; those in formats that are not read are noted in `failures`.
+
+    UserError if the folder has none that can be read.
+    """
+    try:
+        there = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
+    except OSError as error:
+        raise UserError(f"folder {printable(folder)} cannot be read ({error.strerror}): check its permissions") from error
+    for file in (unread := [file for file in there if UNREADABLE.fullmatch(file.suffix)]):
+        failures.add(str(file), f"{file}: {file.suffix} files are not read; convert it to JPEG or PNG")
+    files = [file for file in there if file.suffix.lower() in PICTURES]
+    if not files:
+        others = f", and the {len(unread)} such as {unread[0].name} are not read" if unread else ""
+        raise UserError(f"no picture in {printable(folder)}: it needs files that end in {' '.join(PICTURES)}{others}")
+    return files
 
 
 def all_pairs(contents: Sequence[Path], styles: Sequence[Path]) -> list[PairFiles]:
@@ -93,7 +117,10 @@ def all_pairs(contents: Sequence[Path], styles: Sequence[Path]) -> list[PairFile
 
 
 def unique_names(files: Iterable[Path]) -> dict[str, Path]:
-    """{name: file}: the stem where only one file has it, else with the ending, else with a number."""
+    """{name: file}: the stem where only one file has it, else with the ending, else with a number.
+
+    The names can be those of new files: see `safe_name` and `shortened`.
+    """
     files = list(files)
     stems = Counter(file.stem for file in files)
     named: dict[str, Path] = {}
@@ -104,7 +131,7 @@ def unique_names(files: Iterable[Path]) -> dict[str, Path]:
 
 
 def _short(name: str) -> str:
-    return name.encode()[:_NAME_BYTES].decode(errors="ignore")
+    return shortened(safe_name(name), _NAME_BYTES)
 
 
 def _free(name: str, taken: Container[str]) -> str:
@@ -122,14 +149,16 @@ def read_pairs(table: Path, failures: Failures) -> list[PairFiles]:
     for line, row in _rows(table):
         where = f"{table} line {line}"
         content, style, name = ((row.get(column) or "").strip() for column in ("content", "style", "name"))
-        files = [table.parent / Path(path).expanduser() for path in (content, style)]
-        missing = [str(file) for given, file in zip((content, style), files, strict=True) if given and not file.is_file()]
+        # Those of os.path, since pathlib's raise errors for users that do not exist and for names that are too long.
+        files = [table.parent / os.path.expanduser(path) for path in (content, style)]
+        given = zip((content, style), files, strict=True)
+        missing = [clipped(file) for cell, file in given if cell and not os.path.isfile(file)]
         if not content or not style:
             failures.add(where, f"{where}: {'style' if content else 'content'} is empty")
         elif missing:
             failures.add(where, f"{where}: {' and '.join(missing)} does not exist")
-        elif name and (Path(name).name != name or name.startswith(".") or len(name.encode()) > 2 * _NAME_BYTES):
-            failures.add(where, f"{where}: {name!r} is no file name of at most {2 * _NAME_BYTES} bytes")
+        elif name != shortened(safe_name(name), 2 * _NAME_BYTES):
+            failures.add(where, f"{where}: {clipped(name)!r} is no file name of at most {2 * _NAME_BYTES} bytes")
         elif name in pairs:
             failures.add(where, f"{where}: the name {name} is taken by an earlier line")
         else:

@@ -33,6 +33,7 @@ from launch.tokenise import tokenise
 from stylevar.checkpoint import load_tokenizer
 from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.errors import UserError
+from stylevar.text import printable
 from stylevar.vqvae import VQVAE
 
 BLOCK = 100
@@ -94,7 +95,7 @@ class Source:
                 f"--size {self.picture.size}: the VQ-VAE with these --patch-nums takes {vae.config.image_size} pixels"
             )
         config = ConvertConfig(dataset, self.picture, self.split, self.filters)
-        print(f"reading the list of files in {self.source}")
+        print(f"reading the list of files in {printable(self.source)}")
         summary = convert(
             self.blocks(dataset),
             self.out,

@@ -18,6 +18,7 @@ from launch import cli
 from launch.atomic import file_aside
 from launch.newest_run import RUNS, newest_first
 from stylevar.errors import UserError
+from stylevar.text import check_path, printable
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ def main(config: ReportConfig) -> None:
     record = read_run(run)
     page = render(record, config.grids, config.drift)
     out = config.out or run / "report.html"
+    check_path(out, "--out")
     try:
         with file_aside(out) as aside:
-            aside.write_text(page, encoding="utf-8")
+            aside.write_text(printable(page), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
     for note in record.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{out}: {len(page) / 1e6:.1f} MB; open it in a browser")
+    print(f"{printable(out)}: {len(page) / 1e6:.1f} MB; open it in a browser")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from launch.loading import LoadedPair
 from launch.pictures import PICTURES
 from stylevar.errors import UserError
 from stylevar.pictures import from_u8, to_u8
+from stylevar.text import NAME_BYTES, check_path, printable, shortened
 
 GRID_ROWS = 64
 
@@ -26,6 +27,8 @@ class Results:
 
     files: dict[str, list[Path]]
     grid: Path
+    prefix: str = ""
+    """Begins the names of what stands beside the results."""
     goes_on: bool = False
     """Whether earlier results are kept beside the new ones."""
     done: int = 0
@@ -43,7 +46,7 @@ class Results:
 
     def beside(self, name: str) -> Path:
         """A file that tells of these results."""
-        return self.grid.with_name(self.grid.name.replace("grid.png", name))
+        return self.grid.with_name(f"{self.prefix}{name}")
 
     def keep(self, pair: LoadedPair, pictures: Sequence[Image.Image], rewards: Tensor | None) -> None:
         """Save a pair's results, best first if they have rewards [num_samples]. UserError if they cannot be written."""
@@ -52,7 +55,7 @@ class Results:
             save_png(picture, path)
         self.done += len(paths)
         if rewards is not None:
-            self._scores += zip((path.name for path in paths), rewards.tolist(), strict=True)
+            self._scores += zip((printable(path.name) for path in paths), rewards.tolist(), strict=True)
         if len(self._rows) < GRID_ROWS:
             seen = [pair.content.image_u8, pair.style.image_u8]
             side = max(seen[0].shape)
@@ -73,7 +76,7 @@ class Results:
         """A CSV file of results and their rewards; those of an earlier call that this one goes on with stay in it."""
         rows: dict[str, str] = {}
         if self.goes_on and table.exists():
-            with table.open(newline="", encoding="utf-8") as file:
+            with table.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have saved it since
                 rows = {row["file"]: row["reward"] for row in csv.DictReader(file)}
         rows |= {name: f"{reward:.5f}" for name, reward in self._scores}
         with file_aside(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
@@ -85,10 +88,12 @@ def plan_results(out: Path, names: Sequence[str], samples: int, overwrite: bool,
 
     UserError if one exists already, if one file is to hold many results, or if the place cannot be written.
     """
+    check_path(out, "--out")
     if out.suffix.lower() in PICTURES and not out.is_dir():
         if out.suffix.lower() != ".png" or len(names) * samples != 1:
             raise UserError(f"--out {out}: give a folder for {len(names) * samples} results, or a .png file for one")
-        results = Results({names[0]: [out]}, out.with_name(f"{out.stem}_grid.png"))
+        prefix = f"{shortened(out.stem, NAME_BYTES - 20)}_"  # leaves room for "rewards.csv"
+        results = Results({names[0]: [out]}, out.with_name(f"{prefix}grid.png"), prefix)
     else:
         numbers = [""] if samples == 1 else [f"__{i}" for i in range(samples)]
         results = Results({name: [out / f"{name}{number}.png" for number in numbers] for name in names}, out / "grid.png")

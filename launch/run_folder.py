@@ -32,6 +32,7 @@ from launch.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from launch.run_lock import LOCK, RunBusy, only_writer
 from stylevar.errors import UserError
 from stylevar.hub import followed
+from stylevar.text import check_path
 
 LINKS = ("latest", "best")
 TRAINING = "training.json"
@@ -74,6 +75,7 @@ class RunFolder:
 
         Raises UserError if something is there already (nothing is touched then) or the place is not writable.
         """
+        check_path(path, "run folder", utf8=True)
         run = cls(path, keep)
         run.check_free()
         run._make_writable()

@@ -18,6 +18,7 @@ from data.tokens import has_tokens, write_tokens
 from data.triplets import UnusableImage, decode_u8
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
+from stylevar.text import check_path
 from stylevar.vqvae import VQVAE
 
 BATCH = 32
@@ -28,6 +29,7 @@ def tokenise(folder: Path, vae: VQVAE) -> int:
 
     Interrupted, it goes on with the first shard that is not done. Raises UserError for a picture that does not decode.
     """
+    check_path(folder, "tokenize", utf8=True)
     index, fingerprint = index_triplets(expand_shards([folder])), vae.fingerprint()
     todo = [n for n, path in enumerate(index.paths) if not has_tokens(path, fingerprint)]
     total = int(np.isin(index.shard, todo).sum())

@@ -24,19 +24,23 @@ from stylevar.build import build_from_config
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
 from stylevar.hub import adapters_only, fetch, fetch_beside
+from stylevar.text import check_path
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
 State = dict[str, Tensor]
 MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
 LORA_SCALE = 2.0  # alpha / r of the released adapters
-_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that torch.compile, FSDP and recomputation put anywhere."""
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # what torch's refusal to unpickle a class or function names
 _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
 
 
 def read_file(path: Path) -> Any:
     """The content of a `.safetensors` or torch file. UserError if it cannot be read, or needs arbitrary code to be."""
+    if path.suffix == ".safetensors":
+        check_path(path, "checkpoint", utf8=True)
     try:
         if path.suffix == ".safetensors":
             return load_file(str(path))
@@ -62,21 +66,55 @@ def _spells_out(path: Path, name: str) -> bool:
         return content.find(f"c{module}\n{attribute}\n".encode()) >= 0
 
 
-def find_state(content: Any, landmark: str) -> State | None:
-    """The mapping of tensors inside nested dicts (`"model"`, a trainer's state, ...) that has a key ending in `landmark`."""
-    if not isinstance(content, Mapping):
+def find_state(content: Any, landmark: str, source: str) -> State | None:
+    """The state that holds the key `landmark`, whatever it is wrapped in; None if there is none.
+
+    It may lie within nested dicts (`"model"`, `"state_dict"`, a trainer's state) and be a part of a larger module, as in
+    DDP (`module.`), Lightning (`model.`) and PEFT; names within it may be those of compiled, sharded or recomputed
+    modules. Raises UserError if there are several that differ.
+    """
+    found = _states(content, landmark, source, "")
+    if not found:
         return None
-    state = {_unwrapped(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if any(key.endswith(landmark) for key in state):
-        return state
-    found = (find_state(value, landmark) for value in content.values() if isinstance(value, Mapping))
-    return next((state for state in found if state is not None), None)
+    (first, state), *others = found.items()
+    if different := [where for where, other in others if not _same(state, other)]:
+        raise UserError(
+            f"{source} holds {len(different) + 1} different models ({_some([first, *different])}): save the state dict of "
+            "the one that is meant alone, and give that"
+        )
+    return state
 
 
-def _unwrapped(key: str) -> str:
-    while wrapper := next((w for w in _WRAPPERS if key.startswith(w)), None):
-        key = key.removeprefix(wrapper)
-    return key
+def _states(content: Any, landmark: str, source: str, where: str) -> dict[str, State]:
+    """{place: state} of all that hold `landmark`."""
+    if not isinstance(content, Mapping):
+        return {}
+    tensors: State = {}
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+            if name in tensors:
+                raise UserError(f"{source} holds {name} twice, wrapped and not: save the state dict of one model alone")
+            tensors[name] = value
+    prefixes = [key.removesuffix(landmark) for key in tensors if f".{key}".endswith(f".{landmark}")]
+    found = {
+        f"{where}{prefix}*": {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for prefix in prefixes
+    }
+    for key, value in content.items():
+        found |= _states(value, landmark, source, f"{where}{key}/")
+    return found
+
+
+def _same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def _has_adapters(content: Any) -> bool:
+    """Whether there are LoRA factors at any level."""
+    if not isinstance(content, Mapping):
+        return False
+    return any((_LORA.match(str(key)) and ".lora_A" in str(key)) or _has_adapters(value) for key, value in content.items())
 
 
 def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
@@ -127,7 +165,10 @@ def load_matching(module: nn.Module, state: State) -> list[str]:
 
 
 def fitted(module: nn.Module, state: State, source: str) -> State:
-    """`state` in the order and the types of `module`, which is only looked at. UserError if a key or a shape is off."""
+    """`state` in the order and the types of `module`, which is only looked at.
+
+    UserError if a key or a shape is off, or a value is not finite.
+    """
     own = module.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
@@ -146,7 +187,19 @@ def fitted(module: nn.Module, state: State, source: str) -> State:
         raise UserError(
             f"{source} is of another size: {_some(wrong)}. Give a checkpoint of this width, depth and image size"
         )
+    check_finite(module, state, source)
     return {k: state[k].to(v.dtype) for k, v in own.items()}
+
+
+def check_finite(module: nn.Module, state: State, source: str) -> None:
+    """UserError if a weight or a running statistic in `state` is NaN or infinite; `module` says which keys are those."""
+    weights = [name for name, _ in module.named_parameters()]
+    statistics = [name for name, _ in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    for name in (*weights, *statistics):
+        values = state[name]
+        # The least and the greatest of values with a NaN are NaN; this needs no memory, as isfinite does.
+        if values.is_floating_point() and values.numel() and not all(end.isfinite() for end in values.aminmax()):
+            raise UserError(f"{source} holds values of {name} that are not finite: take an earlier checkpoint of its run")
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:
@@ -199,9 +252,9 @@ def load_tokenizer(source: str, patch_nums: tuple[int, ...]) -> VQVAE:
 def read_model_state(path: Path) -> State:
     """The transformer's state in `path`, unwrapped and with LoRA baked in."""
     content = read_file(path)
-    state = find_state(content, "pos_1LC")
+    state = find_state(content, "pos_1LC", str(path))
     if state is None:
-        if any(find_state(content, f"lora_A{end}") for end in ("", ".weight", ".default.weight")):
+        if _has_adapters(content):
             raise UserError(adapters_only(path))
         raise UserError(f"{path} holds no StyleVAR weights (no key pos_1LC at any level): give a model checkpoint")
     return bake_lora(state, str(path))
@@ -209,7 +262,7 @@ def read_model_state(path: Path) -> State:
 
 def read_vae_state(path: Path) -> State:
     """The VQ-VAE's state in `path`."""
-    state = find_state(read_file(path), "quantize.embedding.weight")
+    state = find_state(read_file(path), "quantize.embedding.weight", str(path))
     if state is None:
         raise UserError(f"{path} holds no VQ-VAE (no key quantize.embedding.weight): give the tokenizer's checkpoint")
     return state

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from stylevar.errors import UserError
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w./-]+))?")
+ANSWER_SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5)
+"""How long a hub may take to say that it is there."""
 _FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 
 
@@ -86,9 +91,17 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub import errors as hub_errors
 
+    # Left to itself, the library asks a hub that is out of reach six times, for half a minute in all.
+    silence = None if constants.HF_HUB_OFFLINE else _silence(constants.ENDPOINT)
     try:
-        return Path(hf_hub_download(repo, file, revision=revision))
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=silence is not None))
     except Exception as error:  # Which classes it raises depends on its version and its HTTP client.
+        wanted = f"cannot get {file} of {repo} from {constants.ENDPOINT}"
+        if silence is not None:
+            raise UserError(
+                f"{wanted} ({silence}), and it is not in the cache {constants.HF_HUB_CACHE}: check the network, set "
+                "HF_HUB_OFFLINE=1 to use the cache alone, or give a local file"
+            ) from error
         missing = isinstance(error, hub_errors.LocalEntryNotFoundError)
         cause = error.__cause__ if missing and error.__cause__ else error
         # Of the classes, the first that fits: some are subclasses of others.
@@ -101,7 +114,27 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
         }
         known = next((text for kind, text in reasons.items() if isinstance(cause, kind)), None)
         reason = known or (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot get {file} of {repo} from {constants.ENDPOINT} ({reason}): check the id and the network, or give a "
-            f"local file"
-        ) from error
+        raise UserError(f"{wanted} ({reason}): check the id and the network, or give a local file") from error
+
+
+@lru_cache
+def _silence(endpoint: str) -> str | None:
+    """Why the hub does not answer, or None if it does, be it with an error. A process asks each hub once."""
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    failures: list[str] = []
+
+    def ask() -> None:
+        try:
+            session.head(endpoint, timeout=ANSWER_SECONDS)
+        except Exception as error:  # Of whatever HTTP client the library has.
+            failures.append((str(error).strip() or type(error).__name__).splitlines()[0])
+
+    # The time limit of a request is one for each address and leaves out the look-up of the name.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    if asking.is_alive():
+        return f"no answer within {ANSWER_SECONDS:g} s"
+    return failures[0] if failures else None

@@ -10,6 +10,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from stylevar.colour import to_srgb
+
 Fit = Literal["crop", "pad", "stretch"]
 Restore = Literal["aspect", "size", "square"]
 Size = tuple[int, int]
@@ -45,10 +47,12 @@ class UnusableImage(ValueError):
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any picture, decoded, as one of mode RGB that needs no turning; a second call changes nothing.
 
-    Turned as its EXIF orientation says; transparency is laid on white; grey, palette and CMYK are converted; 16-bit
-    grey is scaled to 8 bits. Of an animation it is the frame that the image stands at, the first of a file.
+    Turned as its EXIF orientation says; its ICC profile's colours are converted to sRGB; transparency is laid on white;
+    grey, palette and CMYK are converted; 16-bit grey is scaled to 8 bits. Of an animation it is the frame that the image
+    stands at, the first of a file.
     Raises UnusableImage of the kind "not RGB" for modes without a plain meaning in RGB (32 bits a channel, CIELAB).
     """
+    profile = image.info.get("icc_profile")
     turn = UPRIGHT.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -57,9 +61,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode not in OPAQUE_MODES + ALPHA_MODES:
         raise UnusableImage("not RGB", f"the mode is {image.mode}")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")  # a copy, even of RGB
+        alpha = image.convert("RGBA").getchannel("A")
+        image = to_srgb(image, profile)
+        image.putalpha(alpha)
+        image, profile = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image), None
+    image = to_srgb(image, profile)  # a copy, even of RGB
     image.info.clear()  # the orientation among it has been seen to
     return image
 

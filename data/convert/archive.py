@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -9,6 +10,9 @@ from typing import IO, cast
 from data.convert.source import JoinedReader, Piece, Reject
 from data.shard_writer import TAR_BLOCK, padded
 from stylevar.errors import UserError
+
+MACOS_FOLDER = "__MACOSX"
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 
 
 def check_end(block: bytes) -> None:
@@ -27,16 +31,28 @@ def safe_name(member: tarfile.TarInfo) -> str | None:
     return str(path) if inside else None
 
 
+def is_litter(name: str) -> bool:
+    """Whether a member or file is what a desktop leaves behind: hidden files, `._` copies of macOS, thumbnails."""
+    path = PurePosixPath(name)
+    return path.name.startswith(".") or path.name.lower() in LITTER or MACOS_FOLDER in path.parts
+
+
 def list_files(folder: Path) -> dict[str, Piece]:
-    """{path within `folder`: piece} of all files, sorted by name; hidden ones are left out."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(folder).as_posix(): Piece((path,)) for path in found}
+    """{path within `folder`: piece} of all files, sorted by name, through links to folders; see `is_litter`."""
+    found = []
+    for at, folders, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(parent) for parent in (Path(at), *Path(at).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(at, name)) not in above]  # no circles
+        found += [path for path in (Path(at, name) for name in files) if path.is_file()]
+    names = {path: path.relative_to(folder).as_posix() for path in sorted(found)}
+    return {name: Piece((path,)) for path, name in names.items() if not is_litter(name)}
 
 
 def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
     """{member name: piece} of one tar, or of one that is split into `paths`; only headers are read.
 
-    Members outside the archive's root, links and devices are rejected, and so is what follows a cut or damage.
+    Members outside the archive's root, links, devices and second members of one name are rejected, and so is what
+    follows a cut or damage.
     """
     pieces: dict[str, Piece] = {}
     rejects: list[Reject] = []
@@ -44,13 +60,17 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
     with JoinedReader(paths) as reader:
         end = 0
         try:
-            with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:") as tar:
+            with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:", encoding="utf-8") as tar:
                 for member in tar:
                     end = member.offset_data + padded(member.size)
+                    if member.isdir() or is_litter(member.name):
+                        continue
                     name = safe_name(member)
-                    if name is not None:
+                    if name in pieces:
+                        rejects.append(Reject(name, "same name twice", f"{label} has an earlier file of that name"))
+                    elif name is not None:
                         pieces[name] = Piece(paths, member.offset_data, member.size)
-                    elif not member.isdir():
+                    else:
                         rejects.append(Reject(member.name, "unsafe member", f"{label}: a link, or a path outside"))
             reader.seek(end)
             check_end(reader.read(TAR_BLOCK))

@@ -18,9 +18,12 @@ from data.manifest import REJECT_SCHEMA, SCHEMA, rows_to_table
 from data.shard_writer import EncodedTriplet, ShardWriter
 from data.triplets import UnusableImage
 from stylevar.errors import UserError
+from stylevar.text import clipped, printable
 
 FILTERED = "filtered"
 """Kind of those that the user did not want: listed with the rejects, but nothing is wrong with them."""
+DATASET_LENGTH = 40
+"""Of a corpus's name in keys, which must fit the 100 characters of a tar's header."""
 KEPT_PICTURES = 4096
 """Prepared pictures that a process keeps for the next triplet with the same content or style: some 150 MB."""
 
@@ -101,7 +104,8 @@ def convert_block(
         writers: dict[str, ShardWriter] = {}
         for item in _prepared(block, config, pictures):
             if isinstance(item, Reject):
-                rejects.append({"name": item.name, "kind": item.kind, "reason": item.reason, "block": block.name})
+                name, reason = printable(item.name), printable(item.reason)
+                rejects.append({"name": name, "kind": item.kind, "reason": reason, "block": block.name})
             else:
                 triplet, row = item
                 split = row["split"]
@@ -142,7 +146,7 @@ def _triplet(
             found[role] = pictures.get(picture, keep=role != "target")
         except UnusableImage as error:
             return Reject(raw.name, error.kind, f"{role} {picture.name}: {error}")
-        names[f"{role}_name"] = picture.name
+        names[f"{role}_name"] = printable(picture.name)
     ids = {f"{role}_id": prepared.id for role, prepared in found.items()}
     known = {
         "dataset": config.dataset,
@@ -161,3 +165,5 @@ def check_dataset(name: str) -> None:
     """A dataset's name becomes part of keys and file names."""
     if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
         raise UserError(f"--dataset {name!r}: only letters, digits, - and _ can stand in keys")
+    if len(name) > DATASET_LENGTH:
+        raise UserError(f"--dataset {clipped(name, DATASET_LENGTH)}: at most {DATASET_LENGTH} characters can stand in keys")

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data.convert.archive import is_litter
 from data.index import index_shard
 from data.manifest import MANIFEST, REJECT_SCHEMA, read_manifest
 from data.shard_writer import PARTS, ROLES
 from data.triplets import UnusableImage, decode_u8
 from stylevar.errors import UserError
+from stylevar.text import check_path, printable
 
 LISTED = "check.parquet"
 
@@ -50,6 +52,7 @@ def check(folder: Path, workers: int = 1) -> CheckResult:
 
     Writes the problems to FOLDER/check.parquet. Raises UserError if there is no readable manifest.
     """
+    check_path(folder, "check", utf8=True)
     rows = read_manifest(folder).to_pylist()
     by_shard: dict[str, list[Row]] = {}
     for row in rows:
@@ -127,8 +130,8 @@ def _check_triplet(file: Any, row: Row, places: dict[str, tuple[int, int]], size
 
 def _strangers(folder: Path, known: set[str]) -> Iterator[Problem]:
     for path in sorted(folder.glob("*.tar")):
-        if path.name not in known:
-            yield path.name, "unknown shard", "the manifest has no row of it"
+        if path.name not in known and not is_litter(path.name):
+            yield printable(path.name), "unknown shard", "the manifest has no row of it"
 
 
 def _duplicates(rows: list[Row]) -> Iterator[Problem]:

@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.convert.archive import TAR_BLOCK, check_end, safe_name
+from data.convert.archive import TAR_BLOCK, check_end, is_litter, safe_name
 from data.convert.source import Block, Picture, RawTriplet, Reject, identity
 from data.shard_writer import ROLES
 from stylevar.errors import UserError
+from stylevar.text import printable
 
 FIELDS = {"content": "image_1", "style": "image_2", "target": "image_4"}
+KEY_PART = 40
+"""Characters of an archive's name in keys, which must fit the 100 of a tar's header."""
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
 def blocks(source: Path, dataset: str = "imagepulse") -> list[Block]:
     """One block per archive, since a compressed stream cannot be entered in the middle."""
     archives = sorted(path for pattern in ("*.tar.gz", "*.tgz", "*.tar") for path in source.glob(pattern))
+    archives = [path for path in archives if not is_litter(path.name)]
     if not archives:
         raise UserError(f"{source} holds no .tar.gz archive: check the path")
     return [ArchiveBlock(f"{dataset}-{key_part(path.name.partition('.')[0])}", path) for path in archives]
@@ -37,7 +41,7 @@ class ArchiveBlock:
 
     @property
     def fingerprint(self) -> str:
-        return identity(f"{self.path} {self.path.stat().st_size}".encode())
+        return identity(printable(f"{self.path} {self.path.stat().st_size}").encode())
 
     def __len__(self) -> int:
         return 0
@@ -83,16 +87,19 @@ class ArchiveBlock:
 
     def _members(self, *suffixes: str) -> Iterator[tuple[str, bytes | Reject]]:
         """Files with one of `suffixes`, in their order; a Reject for JSON's reading where the archive is damaged."""
-        seen = 0
+        seen: set[str] = set()
+        first_reading = ".json" in suffixes
         try:
-            with tarfile.open(self.path, "r|*") as tar:
+            with tarfile.open(self.path, "r|*", encoding="utf-8") as tar:
                 for member in tar:
-                    name = safe_name(member)
-                    if name is None:
-                        if not member.isdir() and ".json" in suffixes:
-                            yield member.name, Reject(member.name, "unsafe member", f"{self.path.name}: a link, or outside")
+                    if member.isdir() or is_litter(member.name):
                         continue
-                    seen += 1
+                    name = safe_name(member)
+                    if name is None or name in seen:
+                        if first_reading:
+                            yield member.name, self._refused(member.name, name)
+                        continue
+                    seen.add(name)
                     if PurePosixPath(name).suffix.lower() in suffixes:
                         file = tar.extractfile(member)
                         assert file is not None
@@ -101,13 +108,25 @@ class ArchiveBlock:
                 assert tar.fileobj is not None
                 check_end(tar.fileobj.read(TAR_BLOCK))
         except DAMAGE as error:
-            reason = f"cut off or damaged after {seen} files ({error})"
+            reason = f"cut off or damaged after {len(seen)} files ({error})"
             yield self.path.name, Reject(self.path.name, "damaged archive", reason)
+
+    def _refused(self, member: str, name: str | None) -> Reject:
+        """Of a member without a safe name, or with one that an earlier member has."""
+        if name is None:
+            return Reject(member, "unsafe member", f"{self.path.name}: a link, or outside")
+        return Reject(member, "same name twice", f"{self.path.name} has an earlier file of that name")
 
 
 def key_part(name: str) -> str:
-    """`name` as it can stand in a key, which has neither dots nor slashes."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
+    """`name` as it can stand in a key, which has neither dots nor slashes.
+
+    Names that are long or not ASCII end in a hash of the whole name, so that different ones stay different.
+    """
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
+    if name.isascii() and len(name) <= KEY_PART:
+        return plain
+    return f"{plain[: KEY_PART - 9]}-{identity(printable(name).encode())[:8]}"
 
 
 def _record(name: str, data: bytes) -> tuple[str, dict[str, str], dict[str, Any]] | Reject:

@@ -24,6 +24,7 @@ from data.convert.block import FILTERED, ConvertConfig, PictureCache, convert_bl
 from data.convert.source import Block
 from data.manifest import MANIFEST, REJECT_SCHEMA, REJECTS
 from stylevar.errors import UserError
+from stylevar.text import check_path
 
 SETTINGS, PARTS = "prepare.json", ".parts"
 EARLY = 1000
@@ -91,6 +92,7 @@ def _list_rejects(blocks: Sequence[str], parts: Path, out: Path) -> dict[str, in
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Make `out` ours, or go on with it if it was begun with the same settings."""
+    check_path(out, "--out", utf8=True)
     file = out / SETTINGS
     wanted = json.loads(json.dumps(settings))
     if file.is_file():

@@ -43,7 +43,7 @@ def build_baseline(
     if name != "adain":
         raise UserError(f"unknown method {name!r}: choose one of {', '.join(BASELINES)}")
     if not 0 <= adain_alpha <= 1:
-        raise UserError(f"--adain-alpha {adain_alpha}: must lie in [0, 1], from the content as it is to full style")
+        raise UserError(f"adain_alpha {adain_alpha}: must lie in [0, 1], from the content as it is to full style")
     encoder: Encoder
     if adain_vgg is not None:
         if adain_decoder is None:

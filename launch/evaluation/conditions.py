@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,10 +18,10 @@ from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_image_u8
 from launch.evaluation.config import EvalConfig
+from launch.pictures import PICTURES, Failures, pictures_in
 from stylevar.contracts import Condition, ConditionBatch
 from stylevar.errors import UserError
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from stylevar.text import clipped, printable
 
 logger = logging.getLogger(__name__)
 
@@ -91,44 +93,74 @@ def open_conditions(config: EvalConfig, size: int) -> ConditionSet:
         return PairedSet(config.shards, config.limit)
     assert config.content is not None
     assert config.style is not None
-    contents, styles = (_usable(find_pictures(source), size) for source in (config.content, config.style))
+    files = [find_pictures(source) for source in (config.content, config.style)]
+    contents, styles = (_named(some) for some in files)
     if config.pairing == "zip":
         if len(contents) != len(styles):
-            raise UserError(f"--pairing zip: {len(contents)} usable contents and {len(styles)} styles; give as many of both")
-        pairs = list(zip(contents.items(), styles.items(), strict=True))
+            raise UserError(f"--pairing zip: {len(contents)} contents and {len(styles)} styles; give as many of both")
+        pairs = list(zip(contents, styles, strict=True))
     else:
-        pairs = list(product(contents.items(), styles.items()))
-    named = [(f"{c}__{s}", content, style) for (c, content), (s, style) in pairs]
+        pairs = list(product(contents, styles))
+    usable = [_usable(some, size) for some in files]
+    named = [(f"{c}__{s}", one, other) for (c, one), (s, other) in pairs if one in usable[0] and other in usable[1]]
+    named = list(dict.fromkeys(named))  # a list may name a file twice
+    if not named:
+        raise UserError("--pairing zip: of every pair one picture cannot be read; see the warnings above")
     return UnpairedSet(tuple(named[i] for i in spread(len(named), config.limit or None)), size)
 
 
 def find_pictures(source: Path) -> list[Path]:
-    """The pictures that a file, a folder, or a .txt list of files names. UserError if there is none."""
-    if source.is_dir():
-        files = sorted(f for f in source.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith("."))
-    elif source.suffix.lower() == ".txt" and source.is_file():
-        lines = (line.strip() for line in source.read_text().splitlines())
-        files = [source.parent / line for line in lines if line]
+    """The pictures that a file, a folder, or a .txt list of files names; what is not read is logged.
+
+    UserError if there is none.
+    """
+    if os.path.isdir(source):
+        failures = Failures()
+        files = pictures_in(source, failures)
+        for reason in failures.reasons.values():
+            logger.warning("left out: %s", reason)
+    elif source.suffix.lower() == ".txt" and os.path.isfile(source):
+        files = _listed(source)
     else:
-        files = [source] if source.is_file() else []
+        files = [source] if os.path.isfile(source) else []
     if not files:
-        raise UserError(f"no picture in {source}: give a picture, a folder of {' '.join(PICTURES)}, or a .txt list of files")
+        raise UserError(
+            f"no picture in {clipped(source)}: give a picture, a folder of {' '.join(PICTURES)}, or a .txt list of files"
+        )
     return files
 
 
-def _usable(files: Sequence[Path], size: int) -> dict[str, Path]:
-    """{name: file} of those that can be read; the others are logged. UserError if none can."""
-    names = [file.stem for file in files]
-    found: dict[str, Path] = {}
-    for file in files:
+def _listed(table: Path) -> list[Path]:
+    """The files that a text names, one a line, relative to it; their names may have bytes that are not UTF-8."""
+    try:
+        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{printable(table)} cannot be read ({error.strerror}): give a text file") from error
+    if "\0" in text:
+        raise UserError(f"{printable(table)} is no list of files in UTF-8: save it as text in UTF-8")
+    lines = (line.strip() for line in text.splitlines())
+    return [table.parent / os.path.expanduser(line) for line in lines if line]
+
+
+def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Every file with a name of its own: its stem, or the whole path of one whose stem another file has too."""
+    stems = Counter(file.stem for file in files)
+    full = (str(file).replace("/", "_").replace(".", "_") for file in files)
+    return [(printable(file.stem if stems[file.stem] == 1 else name), file) for file, name in zip(files, full, strict=True)]
+
+
+def _usable(files: Sequence[Path], size: int) -> set[Path]:
+    """Those that can be read; the others are logged. UserError if none can."""
+    found = set()
+    for file in dict.fromkeys(files):
         try:
             load_image_u8(file, size)
         except UserError as error:
-            logger.warning("left out: %s", error)
+            logger.warning("left out: %s", printable(error))
             continue
-        found[file.stem if names.count(file.stem) == 1 else str(file).replace("/", "_").replace(".", "_")] = file
+        found.add(file)
     if not found:
-        raise UserError(f"none of the {len(files)} pictures can be read, such as {files[0]}")
+        raise UserError(f"none of the {len(files)} pictures can be read, such as {clipped(files[0])}")
     return found
 
 

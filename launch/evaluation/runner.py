@@ -27,9 +27,12 @@ from launch.newest_run import RUNS
 from launch.run_folder import numbered
 from launch.stop import StopRequest
 from stylevar.errors import UserError
+from stylevar.text import check_path
 
 USUAL = RUNS / "eval"
 """Where results go if nothing is said."""
+KEY_BYTES = 200
+"""Of a key in a file's name, which has at most 255."""
 PARTS, SETTINGS, SAMPLES = "parts", "settings.json", "samples.parquet"
 
 
@@ -57,6 +60,8 @@ class ResultsFolder:
 
         Raises UserError if it holds something else, unless `config.overwrite`.
         """
+        if config.out is not None:
+            check_path(config.out, "--out", utf8=True)
         self._methods = methods
         settings = _settings(config, methods, columns, keys)
         self.path = config.out or USUAL
@@ -135,6 +140,7 @@ def _conflict(folder: Path, settings: dict[str, Any]) -> str | None:
 def file_name(key: str) -> str:
     """A key as a file name; keys that differ stay different."""
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in key)[:120]
+    plain = plain.encode()[:KEY_BYTES].decode(errors="ignore")
     return plain if plain == key else f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from stylevar.errors import UserError
 from stylevar.generate import generate
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.sampling import CoupledStreams, TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.text import clipped, shortened
 from stylevar.transformer import StyleVAR
 
+NAME_BYTES = 100
+"""Of a method's name, which becomes a part of files' names."""
 BASELINES = ("copy", "color-transfer", "adain")
 
 
@@ -88,15 +92,18 @@ def usual_methods() -> tuple[Method, ...]:
 def _parse(spec: str, adain: str) -> Method:
     """`adain`: what AdaIN is called in the table, where the user does not say."""
     name, equals, source = spec.partition("=")
-    if not equals:
+    if not equals or os.path.exists(spec):  # a path may have such a sign in it
         if spec in BASELINES:
             return Method(adain if spec == "adain" else spec, spec, None)
-        path = Path(spec)
-        if re.fullmatch(r"[\w-]+", spec) and not path.exists():
+        path = Path(os.path.abspath(spec))
+        if re.fullmatch(r"[\w-]+", spec) and not os.path.exists(path):
             raise UserError(f"--methods {spec}: neither a method ({', '.join(BASELINES)}) nor a file or folder")
-        name, source = (path.parent.name if path.name == "model" else path.stem), spec
+        name = path.parent.name if path.name == "model" else path.stem
+        name, source = shortened(re.sub(r"[^\w.-]", "_", name), NAME_BYTES), spec
     if not re.fullmatch(r"[\w.-]+", name) or not source:
-        raise UserError(f"--methods {spec}: give NAME=CHECKPOINT, with a name of letters, digits and . _ -")
+        raise UserError(f"--methods {clipped(spec)}: give NAME=CHECKPOINT, with a name of letters, digits and . _ -")
+    if shortened(name, NAME_BYTES) != name:
+        raise UserError(f"--methods {clipped(spec)}: give a name of at most {NAME_BYTES} bytes, since it names files")
     if source in BASELINES:
         return Method(name, source, None)
     return Method(adain, name, source) if name == "adain" else Method(name, None, source)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from launch.run_folder import finished_at
 from launch.telemetry import HOST
 from stylevar.errors import UserError
+from stylevar.text import check_path
 
 EVENT = "merge/event/"
 """Prefix of the scalars that mark a merge or a rollback: the rest is the name of what was done."""
@@ -107,6 +108,7 @@ def read_run(path: Path) -> RunRecord:
     """Read a run's folder. UserError if it is none."""
     if not path.is_dir():
         raise UserError(f"{path} is no folder: give the folder of a run, as runs/demo")
+    check_path(path, "run", utf8=True)
     if not (path / "config.yaml").is_file() and not (path / "tensorboard").is_dir():
         raise UserError(f"{path} is no run, it has neither config.yaml nor tensorboard/: give a folder such as runs/demo")
     record = RunRecord(path)

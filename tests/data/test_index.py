@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,11 @@ def test_two_sets_with_the_same_keys_are_refused(out: Path, tmp_path: Path) -> N
     third = index_triplets(expand_shards([out, prepare(tmp_path / "x", dataset="more")]))
     assert third.datasets == ("more", "noise")
     assert [len(third.of_dataset(name)) for name in third.datasets] == [24, 24]
+
+
+def test_a_set_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    out = prepare(tmp_path, 6)
+    moved = out.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    shards = TripletShards(expand_shards([moved]))
+    assert len(shards) == 6
+    assert shards[0].content.shape == (3, 16, 16)

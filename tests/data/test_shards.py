@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from data.shard_writer import EncodedTriplet, write_shard
+from data.index import index_shard
+from data.shard_writer import EncodedTriplet, ShardWriter, write_shard
 from data.shards import BadSample, TripletShards, expand_shards
 from stylevar.errors import UserError
 
@@ -210,3 +212,81 @@ def test_bad_json(tmp_path: Path, meta: bytes) -> None:
     assert caught.value.kind == "bad json"
     with pytest.raises(UserError, match="no usable triplet"):
         shards.validate()
+
+
+def member(name: str, seed: int = 1) -> tuple[str, bytes]:
+    """A member of somebody's own tar: a picture, or JSON if its name says so."""
+    return name, json.dumps(META).encode() if name.endswith("json") else encoded(seed)
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def whole(key: str) -> list[tuple[str, bytes]]:
+    return [member(f"{key}.{part}") for part in ("content.png", "style.png", "target.png", "json")]
+
+
+def test_keys_of_any_script(tmp_path: Path) -> None:
+    names = ["abc", "漢字", "café", "Ünï", "мир", "😀", "zzz"]
+    path = tar_of(tmp_path / "a.tar", [m for name in names for m in whole(name)])
+    shards = TripletShards([path], image_size=SIZE)
+    assert list(shards.keys) == sorted(names)  # UTF-8 sorts as code points do
+    assert [shards[i].key for i in range(len(shards))] == sorted(names)
+    assert shards[0].content.shape == (3, SIZE, SIZE)
+
+
+def test_a_key_whose_bytes_are_not_utf_8_becomes_text(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", whole(b"caf\xe9".decode("utf-8", "surrogateescape")))
+    assert TripletShards([path]).keys == ("caf\\udce9",)
+
+
+def test_keys_are_read_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar_of(tmp_path / "a.tar", whole("café"))
+    monkeypatch.setattr(tarfile, "ENCODING", "iso8859-1")
+    assert TripletShards([path]).keys == ("café",)
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [("./k", "k"), ("train/part.1/k", "train/part.1/k"), ("./v1.0/./k", "v1.0/k"), ("a/k", "a/k")],
+)
+def test_a_key_ends_at_the_first_dot_of_the_file_name(tmp_path: Path, written: str, key: str) -> None:
+    assert TripletShards([tar_of(tmp_path / "a.tar", whole(written))]).keys == (key,)
+
+
+def test_keys_that_differ_by_their_folder(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", whole("v.1/k") + whole("v.2/k"))
+    assert TripletShards([path]).keys == ("v.1/k", "v.2/k")
+
+
+@pytest.mark.parametrize("second", ["k.style.png", "./k.style.png", "k.style.jpg", "k.Style.PNG"])
+def test_two_members_for_one_part_are_refused(tmp_path: Path, second: str) -> None:
+    path = tar_of(tmp_path / "a.tar", [*whole("k"), member(second, 2)])
+    with pytest.raises(UserError, match=r"a\.tar holds a second style of key 'k'"):
+        TripletShards([path])
+
+
+def test_what_macos_adds_to_an_archive_is_no_sample(tmp_path: Path) -> None:
+    extra = [("k/._a.content.png", b"\0"), ("__MACOSX/k/._a.content.png", b"\0"), ("._b.json", b"\0"), (".DS_Store", b"\0")]
+    shards = TripletShards([tar_of(tmp_path / "a.tar", [*extra, *whole("k/a")])])
+    assert shards.keys == ("k/a",)
+
+
+@pytest.mark.parametrize("key", ["漢" * 40, "k" * 150])
+def test_the_writer_says_where_parts_of_long_names_lie(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.tar"
+    with ShardWriter(path) as writer:
+        places = writer.add(EncodedTriplet(key, encoded(1), encoded(2), encoded(3), META, "png"))
+    assert index_shard(path) == {key: places}
+
+
+def test_shards_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9 [v1]")
+    folder.mkdir()
+    assert len(TripletShards([shard(folder)])) == 4

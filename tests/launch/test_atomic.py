@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launch.atomic import file_aside, folder_aside
+from launch.atomic import file_aside, folder_aside, remove
 
 
 @pytest.fixture
@@ -48,3 +48,28 @@ def test_nothing_is_left_of_a_failure(tmp_path):
         pass  # nothing was written
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "name", [b"x" * 255, b"x" * 251 + b".png", "\u6f22".encode() * 85, b"caf\xe9", b".x", b"-x", b"[x] y"]
+)
+def test_any_name_that_a_file_may_have(tmp_path, name):
+    target = tmp_path / os.fsdecode(name)
+    for text in ("old", "new"):
+        with file_aside(target) as aside:
+            assert aside.name.endswith(target.suffix)
+            aside.write_text(text)
+        assert target.read_text() == text
+    target.unlink()
+    for _ in range(2):
+        with folder_aside(target) as folder:
+            (folder / "file").touch()
+    remove(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_long_names_do_not_share_what_is_written_aside(tmp_path):
+    with file_aside(tmp_path / ("x" * 254 + "a")) as one, file_aside(tmp_path / ("x" * 254 + "b")) as other:
+        one.write_text("a")
+        other.write_text("b")
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["a", "b"]

@@ -21,7 +21,7 @@ from launch import eval as program
 from launch.defaults import DEMO_MODEL
 from launch.evaluation import measure, stylizer
 from launch.evaluation.columns import choose_columns
-from launch.evaluation.conditions import PairedSet
+from launch.evaluation.conditions import PairedSet, find_pictures
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
 from launch.evaluation.runner import PARTS, file_name
@@ -200,8 +200,58 @@ def test_without_targets(files, tmp_path, caplog):
     assert "broken.png" in caplog.text
     assert "SSIM (content) ↑" in (tmp_path / "out" / "summary.md").read_text()
     one_style = config(files, tmp_path / "zip", content=content, style=files / "style" / "s0.png", pairing="zip")
-    with pytest.raises(UserError, match="zip: 2 usable contents and 1 styles"):
+    with pytest.raises(UserError, match="zip: 3 contents and 1 styles"):
         program.main(one_style)
+
+
+def test_pictures_of_any_name(files, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xe9 [v1]")
+    odd.mkdir()
+    for name in (b"caf\xe9", b"[1] -x", "漢".encode() * 83, b"x" * 251):
+        tiny.picture(1, 20).save(odd / os.fsdecode(name + b".png"))
+    settings = config(files, tmp_path / "out", content=odd, style=files / "style" / "s0.png", pairing="all")
+    program.main(settings)
+    rows = table(tmp_path / "out")
+    assert rows["key"] == sorted(["[1] -x__s0", "caf\\udce9__s0", f"{'漢' * 83}__s0", f"{'x' * 251}__s0"])
+    assert len(list((tmp_path / "out" / "images" / "one").iterdir())) == 4
+
+
+def test_a_list_of_files(files, tmp_path):
+    names = ["caf\udce9.png", "plain.png"]
+    for name in names:
+        tiny.picture(1, 20).save(tmp_path / name)
+    lines = [*names, "~nobody_of_that_name/x.png", "x" * 5000]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode("\r\n".join(lines)))
+    assert [path.name for path in find_pictures(tmp_path / "list.txt")[:2]] == names
+    program.main(config(files, tmp_path / "out", content=tmp_path / "list.txt", style=files / "style" / "s0.png"))
+    assert table(tmp_path / "out")["key"] == ["caf\\udce9__s0", "plain__s0"]
+    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(UserError, match="no list of files in UTF-8"):
+        find_pictures(tmp_path / "list.txt")
+
+
+def test_pictures_that_are_not_read_are_told(files, tmp_path, caplog):
+    tiny.picture(1, 20).save(tmp_path / "a.png")
+    (tmp_path / "b.heic").touch()
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert "b.heic: .heic files are not read" in caplog.text
+
+
+def test_pairs_stay_together_when_a_picture_is_left_out(files, tmp_path):
+    for folder, broken in {"c": "0.png", "s": "2.png"}.items():
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            tiny.picture(number, 20).save(tmp_path / folder / f"{number}.png")
+        (tmp_path / folder / broken).write_bytes(b"no picture")
+    program.main(config(files, tmp_path / "out", content=tmp_path / "c", style=tmp_path / "s", pairing="zip"))
+    assert table(tmp_path / "out")["key"] == ["1__1"]
+
+
+def test_results_go_to_a_folder_that_can_hold_them(files, tmp_path):
+    for name, message in {b"x" * 256: "has 256 bytes", b"caf\xe9": "is not UTF-8"}.items():
+        with pytest.raises(UserError, match=message):
+            program.main(config(files, tmp_path / os.fsdecode(name)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_of_another_size_are_refused(files, tmp_path):
@@ -241,6 +291,10 @@ def test_methods_by_their_names(files, tmp_path):
         Method("b", None, "b.pth"),
     )
     assert parse_methods(config(files, tmp_path, checkpoint="b.pth")) == (Method("b", None, "b.pth"),)
+    (tmp_path / "lr=1").mkdir()
+    (tmp_path / "lr=1" / "my model.pth").touch()
+    assert [method.name for method in parsed(str(tmp_path / "lr=1" / "my model.pth"))] == ["my_model"]
+    assert [len(method.name) for method in parsed(f"{'x' * 200}.pth")] == [100]
     for specs, message in {(): "at least one", ("copy", "copy"): "two are named copy", ("=x",): "NAME=CHECKPOINT"}.items():
         with pytest.raises(UserError, match=message):
             parsed(*specs)
@@ -260,6 +314,9 @@ def test_file_names_stay_apart():
     assert file_name("a-b_1") == "a-b_1"
     assert file_name("a/b") != file_name("a:b")
     assert "/" not in file_name("a/b")
+    long = [file_name("漢" * 100 + end) for end in "ab"]
+    assert long[0] != long[1]
+    assert max(len(name.encode()) for name in long) < 240
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import hub_server
@@ -23,6 +25,7 @@ REPO = "owner/model"
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub of its own with an empty cache, a valid token, and no word to the real one."""
+    monkeypatch.setattr("stylevar.hub.ANSWER_SECONDS", 600.0)  # on a busy machine, too
     with hub_server.serve() as hub:
         point_at(monkeypatch, hub.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -110,12 +113,54 @@ def test_a_hub_out_of_reach(hub: Hub, weights, monkeypatch):
     push(weights)
     load_pair(REPO, REPO)
     point_at(monkeypatch, "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
+    waits: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waits.append)  # between attempts
     assert_same(load_pair(REPO, REPO)[1].state_dict(), tiny.build().state_dict())
-    with refused("cannot get model.safetensors of owner/unknown from http://127.0.0.1:9", "network"):
+    with refused(
+        "cannot get model.safetensors of owner/unknown from http://127.0.0.1:9",
+        f"not in the cache {constants.HF_HUB_CACHE}",
+        "check the network",
+        "HF_HUB_OFFLINE=1",
+    ):
         fetch("owner/unknown", "model.safetensors")
+    assert waits == []
     with refused("cannot reach the hub at http://127.0.0.1:9", "network"):
         push(weights)
+
+
+def test_a_hub_that_hangs_up_is_asked_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("stylevar.hub.ANSWER_SECONDS", 600.0)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    calls = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    caller = server.accept()[0]
+                except OSError:
+                    return
+                calls.append(caller.recv(100))
+                caller.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        point_at(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}")
+        for file in ("model.safetensors", "config.json"):
+            with refused(f"cannot get {file} of owner/unknown", "HF_HUB_OFFLINE=1"):
+                fetch("owner/unknown", file)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_a_hub_that_says_nothing_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr("stylevar.hub.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        point_at(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}")
+        with refused("owner/unknown", "HF_HUB_OFFLINE=1"):
+            fetch("owner/unknown", "model.safetensors")
 
 
 def test_refusals(hub: Hub, weights, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -221,6 +222,48 @@ def test_bad_numbers_are_one_line_and_code_2(flag, value, tmp_path, monkeypatch,
         cli.exit_code(lambda: cli.run(infer.main, infer.InferConfig))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {flag} {value}" if flag != "--top-p" else "error: --top-k")
+
+
+ODD_NAMES = {
+    b"caf\xe9": "caf_",
+    b"me [1]{a,b}*": "me [1]{a,b}*",
+    b"-x": "-x",
+    b"a.b..c": "a.b..c",
+    "\u6f22\u5b57".encode(): "\u6f22\u5b57",
+    b"x" * 251: None,  # with its ending all that a file system takes
+}
+
+
+def test_any_name_that_a_file_may_have(files, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xe9 [v1]")
+    folder.mkdir()
+    for name in ODD_NAMES:
+        tiny.picture(1).save(folder / os.fsdecode(name + b".png"))
+    (folder / os.fsdecode(b"broken\xff.png")).touch()
+    infer.main(config(files, folder / "out", content=folder, style=files / "style/x.png"))
+    results = {p.name for p in (folder / "out").iterdir()}
+    assert {f"{name}__x.png" for name in ODD_NAMES.values() if name} < results
+    assert len(results) == len(ODD_NAMES) + 2  # the grid, and failed.csv
+    assert "broken\\udcff.png" in (folder / "out" / "failed.csv").read_text(encoding="utf-8")
+
+
+def test_a_result_of_any_name(files, tmp_path):
+    one = {"content": files / "content/a.png", "style": files / "style/x.png", "best_of": 2}
+    for name in (b"caf\xe9.png", b"x" * 251 + b".png"):
+        folder = tmp_path / str(len(name))
+        infer.main(config(files, folder / os.fsdecode(name), **one))
+        assert {path.suffix for path in folder.iterdir()} == {".png", ".csv"}
+        assert len(list(folder.iterdir())) == 3
+    with pytest.raises(UserError, match="the name has 256 bytes"):
+        infer.main(config(files, tmp_path / f"{'x' * 252}.png", **one))
+
+
+def test_pictures_that_are_not_read_are_named_at_the_end(files, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    tiny.picture(1).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "phone.heic").touch()
+    infer.main(config(files, tmp_path / "out", content=tmp_path / "in"))
+    assert "phone.heic: .heic files are not read" in capsys.readouterr().err
 
 
 def test_bf16_changes_few_pixels_and_no_file(files, tmp_path):

@@ -106,6 +106,30 @@ def test_merges_folders_and_files(run, tmp_path):
     load_pair(str(tmp_path / "folder"), str(tmp_path / "folder"))
 
 
+def test_files_and_folders_of_any_name(run, tmp_path):
+    source = tmp_path / "[v1] *.漢"
+    shutil.copytree(run / "model", source)
+    expected = {name: final(run)[name] for name in tiny.build().state_dict()}
+    for number, name in enumerate(("-x.pth", ".x.safetensors", "x" * 251 + ".pth", "\udce9.pth", "[a] b.safetensors")):
+        out = tmp_path / str(number) / name
+        state = released(source, out)
+        assert_same({key: state[key] for key in expected}, expected)
+    merge.main(ReleaseConfig(str(source), tmp_path / "release-1.0"))
+    assert (tmp_path / "release-1.0" / "model.safetensors").is_file()
+
+
+def test_names_that_cannot_be_written_or_read(run, tmp_path):
+    source = tmp_path / "\udce9"
+    shutil.copytree(run / "model", source)
+    with refused("is not UTF-8", "rename the folder"):
+        released(source, tmp_path / "out.pth")
+    with refused("is not UTF-8"):
+        released(run / "model", tmp_path / "\udce9.safetensors")
+    with refused("has 256 bytes"):
+        released(run / "model", tmp_path / f"{'x' * 252}.pth")
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
 def test_an_sft_run(tmp_path):
     """Its checkpoints are whole models already."""
     sft = tmp_path / "sft"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,62 @@ def test_items_made_ahead_are_the_same_and_errors_come_through() -> None:
     assert next(items) == 1
     with pytest.raises(UserError, match="the disk is gone"):
         next(items)
+
+
+def test_pictures_in_formats_that_are_not_read_are_told(folder: Path) -> None:
+    failures = Failures()
+    for name in ("IMG_1.HEIC", "b.avif", "._b.avif", "notes.md", "Thumbs.db", "desktop.ini", "._cat.png"):
+        (folder / name).touch()
+    assert names(find_pictures([folder], failures), folder) == ["cat.jpg", "cat.png", "dog.PNG"]
+    assert list(failures.reasons) == [str(folder / "IMG_1.HEIC"), str(folder / "b.avif")]
+    assert failures.reasons[str(folder / "b.avif")].endswith("b.avif: .avif files are not read; convert it to JPEG or PNG")
+
+
+def test_a_folder_of_pictures_that_are_not_read(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.heic").touch()
+    with pytest.raises(UserError, match=r"no picture in .*, and the 3 such as 0\.heic are not read"):
+        find_pictures([tmp_path])
+
+
+def test_paths_that_no_file_system_takes_do_not_exist() -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        find_pictures([Path("x" * 5000)])
+
+
+@pytest.mark.parametrize("cell", ["~nobody_of_that_name/x.png", "x" * 5000, "a\0b.png"])
+def test_a_cell_that_is_no_path_costs_its_own_line_only(folder: Path, cell: str) -> None:
+    failures = Failures()
+    pairs = read_pairs(table(folder, f"content,style\ndog.PNG,{cell}\n{cell},dog.PNG\ndog.PNG,cat.jpg\n"), failures)
+    assert [pair.name for pair in pairs] == ["dog__cat"]
+    assert [reason.endswith(" does not exist") for reason in failures.reasons.values()] == [True, True]
+    assert max(map(len, failures.reasons.values())) < 600
+
+
+def test_a_long_name_is_shortened_the_same_way_in_any_batch() -> None:
+    files = [Path(f"{'x' * 200}{number}.png") for number in range(2)]
+    assert list(unique_names(files)) == [next(iter(unique_names([file]))) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        (os.fsdecode(b"caf\xe9"), "caf_"),
+        ("me [1]", "me [1]"),
+        ("-x", "-x"),
+        (".hidden", "_hidden"),
+        ("two\nlines", "two_lines"),
+        ("漢字", "漢字"),
+    ],
+)
+def test_names_of_results_are_safe(stem: str, name: str) -> None:
+    assert list(unique_names([Path(f"{stem}.png")])) == [name]
+
+
+def test_failures_with_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    failures, record = Failures(), tmp_path / "failed.csv"
+    name = os.fsdecode(b"caf\xe9.png")
+    failures.add(name, f"{name} is broken")
+    failures.write(record)
+    assert record.read_text(encoding="utf-8").splitlines()[1] == "caf\\udce9.png,caf\\udce9.png is broken"
+    assert failures.lines(record)[1].encode() == b"  caf\\udce9.png is broken"

@@ -158,6 +158,36 @@ def test_pairs_are_conditions_without_a_target(tmp_path, monkeypatch, capsys):
     assert "--count 100: must be between 1 and the 40 combinations" in capsys.readouterr().err
 
 
+def test_a_source_with_names_of_any_kind(tmp_path, monkeypatch, capsys):
+    source = tmp_path / os.fsdecode(b"\xe9 [v1]")
+    for role in ("content", "style", "target"):
+        (source / role).mkdir(parents=True)
+        for number, name in enumerate((b"caf\xe9.png", b"[1] -x.png", "漢字.png".encode(), b"x" * 251 + b".png")):
+            (source / role / os.fsdecode(name)).write_bytes(tiny.png(number, 40))
+        (source / role / "._a.png").touch()
+    (source / "content" / os.fsdecode(b"alone\xff.png")).write_bytes(tiny.png(0, 40))
+    out = tmp_path / "out [v1]"
+    argv = ["folder", source, "--out", out, *SMALL, "--max-reject-share", "0.5"]
+    assert main(monkeypatch, *argv) == 0, capsys.readouterr().err
+    names = pq.read_table(out / MANIFEST)["content_name"].to_pylist()
+    assert sorted(names) == sorted(f"content/{n}.png" for n in ("caf\\udce9", "[1] -x", "漢字", "x" * 251))
+    assert pq.read_table(out / REJECTS)["name"].to_pylist() == ["alone\\udcff"]
+    assert main(monkeypatch, "check", out, "--workers", "1") == 0
+
+
+def test_a_set_goes_to_a_folder_that_can_hold_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    for name, message in {b"x" * 256: "has 256 bytes", b"caf\xe9": "is not UTF-8"}.items():
+        for role in ("content", "style", "target"):
+            (tmp_path / "in" / role).mkdir(exist_ok=True)
+            (tmp_path / "in" / role / "a.png").write_bytes(tiny.png(1, 40))
+        assert main(monkeypatch, "folder", tmp_path / "in", "--out", tmp_path / os.fsdecode(name), *SMALL) == 2
+        assert message in capsys.readouterr().err
+    assert main(monkeypatch, "folder", tmp_path / "in", "--out", tmp_path / "o", "--dataset", "x" * 41, *SMALL) == 2
+    assert "at most 40 characters" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_tokens_on_the_way(tmp_path, monkeypatch, capsys):
     omnistyle(tmp_path / "in")
     _, vae = tiny.save(tmp_path / "model")

@@ -218,6 +218,18 @@ def test_names_are_no_markup(copy):
     assert "<b>odd & run" in page.text
 
 
+@pytest.mark.parametrize("name", ["[v1] {a,b} *", "-x", ".x.y", "漢" * 85])
+def test_a_run_of_any_name(copy, name):
+    odd = copy.rename(copy.parent / name)
+    assert name in page_of(odd).text
+    assert "no event file" not in page_of(odd).text
+
+
+def test_a_name_that_tensorboard_cannot_read(copy):
+    with refused("is not UTF-8", "rename the folder"):
+        report.main(ReportConfig(copy.rename(copy.parent / "\udce9")))
+
+
 def test_an_sft_run(tmp_path):
     run = RunFolder.create(tmp_path / "sft", to_plain(SftConfig(shards=("a",), steps=40)))
     telemetry = Telemetry(run)

@@ -51,9 +51,20 @@ def test_not_writable(tmp_path):
         RunFolder.create(tmp_path / "file" / "run", {})
 
 
-def test_a_name_that_no_file_system_takes(tmp_path):
-    with pytest.raises(UserError, match=r"is not writable \(File name too long\): choose another --runs or --name"):
-        RunFolder.create(tmp_path / ("x" * 260), {})
+@pytest.mark.parametrize("name", ["[v1] {a,b} *", "-x", ".x.y", "漢" * 85])
+def test_a_run_of_any_name(tmp_path, name):
+    run = RunFolder.create(tmp_path / name, {})
+    save(run, 3)
+    found = find_resume(str(run.path), tmp_path)
+    assert found is not None
+    assert found.step == 3
+
+
+@pytest.mark.parametrize(("name", "words"), [("x" * 256, "has 256 bytes"), ("\udce9", "is not UTF-8")])
+def test_names_that_a_run_cannot_have(tmp_path, name, words):
+    with pytest.raises(UserError, match=words):
+        RunFolder.create(tmp_path / name, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_permission(tmp_path, monkeypatch):

@@ -30,6 +30,24 @@ def trainer_form(model):
     return {"epoch": 3, "iter": 7, "args": {"depth": 2}, "trainer": inner}
 
 
+def named(state, *changes):
+    """`state` with parts of its names replaced."""
+    found = copied(state)
+    for old, new in changes:
+        found = {key.replace(old, new): value for key, value in found.items()}
+    return found
+
+
+def fsdp_form(model):
+    inner = named(model.state_dict(), (".attn.", "._fsdp_wrapped_module.attn."))
+    return {"model": {f"_fsdp_wrapped_module.{key}": value for key, value in inner.items()}}
+
+
+def lightning_form(model):
+    both = {**copied(model.state_dict(), "model."), **copied(model.vae.state_dict(), "vae.")}
+    return {"state_dict": both, "pytorch-lightning_version": "2.4.0", "loops": {}, "epoch": 1}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -37,9 +55,14 @@ def trainer_form(model):
         lambda m: copied(m.state_dict()),
         lambda m: {"model": copied(m.state_dict(), "module.")},
         lambda m: {"state_dict": {"model": copied(m.state_dict(), "_orig_mod.module.")}},
+        lambda m: named(m.state_dict(), ("blocks.0.", "blocks.0._orig_mod."), ("head.", "_orig_mod.head.")),
+        lambda m: named(m.state_dict(), ("blocks.1.", "blocks.1._checkpoint_wrapped_module.")),
+        lambda m: {"model": copied(m.state_dict()), "state_dict": copied(m.state_dict(), "module.")},
+        fsdp_form,
+        lightning_form,
         trainer_form,
     ],
-    ids=["model", "bare", "ddp", "compiled", "trainer"],
+    ids=["model", "bare", "ddp", "compiled", "inner compiled", "recomputed", "twice", "fsdp", "lightning", "trainer"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_forms(model, vae_file, tmp_path, wrap, zipped):
@@ -51,9 +74,10 @@ def test_torch_forms(model, vae_file, tmp_path, wrap, zipped):
     assert loaded.arch == model.arch
 
 
-def test_one_trainer_file_holds_both(model, tmp_path):
+@pytest.mark.parametrize("form", [trainer_form, lightning_form])
+def test_one_trainer_file_holds_both(model, tmp_path, form):
     path = tmp_path / "trainer.pth"
-    torch.save(trainer_form(model), path)
+    torch.save(form(model), path)
     vae, loaded = load_pair(str(path), str(path))
     assert_same(vae.state_dict(), model.vae.state_dict())
     assert_same(loaded.state_dict(), model.state_dict())

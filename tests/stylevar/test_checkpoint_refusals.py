@@ -121,3 +121,47 @@ def test_code_in_a_pickle_is_not_run(tmp_path, model, zipped):
     with refused("evil.pth holds more than tensors", "open", "safetensors"):
         read_model_state(path)
     assert not marker.exists()
+
+
+def changed(model):
+    state = copied(model.state_dict())
+    state["head.bias"] += 1
+    return state
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda m: {"model": copied(m.state_dict()), "ema": changed(m)},
+        lambda m: {"state_dict": {**copied(m.state_dict(), "model."), **copied(changed(m), "ema.")}},
+    ],
+    ids=["nested", "flat"],
+)
+def test_a_file_with_two_models_is_refused(model, vae_file, tmp_path, content):
+    torch.save(content(model), tmp_path / "two.pth")
+    with refused("two.pth holds 2 different models", "model", "ema", "alone"):
+        load_pair(str(tmp_path / "two.pth"), vae_file)
+
+
+def test_names_that_become_one_are_refused(model, vae_file, tmp_path):
+    state = copied(model.state_dict())
+    torch.save({**state, "_orig_mod.head.bias": state["head.bias"] + 1}, tmp_path / "two.pth")
+    with refused("two.pth holds head.bias twice"):
+        load_pair(str(tmp_path / "two.pth"), vae_file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["head.weight", "blocks.1.attn.scale_mul_1H11", "style_encoder.1.running_var"])
+def test_weights_that_are_not_finite_are_refused(model, vae_file, tmp_path, key, value):
+    state = copied(model.state_dict())
+    state[key].view(-1)[-1] = value
+    with refused("bad.pth holds values of", re.escape(key), "not finite", "earlier checkpoint"):
+        load_pair(saved(state, tmp_path), vae_file)
+
+
+def test_a_tokenizer_that_is_not_finite_is_refused(model, tmp_path):
+    state = copied(model.vae.state_dict())
+    state["decoder.conv_in.bias"][0] = float("nan")
+    save_file(state, tmp_path / "vqvae.safetensors")
+    with refused(r"vqvae\.safetensors holds values of decoder\.conv_in\.bias", "not finite"):
+        load_vae(str(tmp_path), model.arch)

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from icc_profiles import PROPHOTO, gamma_curve, matrix_profile
 from PIL import Image
 
 from data.convert.picture import PictureConfig, prepare_picture
@@ -39,3 +40,11 @@ def test_a_bomb_and_a_cut_picture_are_refused():
         prepare_picture(png(Image.new("1", (20_000, 20_000))), PictureConfig())
     with pytest.raises(UnusableImage, match="unreadable"):
         prepare_picture(thirds()[:100], PictureConfig())
+
+
+def test_a_colour_profile_is_converted_and_not_passed_on():
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), (153, 75, 45)).save(out, "PNG", icc_profile=matrix_profile(PROPHOTO, gamma_curve(1.8)))
+    jpeg = prepare_picture(out.getvalue(), PictureConfig(size=32)).jpeg
+    assert decode_u8(jpeg)[:, 16, 16].tolist() == pytest.approx([220, 60, 50], abs=5)
+    assert "icc_profile" not in Image.open(io.BytesIO(jpeg)).info

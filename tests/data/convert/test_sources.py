@@ -133,3 +133,71 @@ def test_pairs_are_different_and_the_same_every_time(tmp_path):
     first, second = (read(folder.pair_blocks(tmp_path / "c", tmp_path / "s", 5, 0, 2))[0] for _ in range(2))
     assert first == second
     assert len(set(first)) == 5
+
+
+LITTER = ("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "ehthumbs.db")
+
+
+def test_what_desktops_leave_in_folders_is_no_picture_and_no_reject(tmp_path):
+    for role in ("content", "style", "target"):
+        (tmp_path / role).mkdir()
+        for name in ("a.png", *LITTER):
+            (tmp_path / role / name).write_bytes(role.encode())
+        mac = tmp_path / "__MACOSX" / role
+        mac.mkdir(parents=True)
+        (mac / "a.png").touch()
+    assert read(folder.blocks(tmp_path, 5)) == ([(b"content", b"style", b"target")], {})
+    assert len(read(folder.pair_blocks(tmp_path / "content", tmp_path / "style", 1, 0, 2))[0]) == 1
+
+
+def test_what_desktops_leave_in_archives_is_no_picture_and_no_reject(tmp_path):
+    litter = {f"d/{name}": b"\0" for name in LITTER} | {"__MACOSX/d/._1.json": b"\0", "__MACOSX/d/a.png": b"\0"}
+    record = json.dumps({"image_1": "a.png", "image_2": "b.png", "image_4": "c.png"}).encode()
+    files = {"d/._1.json": b"\0", "d/1.json": record, "d/a.png": b"a", "d/b.png": b"b", "d/c.png": b"c"}
+    (tmp_path / "1700000000.tar.gz").write_bytes(tar_bytes(litter | files, "w:gz"))
+    (tmp_path / "._1700000000.tar.gz").write_bytes(b"\0")
+    assert read(imagepulse.blocks(tmp_path)) == ([(b"a", b"b", b"c")], {})
+    for name, data in {"content": b"c", "style": b"s"}.items():
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes({f"{name}/a.png": data, f"{name}/._a.png": b"\0"}))
+    (tmp_path / "target.tar").write_bytes(tar_bytes({"target/a.png&&a.png.png": b"t", "target/._a.png&&a.png.png": b"\0"}))
+    assert read(omnistyle.blocks(tmp_path, 5)) == ([(b"c", b"s", b"t")], {})
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"x")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    (tmp_path / "set").mkdir()
+    for role in ("content", "style", "target"):
+        (tmp_path / "set" / role).symlink_to(tmp_path / "elsewhere")
+    pictures, _ = read(folder.blocks(tmp_path / "set", 5))
+    assert (b"x", b"x", b"x") in pictures
+
+
+def test_of_two_members_with_one_name_the_second_is_rejected(tmp_path):
+    def twice(name: str, files: dict[str, bytes], mode: str = "w") -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode=mode) as tar:
+            for member, data in [*files.items(), (name, b"another")]:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return out.getvalue()
+
+    source = omnistyle_source(tmp_path, {f"été.png&&{STYLE}.jpg": b"t"})
+    (source / "content.tar").write_bytes(twice("./content/été.png", {"content/été.png": b"e"}))
+    assert read(omnistyle.blocks(source, 9)) == ([(b"e", b"s", b"t")], {"content/été.png": "same name twice"})
+    (tmp_path / "pulse").mkdir()
+    record = json.dumps({"image_1": "a.png", "image_2": "b.png", "image_4": "c.png"}).encode()
+    files = {"1.json": record, "a.png": b"a", "b.png": b"b", "c.png": b"c"}
+    (tmp_path / "pulse" / "1.tar.gz").write_bytes(twice("a.png", files, "w:gz"))
+    assert read(imagepulse.blocks(tmp_path / "pulse")) == ([(b"a", b"b", b"c")], {"a.png": "same name twice"})
+
+
+def test_archives_of_any_name_get_keys_of_their_own(tmp_path):
+    for name in ("漢字", "漢子", "x" * 200, "x" * 201, "1700000000", "my set"):
+        (tmp_path / f"{name}.tar.gz").write_bytes(tar_bytes({}, "w:gz"))
+    names = [block.name for block in imagepulse.blocks(tmp_path)]
+    assert len(set(names)) == 6
+    assert max(map(len, names)) <= len("imagepulse-") + 40
+    assert {"imagepulse-1700000000", "imagepulse-my_set"} < set(names)

@@ -181,5 +181,5 @@ def test_names_and_alpha():
     assert [build_baseline(name).name for name in BASELINES] == ["copy", "color-transfer", "adain-lite"]
     with pytest.raises(UserError, match=r"unknown method 'gatys': choose one of copy, color-transfer, adain"):
         build_baseline("gatys")
-    with pytest.raises(UserError, match=r"--adain-alpha 1\.5: must lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"^adain_alpha 1\.5: must lie in \[0, 1\]"):
         build_baseline("adain", adain_alpha=1.5)
