@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,11 +19,12 @@ import ray
 import tyro
 
 from data.shards import TripletShards, expand_shards
-from launch.cli import exit_code
+from launch.cli import about, exit_code
 from launch.cluster.distributed import DistributedRun
 from launch.cluster.join import join_cluster
 from launch.cluster.learner_group import LearnerLost
 from launch.colocated_actor import ColocatedActor
+from launch.commands import continuing, lasting, loss_warning, quoted
 from launch.config import GrpoConfig, default_for, load_config, to_plain
 from launch.heldout import before_after, compare
 from launch.loop import Progress, score_heldout, train
@@ -50,7 +51,7 @@ def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
 
 
 def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
-    return tyro.cli(tyro.conf.OmitArgPrefixes[GrpoConfig], description=__doc__, default=default, args=argv)
+    return tyro.cli(tyro.conf.OmitArgPrefixes[GrpoConfig], description=about(__doc__), default=default, args=argv)
 
 
 def preflight(config: GrpoConfig, point: ResumePoint | None) -> None:
@@ -81,6 +82,8 @@ def main(config: GrpoConfig, point: ResumePoint | None) -> None:
     if config.plan.wanted:
         print(plan(config))
         return
+    if (warning := loss_warning(config.runs)) is not None:
+        print(warning, file=sys.stderr)
     stop = StopRequest()
     try:
         run = execute(config, point, start_worker(config, stop), stop)
@@ -105,22 +108,30 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: St
         keep = config.monitor.keep_checkpoints
         # Only now: a run that cannot start leaves no folder behind.
         run = RunFolder.open(path, keep) if point else RunFolder.create(path, to_plain(config), keep)
-        print(f"run {path}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-        for losses in itertools.count(1):
-            try:
-                finished = advance(config, run, worker, stop, point)
-                break
-            except LearnerLost as lost:
-                point = after_loss(config, worker, lost, losses)
-        print(worker.summary(), end="")
-        if not finished:
-            print(f"stopped; continue with: python launch/grpo.py --resume {path}")
-            sys.exit(STOPPED)
-        with run.final_model() as folder:
-            worker.save_policy(folder)
+        print(f"run {lasting(path)}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        try:
+            for losses in itertools.count(1):
+                try:
+                    finished = advance(config, run, worker, stop, point)
+                    break
+                except LearnerLost as lost:
+                    point = after_loss(config, worker, lost, losses)
+            print(worker.summary(), end="")
+            if not finished:
+                stopped(run)
+            with run.final_model() as folder:
+                worker.save_policy(folder)
+        except KeyboardInterrupt:  # outside the training steps, or the second one
+            stopped(run)
     finally:
         worker.close()
     return run
+
+
+def stopped(run: RunFolder) -> NoReturn:
+    """Say how to go on from what is saved, and end."""
+    print(f"stopped; continue with: {continuing('grpo.py', run.path)}")
+    sys.exit(STOPPED)
 
 
 def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None) -> bool:
@@ -158,7 +169,7 @@ def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, losses: int) 
     path = config.runs / config.name
     raise UserError(
         f"{lost}, and the learners were restarted --max-restarts {config.cluster.max_restarts} times already: mend the "
-        f"cause, then continue with --resume {path}"
+        f"cause, then continue with {quoted('--resume', lasting(path))}"
     )
 
 
@@ -170,10 +181,10 @@ def report(config: GrpoConfig, run: RunFolder) -> None:
     shards = TripletShards(expand_shards([config.heldout]))
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
     picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
-    print(f"picture      {picture}")
-    print(f"model        {run.path / 'model'}")
-    print(f"run          {run.path}")
-    print(f"TensorBoard  tensorboard --logdir {run.path.parent}")
+    print(f"picture      {lasting(picture)}")
+    print(f"model        {lasting(run.path / 'model')}")
+    print(f"run          {lasting(run.path)}")
+    print(f"TensorBoard  {quoted('tensorboard', '--logdir', lasting(run.path.parent))}")
 
 
 def cli(argv: list[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from data.mixture import MixtureOrder
 from data.shards import TripletShards
 from launch import cli
 from launch.atomic import file_aside, folder_aside
+from launch.commands import continuing, lasting, loss_warning, quoted
 from launch.device import choose_device
 from launch.grids import GridRow, draw_grid
 from launch.run_folder import ResumePoint, RunFolder
@@ -248,13 +249,21 @@ def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
 
 def main() -> None:
     def body() -> None:
-        config, point = parse(sys.argv[1:], __doc__)
-        folder = train(config, point)
+        config, point = parse(sys.argv[1:], cli.about(__doc__))
+        run = point.run if point else Path(config.runs) / config.name
+        if (warning := loss_warning(run)) is not None:
+            print(warning, file=sys.stderr)
+        try:
+            folder = train(config, point)
+        except KeyboardInterrupt:  # outside the training steps, or the second one
+            if not run.exists():
+                raise
+            folder = None
         if folder is None:
-            run = point.run if point else Path(config.runs) / config.name
-            print(f"stopped; continue with: python launch/sft.py --resume {run}")
+            print(f"stopped; continue with: {continuing('sft.py', run)}")
             sys.exit(STOPPED)
-        print(f"the model is {folder}, the curves: tensorboard --logdir {folder.parent / 'tensorboard'}")
+        curves = quoted("tensorboard", "--logdir", lasting(folder.parent / "tensorboard"))
+        print(f"the model is {lasting(folder)}, the curves: {curves}")
 
     cli.exit_code(body)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
@@ -24,6 +23,7 @@ from launch.sft_config import SftConfig
 from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
+from stylevar.processes import starting_workers
 from stylevar.transformer import StyleVAR
 
 BatchT = TypeVar("BatchT", covariant=True)
@@ -107,10 +107,9 @@ def load_steps(batches: Numbered[BatchT], start: int, steps: int, workers: int) 
         ahead = {"prefetch_factor": PREFETCHED, "multiprocessing_context": context}
     numbers = range(start * batches.per_step, steps * batches.per_step)
     source = cast(Dataset, batches)  # all that a loader asks of one is __getitem__
-    loader = DataLoader(
-        source, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_leave_signals, **ahead
-    )
-    items = iter(loader)
+    loader = DataLoader(source, None, sampler=numbers, num_workers=workers, collate_fn=_unchanged, **ahead)
+    with starting_workers():
+        items = iter(loader)
     for _ in range(start, steps):
         some = []
         for _ in range(batches.per_step):
@@ -130,11 +129,6 @@ def loader_workers(config: SftConfig, data: SftData) -> int:
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _leave_signals(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_order(

@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch import cli
+from launch.commands import quoted
+from launch.stop import STOPPED, StopRequest
 from learner.tokenizer import CodeRevival, tokenizer_loss
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
@@ -132,7 +134,8 @@ def main(config: TrainVqvaeConfig) -> None:
     )
     steps = min(config.steps, config.stop_at or config.steps)
     bar, started = tqdm(range(steps), desc="vqvae"), time.monotonic()
-    for step in bar:
+    stop, done = StopRequest(), 0
+    for step in stop.until_requested(bar):
         rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         optimizer.param_groups[0]["lr"] = config.lr * rate
         picked = images[torch.randint(len(images), (config.batch,))]
@@ -148,6 +151,7 @@ def main(config: TrainVqvaeConfig) -> None:
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - decay)
         revival.count(loss.tokens)
+        done = step + 1
         if step % config.revive_every == config.revive_every - 1 and step < config.steps * 2 / 3:
             used = revival.used_share
             revival.revive(vae, batch)
@@ -160,13 +164,16 @@ def main(config: TrainVqvaeConfig) -> None:
     metrics = {
         "psnr_photographs_db": psnr(average, heldout_content),
         "psnr_stylised_db": psnr(average, heldout_target),
-        "steps": steps,
+        "steps": done,
         "minutes": (time.monotonic() - started) / 60,
     }
     save_vae(average, config.out / "vqvae.safetensors")
     save_picture(average, heldout_content, heldout_target, config.out / "reconstructions.png")
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics))
+    if done < steps:
+        print(f"stopped early; go on with {quoted('--init', config.out / 'vqvae.safetensors')} and another --out")
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":
