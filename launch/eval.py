@@ -84,8 +84,12 @@ def _rank_by(config: EvalConfig, columns: tuple[Column, ...]) -> tuple[str, bool
 
 def cli(argv: list[str] | None = None) -> None:
     """The program; `argv` is the command line by default."""
-    logging.basicConfig(format="%(message)s")
-    exit_code(lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[EvalConfig], description=about(__doc__), args=argv)))
+
+    def body() -> None:
+        logging.basicConfig(format="%(message)s")  # not earlier: it keeps the standard error that it finds
+        main(tyro.cli(tyro.conf.OmitArgPrefixes[EvalConfig], description=about(__doc__), args=argv))
+
+    exit_code(body)
 
 
 if __name__ == "__main__":
