@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from launch.cli import about
 from launch.commands import JOB_CONFIG, command, continuing, lasting, loss_warning, quoted
 
 PROGRAMS = ["grpo", "sft", "eval", "infer", "merge", "prepare", "bench", "report", "train_adain", "train_vqvae", "demo_app"]
+CONFIGS = {"InferConfig", "ReleaseConfig", "ReportConfig", "TrainVqvaeConfig", "AppConfig"}
+"""Of programs whose flags come from `cli.run`."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,19 +64,14 @@ def test_help_keeps_every_example_on_a_line_of_its_own(name, monkeypatch, capsys
     assert examples
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
     monkeypatch.setenv("COLUMNS", "200")
-    program = vars(module).get("cli" if name in ("grpo", "eval") else "main")
+    main = vars(module).get("cli" if name in ("grpo", "eval") else "main")
+    kind = next((value for key, value in vars(module).items() if key in CONFIGS), None)
+    program = main if kind is None else partial(module.cli.run, main, kind)
     with pytest.raises(SystemExit):
-        if name in ("infer", "merge", "report", "train_vqvae", "demo_app"):  # `python launch/NAME.py` adds the flags
-            kind = next(value for key, value in vars(module).items() if key in CONFIGS)
-            module.cli.run(program, kind)
-        else:
-            program()
+        program()
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     for example in examples:
         assert example in lines
-
-
-CONFIGS = {"InferConfig", "ReleaseConfig", "ReportConfig", "TrainVqvaeConfig", "AppConfig"}
 
 
 def test_only_commands_are_set_apart():

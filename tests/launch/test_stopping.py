@@ -110,9 +110,9 @@ def test_the_trainings_of_parts_save_what_they_have(tmp_path):
     read_until(adain, b"/1000000 [00")
     assert lose_reader_and_signal(adain, signal.SIGHUP) == 130
     assert (tmp_path / "adain" / "decoder.safetensors").is_file()
-    shape = ["--patch-nums", "1", "2", "--V", "32", "--Cvae", "8", "--ch", "32", "--ch-mult", "1", "1", "1", "1"]
-    data = ["--shards", tmp_path / "train.tar", "--heldout", tmp_path / "train.tar"]
-    vqvae = start("train_vqvae.py", *data, "--out", tmp_path / "vqvae", "--steps", "1000000", *shape)
+    pictures = tiny.shard(tmp_path / "heldout.tar", 4, 80)
+    flags = ["--shards", pictures, "--heldout", pictures, "--steps", "1000000", "--batch", "2"]
+    vqvae = start("train_vqvae.py", *flags, "--out", tmp_path / "vqvae")
     read_until(vqvae, b"1/1000000 [")
     assert lose_reader_and_signal(vqvae, signal.SIGTERM) == 130
     assert (tmp_path / "vqvae" / "vqvae.safetensors").is_file()
