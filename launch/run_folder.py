@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from launch.atomic import ASIDE, file_aside, folder_aside, remove, sync
+from launch.commands import quoted
 from stylevar.errors import UserError
 
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
@@ -80,7 +81,7 @@ class RunFolder:
         """Raises UserError if there is something at this place already."""
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(
-                f"run folder {self.path} already exists and is not empty: continue it with --resume {self.path}, "
+                f"run folder {self.path} already exists and is not empty: continue it with {quoted('--resume', self.path)}, "
                 "or choose another --name"
             )
 
