@@ -22,13 +22,13 @@ from launch.benchmarks.data import Data
 from launch.benchmarks.infer import Infer
 from launch.benchmarks.scale import Scale
 from launch.benchmarks.step import Step
-from launch.cli import exit_code
+from launch.cli import about, exit_code
 
 
 def main() -> None:
     kinds = {"data": Data, "scale": Scale, "step": Step, "infer": Infer, "cost": Cost}
     commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in kinds.items()}
-    exit_code(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__).run())
+    exit_code(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=about(__doc__)).run())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every program in this folder shares: typed flags from a dataclass, and one-line errors with exit code 2."""
+"""What every program in this folder shares: typed flags from a dataclass, one-line errors, and how signals end it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TypeVar
 
 import tyro
 
+from launch import console
 from launch.disk import disk_trouble
+from launch.stop import STOPPED, Interrupts
 from stylevar.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -20,7 +22,7 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
     A `UserError` becomes `error: ...` on stderr and exit code 2; Ctrl-C ends with code 130. Other exceptions are bugs
     and keep their traceback.
     """
-    description = sys.modules[main.__module__].__doc__
+    description = about(sys.modules[main.__module__].__doc__)
 
     def parse_and_run() -> None:
         # Inside, since a config may refuse its values.
@@ -32,20 +34,32 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
     exit_code(parse_and_run)
 
 
+def about(doc: str | None) -> str:
+    """A module's docstring as `--help` shows it: every example command stays on a line of its own."""
+    # tyro joins the lines of a paragraph, except those that are indented.
+    lines = (doc or "").splitlines()
+    return "\n".join(f"  {line}" if line.startswith(("python ", "ray ")) else line for line in lines)
+
+
 def exit_code(body: Callable[[], None]) -> None:
-    """Run `body`, turning a user's mistake, or a disk that is full or broken, into one line and exit code 2."""
-    try:
-        body()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        reason = disk_trouble(error)
-        if reason is None:
-            raise
-        text = f"error: a file cannot be read or written ({reason}): make room or mend the disk, then start again"
-        print(text, file=sys.stderr)
-        sys.exit(2)
+    """Run `body`; a user's mistake, or a disk that is full or broken, is one line and exit code 2, an interruption 130.
+
+    Output goes through `launch.console`, signals through `launch.stop`.
+    """
+    console.install()
+    with Interrupts():
+        try:
+            body()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(STOPPED)
+        except Exception as error:
+            reason = disk_trouble(error)
+            if reason is None:
+                raise
+            text = f"error: a file cannot be read or written ({reason}): make room or mend the disk, then start again"
+            print(text, file=sys.stderr)
+            sys.exit(2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from launch.commands import continuing
 from launch.run_folder import RunFolder
 from stylevar.errors import UserError
 
@@ -20,7 +20,7 @@ _RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors tells the number of
 def saving(run: RunFolder, program: str) -> Iterator[None]:
     """Inside, a disk that is full or broken, or a run folder that was removed, is a UserError that says how to go on.
 
-    `program` is the script that continues the run. Other errors pass.
+    `program` is the script in launch/ that continues the run. Other errors pass.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def saving(run: RunFolder, program: str) -> Iterator[None]:
             raise
         steps = run.steps()
         kept = f"the checkpoint of step {steps[-1]} is kept, what came after it" if steps else "all that was learned"
-        command = f"python {program} --resume {shlex.quote(str(run.path))}"
+        command = continuing(program, run.path)
         raise UserError(
             f"run {run.path} cannot be written ({reason}): {kept} is lost; mend that, then continue with: {command}"
         ) from error

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch.cli import exit_code
+from launch.cli import about, exit_code
 from launch.evaluation.columns import Column, choose_columns
 from launch.evaluation.conditions import open_conditions
 from launch.evaluation.config import EvalConfig
@@ -87,8 +87,12 @@ def _rank_by(config: EvalConfig, columns: tuple[Column, ...]) -> tuple[str, bool
 
 def cli(argv: list[str] | None = None) -> None:
     """The program; `argv` is the command line by default."""
-    logging.basicConfig(format="%(message)s")
-    exit_code(lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[EvalConfig], description=__doc__, args=argv)))
+
+    def body() -> None:
+        logging.basicConfig(format="%(message)s")  # not earlier: it keeps the standard error that it finds
+        main(tyro.cli(tyro.conf.OmitArgPrefixes[EvalConfig], description=about(__doc__), args=argv))
+
+    exit_code(body)
 
 
 if __name__ == "__main__":

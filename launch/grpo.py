@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,12 +18,13 @@ import ray
 import tyro
 
 from data.shards import TripletShards, expand_shards
-from launch.cli import exit_code
+from launch.cli import about, exit_code
 from launch.cluster.distributed import DistributedRun
 from launch.cluster.join import join_cluster
 from launch.cluster.learner_group import LearnerLost
 from launch.cluster.pool import WorkerLost
 from launch.colocated_actor import ColocatedActor
+from launch.commands import continuing, lasting, loss_warning, quoted
 from launch.config import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
 from launch.disk import saving
 from launch.heldout import before_after, compare
@@ -39,7 +40,7 @@ from stylevar.checkpoint import MODEL_FILE, VAE_FILE
 from stylevar.errors import UserError
 from stylevar.hub import fetch
 
-PROGRAM = "launch/grpo.py"
+PROGRAM = "grpo.py"
 
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
@@ -58,7 +59,7 @@ def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
 
 
 def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
-    return tyro.cli(tyro.conf.OmitArgPrefixes[GrpoConfig], description=__doc__, default=default, args=argv)
+    return tyro.cli(tyro.conf.OmitArgPrefixes[GrpoConfig], description=about(__doc__), default=default, args=argv)
 
 
 def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
@@ -84,6 +85,8 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
     if config.plan.wanted:
         print(plan(dataclasses.replace(config, resume=None, config=None)))
         return
+    if (warning := loss_warning(config.runs)) is not None:
+        print(warning, file=sys.stderr)
     try:
         if point is not None:
             check_steps(point, config.steps)
@@ -120,30 +123,32 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: St
         settings = to_plain(config.absolute())
         # Only now: a run that cannot start leaves no folder behind.
         run = RunFolder.open(path, keep) if point else RunFolder.create(path, settings, keep)
-        print(f"run {path}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-        with saving(run, PROGRAM):
-            if point is not None:
-                run.resume_with(settings, point.step)
-            finished = advance_through_losses(config, run, worker, stop, point)
-            print(worker.summary(), end="")
-            if not finished:
-                print(f"stopped; continue with: python {PROGRAM} --resume {path}")
-                sys.exit(STOPPED)
-            with run.final_model(config.steps) as folder:
-                worker.save_policy(folder)
+        print(f"run {lasting(path)}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        try:
+            with saving(run, PROGRAM):
+                if point is not None:
+                    run.resume_with(settings, point.step)
+                finished = advance_through_losses(config, run, worker, stop, point)
+                print(worker.summary(), end="")
+                if not finished:
+                    stopped(run)
+                with run.final_model(config.steps) as folder:
+                    worker.save_policy(folder)
+        except WorkerLost as lost:
+            raise UserError(f"{lost}; continue with: {continuing(PROGRAM, run.path)}") from lost
+        except KeyboardInterrupt:  # outside the training steps, or the second one
+            stopped(run)
     except WorkerLost as lost:
-        raise UserError(f"{lost}; {how_to_go_on(config)}") from lost
+        raise UserError(f"{lost}; nothing was saved yet: start again") from lost
     finally:
         worker.close()
     return run
 
 
-def how_to_go_on(config: GrpoConfig) -> str:
-    """What to type after a run was cut short."""
-    point = find_resume("auto", config.runs, config.name)
-    if point is None or point.checkpoint is None:
-        return "nothing was saved yet: start again"
-    return f"continue with: python {PROGRAM} --resume {point.run}"
+def stopped(run: RunFolder) -> NoReturn:
+    """Say how to go on from what is saved, and end."""
+    print(f"stopped; continue with: {continuing(PROGRAM, run.path)}")
+    sys.exit(STOPPED)
 
 
 def advance_through_losses(
@@ -197,7 +202,7 @@ def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, restarts: int
     path = config.runs / config.name
     raise UserError(
         f"{lost}, and the learners were restarted --max-restarts {config.cluster.max_restarts} times already: mend the "
-        f"cause, then continue with --resume {path}"
+        f"cause, then continue with {quoted('--resume', lasting(path))}"
     )
 
 
@@ -208,10 +213,10 @@ def report(config: GrpoConfig, run: RunFolder) -> None:
     shards = TripletShards(expand_shards(config.heldout))
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
     picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
-    print(f"picture      {picture}")
-    print(f"model        {run.path / 'model'}")
-    print(f"run          {run.path}")
-    print(f"TensorBoard  tensorboard --logdir {run.path.parent}")
+    print(f"picture      {lasting(picture)}")
+    print(f"model        {lasting(run.path / 'model')}")
+    print(f"run          {lasting(run.path)}")
+    print(f"TensorBoard  {quoted('tensorboard', '--logdir', lasting(run.path.parent))}")
 
 
 def cli(argv: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +54,29 @@ class Comparison:
 
     def lines(self, name: str) -> list[str]:
         """For the console."""
-        verdict = "above" if self.gain > 2 * self.gain_error else "within"
         text = [
-            f"{name}: reward {self.before:.4f} before, {self.after:.4f} after; paired gain {self.gain:+.4f} "
-            f"+- {self.gain_error:.4f} (standard error over {self.conditions} conditions), {verdict} twice its error"
+            f"{name}: reward {self.before:.4f} before, {self.after:.4f} after; paired difference {self.gain:+.4f} "
+            f"+- {self.gain_error:.4f} (standard error over {self.conditions} conditions): {self.verdict}"
         ]
         shown = ", ".join(f"{k} {b:.4f} -> {a:.4f}" for k, (b, a) in self.components.items() if _changes(k))
         return [*text, f"  {shown}"]
+
+    @property
+    def verdict(self) -> str:
+        """What the difference is, by twice its standard error."""
+        if math.isnan(self.gain):
+            return "not known, since some rewards are not finite"
+        if math.isnan(self.gain_error):
+            return "one condition alone has no error to judge by"
+        if abs(self.gain) <= 2 * self.gain_error:
+            return "neither a gain nor a loss, within twice its error"
+        return f"a {'gain' if self.gain > 0 else 'loss'}, above twice its error"
+
+
+def not_finite(rewards: Tensor) -> str | None:
+    """How many of `rewards` are not finite, in words; None if all are."""
+    count = int((~rewards.isfinite()).sum())
+    return f"{count} of {rewards.numel()} rewards are not finite" if count else None
 
 
 def _changes(component: str) -> bool:

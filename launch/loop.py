@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from launch.cluster.distributed import StepAbandoned
 from launch.config import GrpoConfig
-from launch.heldout import save_scores
+from launch.heldout import not_finite, save_scores
 from launch.reports import HeldoutReport, StepReport
 from launch.run_folder import RunFolder
 from launch.stop import StopRequest
@@ -92,6 +93,8 @@ def train(
                 if is_best:
                     run.mark_best(progress.steps)
             tqdm.write(step_line(step, metrics, actions))
+            if (missing := not_finite(report.rows.rewards)) is not None:
+                tqdm.write(f"warning: step {step + 1}: {missing}, and their groups teach nothing: check --reward")
             bar.set_postfix_str(f"reward {metrics['reward/mean']:.3f} KL {metrics['kl/raw']:.3f}", refresh=False)
             bar.update()
             if stop.requested:
@@ -117,6 +120,8 @@ def score_heldout(
     for name in config.heldout_sets:
         report = worker.evaluate(name)
         save_scores(run.path, name, step, report)
+        if (missing := not_finite(report.rewards)) is not None:
+            print(f"warning: {name}: {missing}, so that no gain can be told: check --reward", file=sys.stderr)
         telemetry.scalars(step, {f"{name}_full/{k}": float(v.mean()) for k, v in report.components.items()})
         telemetry.scalars(step, {f"{name}_full/reward": float(report.rewards.mean())})
         telemetry.image_grid(step, f"{name}_full/samples", report.grid)

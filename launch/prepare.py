@@ -26,7 +26,7 @@ from data.convert.source import Block
 from data.convert.split import SplitConfig
 from data.manifest import REJECTS
 from data.shards import expand_shards
-from launch.cli import exit_code
+from launch.cli import about, exit_code
 from launch.cpus import available_cpus
 from launch.device import choose_device
 from launch.tokenise import tokenise
@@ -267,8 +267,18 @@ COMMANDS: dict[str, Any] = {
 
 def main() -> None:
     commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in COMMANDS.items()}
-    # Inside, since a configuration may refuse its values.
-    exit_code(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__).run())
+
+    def body() -> None:
+        # Inside, since a configuration may refuse its values.
+        chosen = tyro.extras.subcommand_cli_from_dict(commands, description=about(__doc__))
+        try:
+            chosen.run()
+        except KeyboardInterrupt:
+            if isinstance(chosen, (Source, Tokenize)):
+                print("what is done is kept: the same command goes on from there", file=sys.stderr)
+            raise
+
+    exit_code(body)
 
 
 if __name__ == "__main__":

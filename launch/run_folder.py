@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from launch.atomic import ASIDE, file_aside, folder_aside, remove, sync
+from launch.commands import quoted
 from launch.run_lock import LOCK, RunBusy, only_writer
 from stylevar.errors import UserError
 from stylevar.hub import followed
@@ -102,7 +103,7 @@ class RunFolder:
         """Raises UserError if there is something at this place already."""
         if holds_run(self.path):
             raise UserError(
-                f"run folder {self.path} already exists and is not empty: continue it with --resume {self.path}, "
+                f"run folder {self.path} already exists and is not empty: continue it with {quoted('--resume', self.path)}, "
                 "or choose another --name"
             )
 

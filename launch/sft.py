@@ -26,6 +26,7 @@ from data.mixture import MixtureOrder
 from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from launch import cli
+from launch.commands import continuing, lasting, loss_warning, quoted
 from launch.device import choose_device, set_threads
 from launch.disk import saving
 from launch.grids import GridRow, draw_grid
@@ -70,7 +71,7 @@ class ProgressBar(Protocol):
 
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
 SAMPLES = 3
-PROGRAM = "launch/sft.py"
+PROGRAM = "sft.py"
 
 
 class SftRun:
@@ -271,17 +272,24 @@ def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
 
 def main() -> None:
     def body() -> None:
-        config, point = parse(sys.argv[1:], __doc__)
+        config, point = parse(sys.argv[1:], cli.about(__doc__))
+        run = point.run if point else Path(config.runs) / config.name
+        if (warning := loss_warning(run)) is not None:
+            print(warning, file=sys.stderr)
         try:
             folder = train(config, point)
         except NothingLeft as finished:
             print(finished)
             return
+        except KeyboardInterrupt:  # outside the training steps, or the second one
+            if not (run / "config.yaml").is_file():
+                raise
+            folder = None
         if folder is None:
-            run = point.run if point else Path(config.runs) / config.name
-            print(f"stopped; continue with: python {PROGRAM} --resume {run}")
+            print(f"stopped; continue with: {continuing(PROGRAM, run)}")
             sys.exit(STOPPED)
-        print(f"the model is {folder}, the curves: tensorboard --logdir {folder.parent / 'tensorboard'}")
+        curves = quoted("tensorboard", "--logdir", lasting(folder.parent / "tensorboard"))
+        print(f"the model is {lasting(folder)}, the curves: {curves}")
 
     cli.exit_code(body)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from launch.sft_config import SftConfig
 from learner.token_cache import TokenCache
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
+from stylevar.processes import starting_workers
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
@@ -151,12 +151,13 @@ def _read_ahead(batches: Numbered[BatchT], numbers: Sequence[int], workers: int,
         # As bytes through a pipe. Tensors would go through /dev/shm, which is small in containers: when it is full, a
         # loading process can neither send anything nor say so, and both sides wait for ever.
         collate_fn=pickle.dumps,
-        worker_init_fn=_leave_signals,
         prefetch_factor=PREFETCHED,
         multiprocessing_context=process_context(__name__),
     )
+    with starting_workers():
+        encoded = iter(loader)
     try:
-        yield from map(pickle.loads, loader)
+        yield from map(pickle.loads, encoded)
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
@@ -170,11 +171,6 @@ def loader_workers(config: SftConfig, data: SftData) -> int:
     if config.loader_workers is not None:
         return config.loader_workers
     return 0 if data.in_memory else max(1, min(8, available_cpus() - 1))
-
-
-def _leave_signals(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_order(

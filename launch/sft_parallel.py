@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +14,12 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.experimental import tqdm_ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from data.index import expand_shards, index_triplets
 from launch.cluster.join import join_cluster
+from launch.commands import quoted
 from launch.disk import saving
 from launch.resume import check_steps
 from launch.run_folder import ResumePoint, RunFolder, find_resume
@@ -30,6 +32,8 @@ from stylevar.errors import UserError
 
 STOP_FILE, ERROR_FILE = ".stop", ".error"
 """Within the run's folder: the driver's wish, and a worker's user error, which no restart would mend."""
+BETWEEN_LINES = 5.0
+"""Seconds between two lines about a run's progress."""
 
 
 def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
@@ -89,8 +93,9 @@ def _fit(config: SftConfig, path: Path) -> None:
         except (RayError, RuntimeError) as error:  # TrainingFailedError is a RuntimeError
             failures.append(error)
 
-    # In another thread, since Ray would take Ctrl-C for itself and abort without a checkpoint.
-    thread = threading.Thread(target=fit, name="ray-train")
+    # In another thread, since Ray would take Ctrl-C for itself and abort without a checkpoint. The second Ctrl-C does not
+    # wait for it.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     with StopRequest() as stop:
         thread.start()
         while thread.is_alive():
@@ -100,7 +105,7 @@ def _fit(config: SftConfig, path: Path) -> None:
     if failures and not (path / ERROR_FILE).exists():
         raise UserError(
             f"the run was lost more than --max-restarts {config.max_restarts} times, at last by: {_last_line(failures[0])}; "
-            f"continue it with --resume {path}"
+            f"continue it with {quoted('--resume', path)}"
         ) from failures[0]
 
 
@@ -117,12 +122,10 @@ def run_worker(settings: dict[str, Any]) -> None:
     point = find_resume("auto", path.parent, path.name)
     try:
         run = SftRun(config, point, get_device())
-        bar: Any = tqdm_ray.tqdm(desc="sft", total=run.steps) if rank_and_world()[0] == 0 else _NoBar()
-        bar.update(run.start)
+        first = rank_and_world()[0] == 0
         with saving(run.run, PROGRAM):
-            finished = run.loop(bar, (path / STOP_FILE).exists)
-            bar.close()
-            if finished and rank_and_world()[0] == 0:
+            finished = run.loop(_Lines(run.start, run.steps) if first else _NoBar(), (path / STOP_FILE).exists)
+            if finished and first:
                 run.export()
     except UserError as error:
         # On a full disk this fails, too: then Ray tries again, and the driver tells the last error.
@@ -131,14 +134,28 @@ def run_worker(settings: dict[str, Any]) -> None:
         raise
 
 
+class _Lines:
+    """Progress as a line now and then. Ray shows a worker's lines; for its bars it takes locks of the driver's own."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self._done, self._total, self._about = done, total, "sft"
+        self._shown = -math.inf
+
+    def update(self, n: int) -> None:
+        self._done += n
+        if self._done == self._total or time.monotonic() - self._shown > BETWEEN_LINES:
+            print(f"{self._about}: step {self._done} of {self._total}", flush=True)
+            self._shown = time.monotonic()
+
+    def set_description(self, desc: str) -> None:
+        self._about = desc
+
+
 class _NoBar:
     def update(self, n: int) -> None:
         pass
 
     def set_description(self, desc: str) -> None:
-        pass
-
-    def close(self) -> None:
         pass
 
 

@@ -1,40 +1,118 @@
-"""Ctrl-C (or a scheduler's SIGTERM) as a wish: the step at hand is finished and saved before the program ends."""
+"""Ctrl-C, a scheduler's SIGTERM and the SIGHUP of a closed terminal: what is done is saved before the program ends."""
 
 from __future__ import annotations
 
+import _thread
+import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar, TypeVar
+
+from stylevar.processes import STOP_SIGNALS
 
 STOPPED = 130
 """Exit code of a run that was stopped and can be resumed."""
+GRACE = 10.0
+"""Seconds after the second Ctrl-C in which a program can still end by itself."""
+
+T = TypeVar("T")
+Handlers = dict[signal.Signals, Any]
+
+
+class Interrupts:
+    """While a program runs, every stop signal raises KeyboardInterrupt, as Ctrl-C does.
+
+    The second Ctrl-C ends the program within `GRACE` seconds, whatever holds it up, and the third one at once. SIGTERM and
+    SIGHUP do not count as insisting: schedulers and closing terminals send them twice. A signal that was ignored when the
+    program started (`nohup`) stays ignored.
+    """
+
+    current: ClassVar[Interrupts | None] = None
+
+    def __init__(self) -> None:
+        self.asked = False
+        """Whether a stop signal has come."""
+        self._before: Handlers = {}
+
+    def __enter__(self) -> Interrupts:
+        self._before = _take(self._interrupt)
+        Interrupts.current = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        Interrupts.current = None
+        _give_back(self._before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            if number != signal.SIGINT:
+                return
+            # Not `threading`, whose own locks this thread may hold at the moment.
+            _thread.start_new_thread(_end, ())
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self.asked = True
+        raise KeyboardInterrupt
 
 
 class StopRequest:
-    """Inside `with StopRequest() as stop`, the first signal only sets `stop.requested`; the second one acts as usual.
+    """Inside `with StopRequest() as stop`, the first signal only sets `stop.requested`; a Ctrl-C after it acts as usual.
 
     In threads other than the main one nothing is caught, since Python allows no handler there.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: Handlers = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
+        self._before = _take(self._request)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
 
+    def until_requested(self, items: Iterable[T]) -> Iterator[T]:
+        """`items`, the next one only as long as no stop is requested."""
+        with self:
+            for item in items:
+                yield item
+                if self.requested:
+                    return
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
+        if not self.requested:
+            self.requested = True
+            if Interrupts.current is not None:
+                Interrupts.current.asked = True
+            # Not print, which Ray replaces by one that takes a lock.
+            sys.stderr.write("\nstopping as soon as the work at hand is saved; Ctrl-C again ends at once\n")
+        elif number == signal.SIGINT:
+            usual = self._before[signal.SIGINT]
+            self._restore()
+            usual(number, frame)
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _give_back(self._before)
         self._before = {}
+
+
+def _take(handler: Callable[[int, FrameType | None], None]) -> Handlers:
+    """Let `handler` have the stop signals that are not ignored; the handlers that they had before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+def _give_back(handlers: Handlers) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _end() -> None:
+    time.sleep(GRACE)
+    os._exit(STOPPED)

@@ -30,6 +30,7 @@ from launch.baselines.decoder import build_decoder, load_decoder, save_decoder
 from launch.baselines.encoders import STRIDE, Encoder, LiteEncoder
 from launch.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
 from launch.baselines.vgg_file import load_vgg
+from launch.commands import command, quoted
 from launch.cpus import available_cpus
 from launch.device import choose_device, set_threads
 from launch.event_file import EventFile
@@ -247,12 +248,12 @@ def train(config: TrainAdainConfig) -> tuple[Path, bool]:
 
 def main() -> None:
     def body() -> None:
-        config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainAdainConfig], description=__doc__)
+        config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainAdainConfig], description=cli.about(__doc__))
         path, finished = train(config)
-        vgg = "" if config.vgg is None else f" --adain-vgg {config.vgg}"
-        print(f"use it with launch/eval.py --methods adain={path}{vgg}")
+        vgg = [] if config.vgg is None else ["--adain-vgg", config.vgg]
+        print(f"use it with: {command('eval.py', '--methods', f'adain={path}', *vgg)}")
         if not finished:
-            print(f"stopped early; go on with --init {path} and another --out")
+            print(f"stopped early; go on with {quoted('--init', path)} and another --out")
             sys.exit(STOPPED)
 
     cli.exit_code(body)

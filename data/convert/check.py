@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,11 @@ from tqdm import tqdm
 from data.convert.archive import is_litter
 from data.index import index_shard
 from data.manifest import MANIFEST, REJECT_SCHEMA, read_manifest
+from data.processes import process_pool
 from data.shard_writer import PARTS, ROLES
 from data.triplets import UnusableImage, decode_u8
 from stylevar.errors import UserError
+from stylevar.processes import starting_workers
 from stylevar.text import check_path, printable
 
 LISTED = "check.parquet"
@@ -80,9 +80,10 @@ def _results(jobs: list[tuple[Path, list[Row]]], workers: int) -> Iterator[tuple
     if workers == 1:
         yield from (check_shard(*job) for job in jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), context) as pool:
-        yield from pool.map(check_shard, *zip(*jobs, strict=True))
+    with process_pool(min(workers, max(1, len(jobs)))) as pool:
+        with starting_workers():
+            found = pool.map(check_shard, *zip(*jobs, strict=True))
+        yield from found
 
 
 def check_shard(path: Path, rows: list[Row]) -> tuple[list[Problem], int, Counter]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,9 @@ from data.convert.assemble import assemble
 from data.convert.block import FILTERED, ConvertConfig, PictureCache, convert_block
 from data.convert.source import Block
 from data.manifest import MANIFEST, REJECT_SCHEMA, REJECTS
+from data.processes import CONTEXT, process_pool
 from stylevar.errors import UserError
+from stylevar.processes import starting_workers
 from stylevar.text import check_path
 
 SETTINGS, PARTS = "prepare.json", ".parts"
@@ -165,40 +164,13 @@ def _convert_all(
                 tally.add(*convert_block(block, config, pictures, parts, bar.update))
                 tally.check()
             return
-        context = multiprocessing.get_context("spawn")
-        counter = context.Value("q", 0)
-        pool = ProcessPoolExecutor(min(workers, max(1, len(todo))), context, _start_worker, (config, parts, counter))
-        with _stopping(pool):
-            running = {pool.submit(_work, block) for block in todo}
+        counter = CONTEXT.Value("q", 0)
+        with process_pool(min(workers, max(1, len(todo))), _start_worker, config, parts, counter) as pool:
+            with starting_workers():
+                running = {pool.submit(_work, block) for block in todo}
             for finished in _as_they_finish(running, lambda: _show(bar, counter)):
                 tally.add(*finished)
                 tally.check()
-
-
-class _stopping:
-    """Ends the pool's processes at once where an error or Ctrl-C leaves the block."""
-
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self.pool = pool
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is None:
-            self.pool.shutdown()
-            return
-        children = list((getattr(self.pool, "_processes", None) or {}).values())
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.join()
-        if kind is BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory: run the same command again, it goes on where it "
-                "stopped; --workers takes a smaller number"
-            ) from error
 
 
 def _as_they_finish(running: set[Future[tuple[int, int]]], show: Callable[[], None]) -> Iterator[tuple[int, int]]:
@@ -220,7 +192,6 @@ _worker: tuple[ConvertConfig, PictureCache, Path, Any]
 
 def _start_worker(config: ConvertConfig, parts: Path, counter: Any) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _worker = config, PictureCache(config.picture), parts, counter
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 
 import ray
@@ -12,6 +13,7 @@ from ray._private import services
 from launch.checkout import worker_environment
 from launch.cpus import available_cpus
 from stylevar.errors import UserError
+from stylevar.processes import sparing_children
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +40,18 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         address = find_cluster()
         try:
-            ray.init(
-                # Without an address Ray would join whatever was last started here, and wait minutes for one that has died.
-                address=address or "local",
-                num_cpus=available_cpus() if address is None else None,
-                include_dashboard=(None if dashboard else False) if address is None else None,
-                logging_level=logging.WARNING,
-                log_to_driver=True,
-                runtime_env=worker_environment(),
-                _temp_dir=temporary_folder() if address is None else None,
-            )
+            # A closed terminal signals Ray's processes too, but the run still needs them to save its state.
+            with sparing_children(signal.SIGHUP):
+                ray.init(
+                    # Without an address Ray would join whatever was last started here, and wait minutes if that has died.
+                    address=address or "local",
+                    num_cpus=available_cpus() if address is None else None,
+                    include_dashboard=(None if dashboard else False) if address is None else None,
+                    logging_level=logging.WARNING,
+                    log_to_driver=True,
+                    runtime_env=worker_environment(),
+                    _temp_dir=temporary_folder() if address is None else None,
+                )
         except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
             raise UserError(f"could not {where}: {_first_line(error)}") from error

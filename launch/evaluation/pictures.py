@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,8 +19,9 @@ EACH = 3
 
 
 def ranked(values: list[float], higher_is_better: bool, each: int = EACH) -> dict[str, list[int]]:
-    """Numbers of the best, the median and the worst conditions, each at most once, best first."""
-    order = sorted(range(len(values)), key=lambda i: -values[i] if higher_is_better else values[i])
+    """Numbers of the best, the median and the worst conditions, each at most once, best first; NaN is the worst."""
+    sign = -1 if higher_is_better else 1
+    order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), sign * values[i]))
     each = min(each, max(1, len(order) // 3))
     middle = max(0, (len(order) - each) // 2)
     spans = {"best": order[:each], "median": order[middle : middle + each], "worst": order[len(order) - each :]}

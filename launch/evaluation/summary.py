@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def summarise(
     methods = list(dict.fromkeys(rows["method"].to_pylist()))
     values = {m: _values(rows.filter(pc.equal(rows["method"], m)), shown) for m in methods}
     estimates = {m: {key: estimate(np.array(list(of_key.values()))) for key, of_key in values[m].items()} for m in methods}
-    notes: list[str] = []
+    notes = list(_not_finite(values, shown))
     if styles is not None:
         for m in methods:
             estimates[m] |= _artfid(features[m], styles, estimates[m].get(LPIPS_PART))
@@ -90,6 +90,15 @@ def _values(rows: pa.Table, shown: Sequence[Heading]) -> dict[str, dict[str, flo
     """{column: {condition: mean over its samples}} of one method."""
     keys = rows["key"].to_pylist()
     return {h.key: by_condition(keys, rows[h.key].to_pylist()) for h in shown if h.key in rows.column_names}
+
+
+def _not_finite(values: dict[str, dict[str, dict[str, float]]], shown: Sequence[Heading]) -> Iterator[str]:
+    """What cannot be compared, by method and column."""
+    for method, of_method in values.items():
+        for h in shown:
+            found = np.array(list(of_method.get(h.key, {}).values()))
+            if bad := int((~np.isfinite(found)).sum()):
+                yield f"warning: {h.title}{_of(h.key)} of {method} is not finite for {bad} of {len(found)} conditions"
 
 
 def _artfid(features: np.ndarray, styles: np.ndarray, lpips: Estimate | None) -> dict[str, Estimate]:
@@ -147,7 +156,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _cell(value: Estimate) -> str:
     """As many digits as the error justifies."""
-    if value.error is None:
+    if value.error is None or not np.isfinite(value.error):
         return f"{value.mean:.4g}"
     if value.error == 0:
         return f"{value.mean:.4g} ± 0"

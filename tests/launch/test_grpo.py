@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +57,52 @@ def stop_and_resume(settings: GrpoConfig, at: int) -> None:
     assert point is not None
     assert point.step == at + 1
     grpo.execute(settings, point, ColocatedWorker())
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_ctrl_c_outside_the_steps_says_how_to_go_on(inputs, tmp_path, capsys, trained):
+    """While the held-out conditions are scored, before the first checkpoint or after the last one."""
+
+    class Pressed(ColocatedWorker):
+        steps = 0
+
+        def step(self, step: int):
+            self.steps += 1
+            return super().step(step)
+
+        def evaluate(self, name: str, conditions: int | None = None):
+            if self.steps == trained:
+                raise KeyboardInterrupt
+            return super().evaluate(name, conditions)
+
+    runs = tmp_path / "my runs"
+    with pytest.raises(SystemExit) as stopped:
+        grpo.execute(config(inputs, runs, steps=1), None, Pressed())
+    assert stopped.value.code == 130
+    again = ["--resume", str(runs / "run")] if trained else ["--resume", "auto", "--name", "run", "--runs", str(runs)]
+    command = capsys.readouterr().out.rpartition("continue with: ")[2]
+    assert shlex.split(command) == ["python", "launch/grpo.py", *again]
+    settings, point = grpo.parse(again)
+    assert (settings.name, settings.runs, settings.steps) == ("run", runs, 1)
+    assert point is not None
+    assert point.step == trained
+
+
+def test_rewards_that_are_not_finite_are_warned_of(inputs, tmp_path, capsys):
+    class Broken(ColocatedWorker):
+        def step(self, step: int):
+            report = super().step(step)
+            rewards = torch.full_like(report.rows.rewards, float("nan"))
+            return dataclasses.replace(report, rows=dataclasses.replace(report.rows, rewards=rewards))
+
+        def evaluate(self, name: str, conditions: int | None = None):
+            report = super().evaluate(name, conditions)
+            return dataclasses.replace(report, rewards=torch.full_like(report.rewards, float("nan")))
+
+    grpo.execute(config(inputs, tmp_path, steps=1), None, Broken())
+    captured = capsys.readouterr()
+    assert "warning: step 1: 4 of 4 rewards are not finite" in captured.out
+    assert "warning: heldout: 6 of 6 rewards are not finite" in captured.err
 
 
 def last_checkpoint(run: Path) -> Path:

@@ -1,0 +1,43 @@
+"""Commands as they are printed: quoted, so that they can be pasted into a shell, and with paths that outlast a Ray job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for the programs of its jobs."""
+JOB_FOLDERS = "runtime_resources"
+"""Ray keeps the working directories of jobs in a folder of this name, and removes them with the job."""
+
+
+def command(program: str, *arguments: object) -> str:
+    """`python launch/PROGRAM ARGUMENTS`, quoted for a shell."""
+    return shlex.join(["python", f"launch/{program}", *map(str, arguments)])
+
+
+def quoted(*words: object) -> str:
+    """`words` quoted for a shell."""
+    return shlex.join(map(str, words))
+
+
+def lasting(path: Path) -> Path:
+    """`path` as it is to be printed: in a Ray job absolute, since nobody else has the job's working directory."""
+    return path.resolve() if JOB_CONFIG in os.environ else path
+
+
+def continuing(program: str, run: Path) -> str:
+    """The command that continues the run in the folder `run` from its last checkpoint, or from its start."""
+    return command(program, "--resume", lasting(run))
+
+
+def loss_warning(runs: Path) -> str | None:
+    """A warning if `runs` lies in the temporary working directory of a Ray job."""
+    folder = runs.resolve()
+    if JOB_CONFIG not in os.environ or JOB_FOLDERS not in folder.parts:
+        return None
+    return (
+        f"warning: the run is written to {folder}, in this job's working directory, which Ray removes after the job: "
+        "to keep the run, give --runs an absolute path on a shared disk, as in --runs /data/runs"
+    )
