@@ -20,6 +20,8 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from stylevar.processes import starting_workers
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data", "launch", "learner", "reward", "rollout", "stylevar")
 LONGEST_TEMPORARY_FOLDER = 60
@@ -53,7 +55,7 @@ class _Checkout(MetaPathFinder):
 def process_context(*preloaded: str) -> BaseContext:
     """How to start processes beside threads: from a server that has imported the modules `preloaded` once for all.
 
-    They are not forked from this process, whose threads may hold locks.
+    They are not forked from this process, whose threads may hold locks, and leave stop signals to it.
     """
     context = multiprocessing.get_context("forkserver")
     # A server looks for modules in the current folder first. Python 3.10 cannot be told not to: each process imports
@@ -61,7 +63,8 @@ def process_context(*preloaded: str) -> BaseContext:
     if sys.version_info >= (3, 11):
         context.set_forkserver_preload(list(preloaded))
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    with _environment(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(path for path in paths if path)), _short_tempdir():
+    safe = _environment(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(path for path in paths if path))
+    with safe, _short_tempdir(), starting_workers():
         forkserver.ensure_running()
     return context
 

@@ -29,13 +29,9 @@ def test_a_pasted_command_means_what_was_meant():
     assert quoted("tensorboard", "--logdir", Path("my runs")) == "tensorboard --logdir 'my runs'"
 
 
-def test_a_run_without_a_checkpoint_is_begun_again(tmp_path):
+def test_a_run_is_continued_by_its_folder(tmp_path):
     run = tmp_path / "my runs" / "a"
-    (run / "checkpoints").mkdir(parents=True)
-    said = shlex.split(continuing("sft.py", run))
-    assert said[2:] == ["--resume", "auto", "--name", "a", "--runs", str(tmp_path / "my runs")]
-    (run / "checkpoints" / "step_00000003").mkdir()
-    assert shlex.split(continuing("sft.py", run))[2:] == ["--resume", str(run)]
+    assert shlex.split(continuing("sft.py", run)) == ["python", "launch/sft.py", "--resume", str(run)]
 
 
 def test_paths_of_a_job_are_absolute(tmp_path, monkeypatch):

@@ -262,7 +262,7 @@ def test_pictures_of_another_size_are_refused(files, tmp_path):
 
 def test_missing_weights_leave_a_metric_out_unless_strict(files, tmp_path, caplog):
     columns, left_out = choose_columns(config(files, tmp_path))
-    assert {column.key for column in columns} == {"ssim/target", "lite/target", "color/target", "psnr/target"}
+    assert {column.key for column in columns} == {f"{name}/target" for name in ("ssim", "edges", "lite", "color", "psnr")}
     assert {"lpips", "style", "dreamsim", "clip", "dino", "cfsd"} <= set(left_out)
     assert "vgg19-dcbb9e9d.pth" in caplog.text
     with pytest.raises(MissingWeights, match="--strict: .* needs the weights"):

@@ -79,7 +79,7 @@ def test_ctrl_c_outside_the_steps_says_how_to_go_on(inputs, tmp_path, capsys, tr
     with pytest.raises(SystemExit) as stopped:
         grpo.execute(config(inputs, runs, steps=1), None, Pressed())
     assert stopped.value.code == 130
-    again = ["--resume", str(runs / "run")] if trained else ["--resume", "auto", "--name", "run", "--runs", str(runs)]
+    again = ["--resume", str(runs / "run")]
     command = capsys.readouterr().out.rpartition("continue with: ")[2]
     assert shlex.split(command) == ["python", "launch/grpo.py", *again]
     settings, point = grpo.parse(again)
