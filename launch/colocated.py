@@ -17,9 +17,9 @@ from launch.device import choose_device
 from launch.plan.budget import choose, device_budget
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.telemetry import PhaseTimer, memory
-from learner.lesson import Lesson
-from learner.merge import MergeAction
-from learner.trainer import Trainer, saved_base
+from learner.grpo.lesson import Lesson
+from learner.grpo.merging import MergeAction
+from learner.grpo.trainer import Trainer, saved_base
 from reward.scorer import Scorer, build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.allocator import keep_freed_memory

@@ -18,8 +18,8 @@ from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.plan.config import PlanConfig
 from launch.plan.text import parse_size
 from launch.resume import absolute_patterns, absolute_source
-from learner.merge import MergeConfig
-from learner.update import LearnerConfig
+from learner.grpo.merging import MergeConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError

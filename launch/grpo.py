@@ -35,7 +35,7 @@ from launch.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run_lock import only_writer
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import Telemetry
-from learner.merge import MergeController
+from learner.grpo.merging import MergeController
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE
 from stylevar.errors import UserError
 from stylevar.hub import fetch

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launch.atomic import file_aside
 from launch.grids import draw_table
 from launch.reports import HeldoutReport
 from reward.statistics import TARGET
+from stylevar.atomic import file_aside
 
 
 def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:

@@ -18,7 +18,7 @@ from launch.reports import HeldoutReport, StepReport
 from launch.run_folder import RunFolder
 from launch.stop import StopRequest
 from launch.telemetry import Telemetry
-from learner.merge import MergeAction, MergeController
+from learner.grpo.merging import MergeAction, MergeController
 from stylevar.contracts import StepMetrics
 
 

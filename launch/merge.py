@@ -21,8 +21,8 @@ import tyro
 from safetensors.torch import save_file
 
 from launch import cli
-from launch.atomic import file_aside
 from launch.merge_source import Release, Take, load_release
+from stylevar.atomic import file_aside
 from stylevar.build import build_from_config
 from stylevar.checkpoint import (
     CONFIG_FILE,

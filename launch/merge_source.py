@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from launch.run_folder import LINKS
-from learner.trainer import ADAPTER, FACTS, saved_base
+from learner.grpo.trainer import ADAPTER, FACTS, saved_base
 from stylevar.adapters import fingerprint
 from stylevar.build import build_from_config
 from stylevar.checkpoint import (

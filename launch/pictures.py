@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.patterns import expand_braces, find_paths
-from launch.atomic import file_aside
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable, safe_name, shortened
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from launch import cli
-from launch.atomic import file_aside
 from launch.newest_run import RUNS, newest_first
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.text import check_path, printable
 

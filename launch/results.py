@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from launch.atomic import file_aside
 from launch.grids import draw_table, reward_captions
 from launch.loading import LoadedPair
 from launch.pictures import PICTURES
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.pictures import from_u8, to_u8
 from stylevar.text import NAME_BYTES, check_path, printable, shortened

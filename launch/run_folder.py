@@ -28,9 +28,9 @@ from typing import Any
 
 import yaml
 
-from launch.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from launch.commands import quoted
 from launch.run_lock import LOCK, RunBusy, only_writer
+from stylevar.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from stylevar.errors import UserError
 from stylevar.hub import followed
 from stylevar.text import check_path

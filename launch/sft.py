@@ -51,8 +51,8 @@ from launch.sft_start import starting_model
 from launch.stop import STOPPED, StopRequest
 from launch.telemetry import PhaseTimer, Telemetry, memory
 from learner.parallel import rank_and_world, sum_over_ranks
-from learner.sft import SftLearner, SftMetrics
-from learner.token_cache import TokenCache
+from learner.supervised.step import SftLearner, SftMetrics
+from learner.supervised.token_cache import TokenCache
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch

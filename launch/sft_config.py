@@ -17,8 +17,8 @@ from data.mixture import MixtureConfig
 from launch.defaults import DEMO_VAE
 from launch.resume import absolute_patterns, absolute_source, check_changes
 from launch.run_folder import ResumePoint, find_resume
-from learner.schedule import ScheduleConfig
-from learner.sft import SftStepConfig
+from learner.supervised.schedule import ScheduleConfig
+from learner.supervised.step import SftStepConfig
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
 

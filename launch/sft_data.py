@@ -22,11 +22,11 @@ from data.mixture import MixtureOrder
 from data.resident import ResidentTriplets
 from data.shard_writer import ROLES
 from data.shards import TripletShards
-from launch.atomic import file_aside
 from launch.checkout import process_context
 from launch.cpus import available_cpus
 from launch.sft_config import SftConfig
-from learner.token_cache import TokenCache
+from learner.supervised.token_cache import TokenCache
+from stylevar.atomic import file_aside
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.processes import starting_workers

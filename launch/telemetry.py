@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from launch.atomic import file_aside
 from launch.event_file import EventFile
 from launch.host import host_facts
 from launch.run_folder import RunFolder
+from stylevar.atomic import file_aside
 from stylevar.contracts import TrajectoryRows
 
 HOST = "run/host"

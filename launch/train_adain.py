@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from data.augment import AugmentConfig
 from launch import cli
-from launch.atomic import file_aside
 from launch.baselines.adain import AdaIN
 from launch.baselines.adain_loss import AdaINLoss, adain_loss
 from launch.baselines.decoder import build_decoder, load_decoder, save_decoder
@@ -37,8 +36,9 @@ from launch.event_file import EventFile
 from launch.grids import draw_table
 from launch.sft_data import load_steps, spread
 from launch.stop import STOPPED, StopRequest
-from learner.schedule import ScheduleConfig
+from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.images import to_device, u8_to_01
 

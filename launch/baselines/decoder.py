@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from launch.atomic import file_aside
 from launch.baselines.encoders import Encoder, EncoderKind
+from stylevar.atomic import file_aside
 from stylevar.checkpoint import load_into, read_file
 from stylevar.errors import UserError
 

@@ -12,7 +12,7 @@ from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig
 from launch.device import choose_device
 from launch.plan.text import duration, table
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig
 
 

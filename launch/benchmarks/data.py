@@ -37,8 +37,8 @@ from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
 from launch.cpus import available_cpus
 from launch.sft_data import MicroBatches, load_steps
-from learner.sft import SftLearner, SftStepConfig
-from learner.token_cache import tokenize
+from learner.supervised.step import SftLearner, SftStepConfig
+from learner.supervised.token_cache import tokenize
 from stylevar.build import build_vae_stylevar
 from stylevar.contracts import ConditionBatch
 

@@ -22,7 +22,7 @@ from launch.plan.peak import product_peak
 from launch.plan.phases import Workload
 from launch.plan.text import duration, operations, share, table
 from launch.telemetry import memory
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.atomic import file_aside
 from launch.plan.text import duration, share
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 
 if TYPE_CHECKING:

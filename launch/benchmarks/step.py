@@ -24,7 +24,7 @@ from launch.plan.memory import saved_activations
 from launch.plan.peak import product_peak
 from launch.plan.phases import Workload
 from launch.plan.text import duration, operations, share, size, table
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import DreamSimType, RewardConfig
 from reward.scorer import build_scorer
 from rollout.sampler import RolloutConfig

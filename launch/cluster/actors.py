@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from data.actor import ConditionReader
 from launch.cluster.placement import ROLES, ClusterConfig, Role, bundles, check_fits, crowded, threads_per_actor
-from learner.actor import LearnerWorker
+from learner.grpo.actor import LearnerWorker
 from reward.actor import RewardWorker
 from rollout.actor import RolloutWorker
 from stylevar.errors import UserError

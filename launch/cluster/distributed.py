@@ -31,9 +31,9 @@ from launch.config import GrpoConfig
 from launch.plan.budget import Choice, choose
 from launch.plan.text import parse_size
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
-from learner.actor import UpdateInfo, WeightsInfo, older_adapters
-from learner.merge import MergeAction
-from learner.trainer import saved_base
+from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
+from learner.grpo.merging import MergeAction
+from learner.grpo.trainer import saved_base
 from stylevar.checkpoint import read_architecture
 from stylevar.contracts import PolicyVersion, Scores, TrajectoryRows
 from stylevar.errors import UserError

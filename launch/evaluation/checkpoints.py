@@ -10,7 +10,7 @@ import yaml
 
 from launch.config import GrpoConfig, load_config
 from launch.newest_run import is_run
-from learner.trainer import ADAPTER, FACTS, saved_base
+from learner.grpo.trainer import ADAPTER, FACTS, saved_base
 from stylevar.checkpoint import VAE_FILE, load_into, load_pair
 from stylevar.errors import UserError
 from stylevar.hub import followed

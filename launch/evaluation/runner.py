@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from launch.atomic import ASIDE, file_aside, remove
 from launch.config import to_plain
 from launch.evaluation.checkpoints import weight_files
 from launch.evaluation.columns import Column
@@ -26,6 +25,7 @@ from launch.evaluation.stylizer import Method
 from launch.newest_run import RUNS
 from launch.run_folder import numbered
 from launch.stop import StopRequest
+from stylevar.atomic import ASIDE, file_aside, remove
 from stylevar.errors import UserError
 from stylevar.text import check_path
 

@@ -16,8 +16,8 @@ from launch.config import GrpoConfig
 from launch.plan.flops import Flops
 from launch.plan.peak import product_peak
 from launch.plan.simulate import Costs
-from learner.lesson import Lesson
-from learner.update import GrpoLearner
+from learner.grpo.lesson import Lesson
+from learner.grpo.update import GrpoLearner
 from reward.scorer import build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.plan.trace import shapes_only
-from learner.update import GrpoLearner, LearnerConfig
+from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_term, distance_class, weighted_sum
 from reward.scorer import RewardScorer

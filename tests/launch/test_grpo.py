@@ -22,8 +22,8 @@ from launch import grpo
 from launch.colocated import ColocatedWorker
 from launch.config import GrpoConfig, default_for, demo, load_config, to_plain
 from launch.run_folder import RunFolder, find_resume
-from learner.merge import MergeAction
-from learner.update import LearnerConfig
+from learner.grpo.merging import MergeAction
+from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
 

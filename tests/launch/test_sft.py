@@ -26,7 +26,7 @@ from launch.sft import SftRun
 from launch.sft_config import SftConfig, load_config, parse
 from launch.sft_start import starting_model
 from launch.tokenise import tokenise
-from learner.sft import SftLearner
+from learner.supervised.step import SftLearner
 from stylevar.checkpoint import load_pair, load_tokenizer
 from stylevar.errors import UserError
 from stylevar.vqvae import VQVAE

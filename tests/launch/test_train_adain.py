@@ -22,7 +22,7 @@ from launch.baselines.pairs import PairBatch, PairBatches, open_train
 from launch.defaults import DEMO_DATA
 from launch.stop import STOPPED, StopRequest
 from launch.train_adain import DECODER_FILE, AdainRun, TrainAdainConfig
-from learner.schedule import ScheduleConfig
+from learner.supervised.schedule import ScheduleConfig
 from stylevar.errors import UserError
 
 SIZE = 16

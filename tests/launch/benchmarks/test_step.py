@@ -18,7 +18,7 @@ from launch.benchmarks.model import ModelShape
 from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, PhaseResult, Step, StepResult
 from launch.plan.flops import count_flops
 from launch.plan.phases import Workload
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError

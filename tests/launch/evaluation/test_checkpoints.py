@@ -12,7 +12,7 @@ import yaml
 
 from launch.config import to_plain
 from launch.evaluation.checkpoints import load_model
-from learner.trainer import Trainer
+from learner.grpo.trainer import Trainer
 from stylevar.checkpoint import save_model
 from stylevar.errors import UserError
 from stylevar.policy import Policy

@@ -12,7 +12,7 @@ from launch.config import GrpoConfig
 from launch.plan.budget import RESERVE, Choice, choose, workload
 from launch.plan.memory import MemoryPlan
 from launch.plan.text import parse_size
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError

@@ -23,7 +23,7 @@ from launch.plan.report import _verdict, _WhatIf
 from launch.plan.roles import Hardware, place, schedule_of, with_rollout_workers
 from launch.plan.simulate import Prediction, Schedule
 from launch.plan.text import duration, operations, size, table
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.checkpoint import load_pair

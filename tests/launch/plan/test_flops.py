@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.plan.flops import Flops, _measure, _reward, count_flops
 from launch.plan.phases import META, Phases, Workload, over_depth
-from learner.update import LearnerConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.build import build_from_config

@@ -22,8 +22,8 @@ from launch.plan.memory import (
 )
 from launch.plan.phases import Phases, Workload
 from launch.plan.trace import peak_bytes, saved_bytes
-from learner.lesson import Lesson
-from learner.update import GrpoLearner, LearnerConfig
+from learner.grpo.lesson import Lesson
+from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.conditions import ConditionState, guide_queries

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from learner.lesson import Lesson, UpdateResult
-from learner.merge import MergeAction
-from learner.update import GrpoLearner, LearnerConfig
+from learner.grpo.lesson import Lesson, UpdateResult
+from learner.grpo.merging import MergeAction
+from learner.grpo.update import GrpoLearner, LearnerConfig
 from stylevar.adapters import AdapterState
 from stylevar.checkpoint import save_model, save_torch
 from stylevar.clock import Clock, untimed

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from learner.loss import grpo_loss
-from learner.panw import panw_weights
+from learner.grpo.loss import grpo_loss
+from learner.grpo.panw import panw_weights
 
 WEIGHTS = panw_weights((1, 2))
 LENGTH = 5

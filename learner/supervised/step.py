@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from learner.optimizer import load_moments
 from learner.parallel import rank_and_world, sum_over_ranks
-from learner.self_forcing import guess, self_forced
-from learner.token_cache import TokenCache, tokenize
-from learner.validation import ValidationSums
+from learner.supervised.self_forcing import guess, self_forced
+from learner.supervised.token_cache import TokenCache, tokenize
+from learner.supervised.validation import ValidationSums
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.kl import MAX_LOG_RATIO, KlKind, kl_estimate
+from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.lesson import Lesson
-from learner.merge import MergeAction
-from learner.trainer import Trainer
-from learner.update import LearnerConfig
+from learner.grpo.lesson import Lesson
+from learner.grpo.merging import MergeAction
+from learner.grpo.trainer import Trainer
+from learner.grpo.update import LearnerConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import ConditionState
 from stylevar.contracts import (

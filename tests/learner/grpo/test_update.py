@@ -12,10 +12,10 @@ import small_model
 import torch
 from golden_model import condition_major, tensors
 
-from learner.lesson import Lesson
-from learner.loss import grpo_loss
-from learner.panw import panw_weights
-from learner.update import GrpoLearner, LearnerConfig, LogprobMismatch
+from learner.grpo.lesson import Lesson
+from learner.grpo.loss import grpo_loss
+from learner.grpo.panw import panw_weights
+from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.conditions import encode_conditions, guide_queries

@@ -7,7 +7,7 @@ import small_model
 import tiny
 import torch
 
-from learner.tokenizer import CodeRevival, feature_distance, tokenizer_loss
+from learner.supervised.vqvae import CodeRevival, feature_distance, tokenizer_loss
 from stylevar.images import u8_to_pm1
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.kl import kl_estimate
+from learner.grpo.kl import kl_estimate
 
 
 @pytest.fixture

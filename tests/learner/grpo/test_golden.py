@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from learner.advantage import group_advantages
-from learner.loss import LossTerms, grpo_loss
-from learner.panw import panw_weights
+from learner.grpo.advantage import group_advantages
+from learner.grpo.loss import LossTerms, grpo_loss
+from learner.grpo.panw import panw_weights
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_t.safetensors"
+GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_t.safetensors"
 SCALES = (1, 2, 3, 4)
 GROUP = 4
 

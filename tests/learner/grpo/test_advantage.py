@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learner.advantage import group_advantages
+from learner.grpo.advantage import group_advantages
 from stylevar.errors import UserError
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.advantage import Advantages
-from learner.loss import LossTerms
+from learner.grpo.advantage import Advantages
+from learner.grpo.loss import LossTerms
 from stylevar.contracts import StepMetrics
 
 COLUMNS = ("total", "policy", "raw_kl", "clip_frac", "ratio_mean")

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from learner.sft import SftLearner, SftStepConfig, decay_groups
-from learner.token_cache import TokenCache, tokenize
-from learner.validation import ValidationSums
+from learner.supervised.step import SftLearner, SftStepConfig, decay_groups
+from learner.supervised.token_cache import TokenCache, tokenize
+from learner.supervised.validation import ValidationSums
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner.schedule import ScheduleConfig
+from learner.supervised.schedule import ScheduleConfig
 from stylevar.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launch.atomic import file_aside, folder_aside, remove
+from stylevar.atomic import file_aside, folder_aside, remove
 
 
 @pytest.fixture

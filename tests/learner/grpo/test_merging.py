@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from learner.merge import MergeAction, MergeConfig, MergeController
+from learner.grpo.merging import MergeAction, MergeConfig, MergeController
 from stylevar.errors import UserError
 
 # ema_beta=0 makes the average follow the rewards, so that the scenarios can be read off their numbers.

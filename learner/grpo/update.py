@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.advantage import AdvantageNorm, Advantages, group_advantages
-from learner.guard import guard_trajectories, too_few_left
-from learner.kl import MAX_LOG_RATIO, KlKind
-from learner.lesson import Lesson, UpdateResult
-from learner.loss import LossTerms, grpo_loss
+from learner.grpo.advantage import AdvantageNorm, Advantages, group_advantages
+from learner.grpo.guard import guard_trajectories, too_few_left
+from learner.grpo.kl import MAX_LOG_RATIO, KlKind
+from learner.grpo.lesson import Lesson, UpdateResult
+from learner.grpo.loss import LossTerms, grpo_loss
+from learner.grpo.panw import panw_weights
+from learner.grpo.report import PassReport, TrajectoryStats, step_metrics
 from learner.optimizer import OptimizerDevice, build_optimizer, load_moments
-from learner.panw import panw_weights
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
-from learner.report import PassReport, TrajectoryStats, step_metrics
 from stylevar.adapters import Adapters
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features

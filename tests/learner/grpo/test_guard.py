@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from learner.guard import guard_trajectories
+from learner.grpo.guard import guard_trajectories
 
 NAN, INF = float("nan"), float("inf")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learner.panw import panw_weights
+from learner.grpo.panw import panw_weights
 
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
