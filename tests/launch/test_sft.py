@@ -20,12 +20,12 @@ from program import exit_code
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.convert.tokenize import tokenize
 from launch import sft, sft_parallel
 from launch.run_lock import only_writer
 from launch.sft import SftRun
 from launch.sft_config import SftConfig, load_config, parse
 from launch.sft_start import starting_model
-from launch.tokenise import tokenise
 from learner.supervised.step import SftLearner
 from stylevar.checkpoint import load_pair, load_tokenizer
 from stylevar.errors import UserError
@@ -420,7 +420,7 @@ def corpora(tmp_path_factory, files) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
     for name in ("one", "two"):
         prepare(folder / name, 60, dataset=name, size=tiny.SIZE)
-    tokenise(folder / "one" / "out", load_tokenizer(str(files / "vqvae.safetensors"), (1, 2, 3)))
+    tokenize(folder / "one" / "out", load_tokenizer(str(files / "vqvae.safetensors"), (1, 2, 3)))
     return folder
 
 

@@ -14,7 +14,7 @@ import tiny
 import yaml
 from grpo_files import config, write_inputs
 
-from data.convert.generated import write_omnistyle
+from launch.benchmarks.generated import write_omnistyle
 from launch.config import MonitorConfig, to_plain
 
 ROOT = Path(__file__).parents[2]

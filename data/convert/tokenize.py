@@ -24,7 +24,7 @@ from stylevar.vqvae import VQVAE
 BATCH = 32
 
 
-def tokenise(folder: Path, vae: VQVAE) -> int:
+def tokenize(folder: Path, vae: VQVAE) -> int:
     """Write a token file for every shard in `folder` that has none of this VQ-VAE; the number of triplets done.
 
     Interrupted, it goes on with the first shard that is not done. Raises UserError for a picture that does not decode.

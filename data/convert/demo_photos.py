@@ -24,7 +24,7 @@ from data.triplets import load_rgb
 from stylevar.errors import UserError
 from stylevar.pictures import UnusableImage
 
-LIST = Path(__file__).parent / "demo" / "corpus.json"
+LIST = Path(__file__).parents[1] / "demo" / "corpus.json"
 ATTRIBUTION = "ATTRIBUTION.json"
 KINDS = ("photograph", "painting", "cutout")
 Kind = Literal["photograph", "painting", "cutout"]

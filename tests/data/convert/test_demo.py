@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from data import demo_build, demo_sheet
-from data.demo_build import Photo, Style, build, load_photos, overlap, plan
+from data.convert import demo as builder
+from data.convert import demo_sheet
+from data.convert.demo import Photo, Style, build, load_photos, overlap, plan
 from data.shards import TripletShards, expand_shards
 from stylevar.errors import UserError
 
-DEMO = Path(__file__).parents[2] / "data" / "demo"
-SETS = tuple(demo_build.COUNTS)
+DEMO = Path(__file__).parents[3] / "data" / "demo"
+SETS = tuple(builder.COUNTS)
 
 
 @cache
@@ -66,7 +67,7 @@ def test_heldout_is_known_photographs_and_styles_in_new_pairings_and_crops() -> 
     for meta in metas("train"):
         crops[meta["content_name"]].append(tuple(meta["crop"]))
     worst = max(overlap(tuple(m["crop"]), crop) for m in metas("heldout") for crop in crops[m["content_name"]])
-    assert worst < demo_build.MAX_OVERLAP
+    assert worst < builder.MAX_OVERLAP
 
 
 def test_content_is_unique_over_all_sets() -> None:
@@ -89,7 +90,7 @@ def test_every_photograph_is_attributed() -> None:
 
 
 def test_plan_is_the_one_the_shards_were_made_by() -> None:
-    pictures = plan(load_photos(DEMO / "photos"), demo_build.COUNTS, seed=0)
+    pictures = plan(load_photos(DEMO / "photos"), builder.COUNTS, seed=0)
     for name in SETS:
         assert [p.content_id for p in pictures[name]] == [m["content_id"] for m in metas(name)]
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from data.demo_build import (
+from data.convert.demo import (
     COUNTS,
     KNOWN_STYLES,
     MAX_OVERLAP,
@@ -36,7 +36,7 @@ from data.demo_build import (
     plan,
     style_name,
 )
-from data.demo_photos import Collection
+from data.convert.demo_photos import Collection
 from data.shard_writer import EncodedTriplet, write_shard
 from stylevar.errors import UserError
 

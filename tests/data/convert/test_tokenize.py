@@ -10,10 +10,10 @@ import tiny
 import torch
 from prepared import prepare
 
+from data.convert.tokenize import tokenize
 from data.index import expand_shards
 from data.shards import TripletShards
 from data.tokens import token_file
-from launch.tokenise import tokenise
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
@@ -24,7 +24,7 @@ VAE = tiny.build().vae
 @pytest.fixture(scope="module")
 def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = prepare(tmp_path_factory.mktemp("set"), size=tiny.SIZE, shard_bytes=10_000)
-    assert tokenise(out, VAE) == 24
+    assert tokenize(out, VAE) == 24
     return out
 
 
@@ -58,9 +58,9 @@ def test_it_goes_on_where_it_stopped(tokenised: Path, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in files}
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:50])
-    assert 0 < tokenise(out, VAE) < 24
+    assert 0 < tokenize(out, VAE) < 24
     assert {file: file.read_bytes() for file in files} == before
-    assert tokenise(out, VAE) == 0
+    assert tokenize(out, VAE) == 0
 
 
 def test_tokens_of_another_vqvae_are_refused_and_replaced(tokenised: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_tokens_of_another_vqvae_are_refused_and_replaced(tokenised: Path, tmp_p
     assert other.fingerprint() != VAE.fingerprint()
     with pytest.raises(UserError, match=rf"written by the VQ-VAE {VAE.fingerprint()}, this one is {other.fingerprint()}"):
         TripletShards(expand_shards([out]), vae=other.fingerprint())
-    tokenise(out, other)
+    tokenize(out, other)
     shards = TripletShards(expand_shards([out]), vae=other.fingerprint())
     expected = torch.cat(other.img_to_idxBl(u8_to_pm1(shards[0].style[None])), dim=1)
     tokens = shards[0].tokens
@@ -96,4 +96,4 @@ def test_token_files_that_do_not_fit_are_refused(tokenised: Path, tmp_path: Path
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is 16x16, this VQ-VAE takes 12x12"):
-        tokenise(prepare(tmp_path, 6), VAE)
+        tokenize(prepare(tmp_path, 6), VAE)

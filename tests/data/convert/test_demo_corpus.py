@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import demo_photos
-from data.demo_build import KNOWN_STYLES, MAX_OVERLAP, held_out_pairing, load_photos, overlap
-from data.demo_corpus import GROUP, SHARD_GROUPS, CorpusPlan, Networks, build_corpus
-from data.demo_photos import Collection, listed, load_collection
+from data.convert import demo_photos
+from data.convert.demo import KNOWN_STYLES, MAX_OVERLAP, held_out_pairing, load_photos, overlap
+from data.convert.demo_corpus import GROUP, SHARD_GROUPS, CorpusPlan, Networks, build_corpus
+from data.convert.demo_photos import Collection, listed, load_collection
 from data.shards import TripletShards
 from stylevar.errors import UserError
 
-DEMO = Path(__file__).parents[2] / "data" / "demo"
+DEMO = Path(__file__).parents[3] / "data" / "demo"
 
 
 @pytest.fixture(scope="module")
