@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from data.conditions import ConditionSets, spread
-from launch.cluster.placement import ROLES
-from launch.config import GrpoConfig
-from launch.cpus import available_cpus
-from launch.device import choose_device
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device
+from launch.configs.cluster import ROLES
+from launch.configs.grpo import GrpoConfig
 from launch.plan.budget import choose, device_budget
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.telemetry import PhaseTimer, memory

@@ -9,8 +9,8 @@ import ray
 
 from launch.cluster.pool import WorkerLost, why_lost
 from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
-from launch.cpus import available_cpus
+from launch.common.cpus import available_cpus
+from launch.configs.grpo import GrpoConfig
 from stylevar.errors import UserError
 
 

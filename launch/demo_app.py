@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch import cli
 from launch.best_of import Judge, ScoreConfig
+from launch.common import cli
 from launch.demo_session import MAX_SAMPLES, Session, example_photos, example_styles
 from launch.pretrained import ModelSource
 from stylevar.errors import UserError

@@ -13,7 +13,7 @@ from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_photo
 from launch.best_of import Judge, Judged
-from launch.defaults import DEMO_DATA
+from launch.common.defaults import DEMO_DATA
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, from_u8, restored, to_u8
 from stylevar.pipeline import Prepared, Sampling, StyleVARPipeline

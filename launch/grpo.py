@@ -18,22 +18,22 @@ import ray
 import tyro
 
 from data.shards import TripletShards, expand_shards
-from launch.cli import about, exit_code
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.join import join_cluster
 from launch.cluster.learner_group import LearnerLost
 from launch.cluster.pool import WorkerLost
 from launch.colocated_actor import ColocatedActor
-from launch.commands import continuing, lasting, loss_warning, quoted
-from launch.config import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
-from launch.disk import saving
+from launch.common.cli import about, exit_code
+from launch.common.commands import continuing, lasting, loss_warning, quoted
+from launch.common.disk import saving
+from launch.common.ray_cluster import join_cluster
+from launch.common.stop import STOPPED, StopRequest
+from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
 from launch.heldout import before_after, compare
 from launch.loop import Progress, score_heldout, train
 from launch.plan.report import plan
 from launch.resume import NothingLeft, check_changes, check_steps
 from launch.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run_lock import only_writer
-from launch.stop import STOPPED, StopRequest
 from launch.telemetry import Telemetry
 from learner.grpo.merging import MergeController
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launch.grids import draw_table
+from launch.common.grids import draw_table
 from launch.reports import HeldoutReport
 from reward.statistics import TARGET
 from stylevar.atomic import file_aside

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.cpus import available_cpus
+from launch.common.cpus import available_cpus
 
 _PACKAGES = ("torch", "ray", "peft", "numpy")
 

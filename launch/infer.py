@@ -23,8 +23,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from launch import cli
 from launch.best_of import Judge, ScoreConfig
+from launch.common import cli
 from launch.loading import Batch, PictureReader, ahead
 from launch.newest_run import RUNS
 from launch.pictures import PICTURES, Failures, PairFiles, all_pairs, find_pictures, read_pairs

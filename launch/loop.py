@@ -12,11 +12,11 @@ from typing import Protocol
 from tqdm import tqdm
 
 from launch.cluster.distributed import StepAbandoned
-from launch.config import GrpoConfig
+from launch.common.stop import StopRequest
+from launch.configs.grpo import GrpoConfig
 from launch.heldout import not_finite, save_scores
 from launch.reports import HeldoutReport, StepReport
 from launch.run_folder import RunFolder
-from launch.stop import StopRequest
 from launch.telemetry import Telemetry
 from learner.grpo.merging import MergeAction, MergeController
 from stylevar.contracts import StepMetrics

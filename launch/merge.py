@@ -20,7 +20,7 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-from launch import cli
+from launch.common import cli
 from launch.merge_source import Release, Take, load_release
 from stylevar.atomic import file_aside
 from stylevar.build import build_from_config

@@ -26,9 +26,9 @@ from data.convert.split import SplitConfig
 from data.convert.tokenize import tokenize
 from data.manifest import REJECTS
 from data.shards import expand_shards
-from launch.cli import about, exit_code
-from launch.cpus import available_cpus
-from launch.device import choose_device
+from launch.common.cli import about, exit_code
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device
 from stylevar.checkpoint import load_tokenizer
 from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.errors import UserError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.defaults import DEMO_MODEL
-from launch.device import choose_device
+from launch.common.defaults import DEMO_MODEL
+from launch.common.device import choose_device
 from stylevar.pipeline import StyleVARPipeline
 from stylevar.policy import Precision, allow_tf32
 

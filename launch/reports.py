@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from launch.grids import GridRow, draw_grid, reward_captions
+from launch.common.grids import GridRow, draw_grid, reward_captions
 from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
 
 HELDOUT_STEP = -1

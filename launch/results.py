@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from launch.grids import draw_table, reward_captions
+from launch.common.grids import draw_table, reward_captions
 from launch.loading import LoadedPair
 from launch.pictures import PICTURES
 from stylevar.atomic import file_aside

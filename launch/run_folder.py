@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from launch.commands import quoted
+from launch.common.commands import quoted
 from launch.run_lock import LOCK, RunBusy, only_writer
 from stylevar.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from stylevar.errors import UserError

@@ -25,15 +25,16 @@ from tqdm import tqdm
 from data.mixture import MixtureOrder
 from data.overlap import warn_of_overlap
 from data.shards import TripletShards
-from launch import cli
-from launch.commands import continuing, lasting, loss_warning, quoted
-from launch.device import choose_device, set_threads
-from launch.disk import saving
-from launch.grids import GridRow, draw_grid
+from launch.common import cli
+from launch.common.commands import continuing, lasting, loss_warning, quoted
+from launch.common.device import choose_device, set_threads
+from launch.common.disk import saving
+from launch.common.grids import GridRow, draw_grid
+from launch.common.stop import STOPPED, StopRequest
+from launch.configs.sft import SftConfig, parse
 from launch.resume import NothingLeft, check_steps
 from launch.run_folder import ResumePoint, RunFolder
 from launch.run_lock import only_writer
-from launch.sft_config import SftConfig, parse
 from launch.sft_data import (
     MicroBatches,
     ResidentBatches,
@@ -48,7 +49,6 @@ from launch.sft_data import (
     token_cache_file,
 )
 from launch.sft_start import starting_model
-from launch.stop import STOPPED, StopRequest
 from launch.telemetry import PhaseTimer, Telemetry, memory
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.supervised.step import SftLearner, SftMetrics

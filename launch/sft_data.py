@@ -22,9 +22,9 @@ from data.mixture import MixtureOrder
 from data.resident import ResidentTriplets
 from data.shard_writer import ROLES
 from data.shards import TripletShards
-from launch.checkout import process_context
-from launch.cpus import available_cpus
-from launch.sft_config import SftConfig
+from launch.common.checkout import process_context
+from launch.common.cpus import available_cpus
+from launch.configs.sft import SftConfig
 from learner.supervised.token_cache import TokenCache
 from stylevar.atomic import file_aside
 from stylevar.contracts import ConditionBatch

@@ -18,14 +18,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from data.index import expand_shards, index_triplets
-from launch.cluster.join import join_cluster
-from launch.commands import quoted
-from launch.disk import saving
+from launch.common.commands import quoted
+from launch.common.disk import saving
+from launch.common.ray_cluster import join_cluster
+from launch.common.stop import StopRequest
+from launch.configs.sft import SftConfig
 from launch.resume import check_steps
 from launch.run_folder import ResumePoint, RunFolder, find_resume
 from launch.sft import PROGRAM, SftRun
-from launch.sft_config import SftConfig
-from launch.stop import StopRequest
 from learner.parallel import rank_and_world
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError

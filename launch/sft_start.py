@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from launch.sft_config import SftConfig
+from launch.configs.sft import SftConfig
 from stylevar.build import build_from_config
 from stylevar.checkpoint import (
     MODEL_FILE,

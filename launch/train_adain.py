@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.augment import AugmentConfig
-from launch import cli
 from launch.baselines.adain import AdaIN
 from launch.baselines.adain_loss import AdaINLoss, adain_loss
 from launch.baselines.decoder import build_decoder, load_decoder, save_decoder
 from launch.baselines.encoders import STRIDE, Encoder, LiteEncoder
 from launch.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
 from launch.baselines.vgg_file import load_vgg
-from launch.commands import command, quoted
-from launch.cpus import available_cpus
-from launch.device import choose_device, set_threads
+from launch.common import cli
+from launch.common.commands import command, quoted
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device, set_threads
+from launch.common.grids import draw_table
+from launch.common.stop import STOPPED, StopRequest
 from launch.event_file import EventFile
-from launch.grids import draw_table
 from launch.sft_data import load_steps, spread
-from launch.stop import STOPPED, StopRequest
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside

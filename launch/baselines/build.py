@@ -15,7 +15,7 @@ from launch.baselines.decoder import decoder_notes, load_decoder
 from launch.baselines.encoders import Encoder, LiteEncoder
 from launch.baselines.reinhard import ColorTransfer
 from launch.baselines.vgg_file import FILES, load_vgg
-from launch.defaults import DEMO_ADAIN
+from launch.common.defaults import DEMO_ADAIN
 from stylevar.errors import UserError
 
 BaselineName = Literal["copy", "color-transfer", "adain"]

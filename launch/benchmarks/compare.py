@@ -11,9 +11,9 @@ from torch import Tensor
 from launch.benchmarks.model import random_conditions
 from launch.benchmarks.naive import NaiveModel
 from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
+from launch.common.text import duration, operations, table
+from launch.configs.grpo import GrpoConfig
 from launch.plan.phases import META, FirstToken, Phases, Workload, over_depth
-from launch.plan.text import duration, operations, table
 from launch.plan.trace import count_flops_of
 from launch.telemetry import PhaseTimer
 from stylevar.adapters import Adapters

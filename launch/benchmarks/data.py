@@ -35,7 +35,7 @@ from data.mixture import MixtureConfig, MixtureOrder
 from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
 from launch.benchmarks.generated import write_omnistyle
-from launch.cpus import available_cpus
+from launch.common.cpus import available_cpus
 from launch.sft_data import MicroBatches, load_steps
 from learner.supervised.step import SftLearner, SftStepConfig
 from learner.supervised.token_cache import tokenize

@@ -16,11 +16,11 @@ from launch.benchmarks.compare import check, naive_flops
 from launch.benchmarks.model import ModelShape, random_conditions
 from launch.benchmarks.naive import NaiveModel
 from launch.benchmarks.step import Effort, use_threads
-from launch.device import choose_device
+from launch.common.device import choose_device
+from launch.common.text import duration, operations, share, table
 from launch.plan.flops import count_flops
 from launch.plan.peak import product_peak
 from launch.plan.phases import Workload
-from launch.plan.text import duration, operations, share, table
 from launch.telemetry import memory
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig

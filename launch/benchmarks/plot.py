@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.plan.text import duration, share
+from launch.common.text import duration, share
 from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 

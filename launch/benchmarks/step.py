@@ -17,13 +17,13 @@ from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.model import ModelShape, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases, refuse_unknown
 from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
-from launch.device import choose_device, set_threads
+from launch.common.device import choose_device, set_threads
+from launch.common.text import duration, operations, share, size, table
+from launch.configs.grpo import GrpoConfig
 from launch.plan.flops import count_flops
 from launch.plan.memory import saved_activations
 from launch.plan.peak import product_peak
 from launch.plan.phases import Workload
-from launch.plan.text import duration, operations, share, size, table
 from learner.grpo.update import LearnerConfig
 from reward.base import DreamSimType, RewardConfig
 from reward.scorer import build_scorer

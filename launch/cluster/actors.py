@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from data.actor import ConditionReader
-from launch.cluster.placement import ROLES, ClusterConfig, Role, bundles, check_fits, crowded, threads_per_actor
+from launch.configs.cluster import ROLES, ClusterConfig, Role, bundles, check_fits, crowded, threads_per_actor
 from learner.grpo.actor import LearnerWorker
 from reward.actor import RewardWorker
 from rollout.actor import RolloutWorker

@@ -12,7 +12,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from launch.cluster.actors import Placement
 from launch.cluster.pool import LOST, Calls, Member, why_lost
-from launch.config import GrpoConfig
+from launch.configs.grpo import GrpoConfig
 from learner.grpo.update import LogprobMismatch
 from stylevar.policy import PolicySource
 

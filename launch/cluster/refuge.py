@@ -7,8 +7,8 @@ import time
 
 from launch.cluster.actors import Place, Placement
 from launch.cluster.learner_group import LearnerGroup, LearnerLost
-from launch.cluster.placement import Role
 from launch.cluster.pool import Pool
+from launch.configs.cluster import Role
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from launch.config import GrpoConfig, load_config
+from launch.configs.grpo import GrpoConfig, load_config
 from launch.newest_run import is_run
 from learner.grpo.trainer import ADAPTER, FACTS, saved_base
 from stylevar.checkpoint import VAE_FILE, load_into, load_pair

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from launch.config import to_plain
+from launch.common.stop import StopRequest
+from launch.configs.grpo import to_plain
 from launch.evaluation.checkpoints import weight_files
 from launch.evaluation.columns import Column
 from launch.evaluation.conditions import ConditionSet
@@ -24,7 +25,6 @@ from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
 from launch.newest_run import RUNS
 from launch.run_folder import numbered
-from launch.stop import StopRequest
 from stylevar.atomic import ASIDE, file_aside, remove
 from stylevar.errors import UserError
 from stylevar.text import check_path
@@ -196,7 +196,7 @@ def _on_ray(
 ) -> Iterator[tuple[Task, Part]]:
     import ray
 
-    from launch.cluster.join import join_cluster
+    from launch.common.ray_cluster import join_cluster
 
     ours = not ray.is_initialized()
     there = join_cluster()

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from launch.defaults import DEMO_MODEL
+from launch.common.defaults import DEMO_MODEL
 from launch.evaluation.checkpoints import load_model
 from launch.evaluation.config import EvalConfig
 from launch.newest_run import newest_first

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from launch.cluster.placement import Role
-from launch.config import GrpoConfig
+from launch.common.text import parse_size, size
+from launch.configs.cluster import Role
+from launch.configs.grpo import GrpoConfig
 from launch.plan.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
 from launch.plan.phases import Workload
-from launch.plan.text import parse_size, size
 from stylevar.config import ModelConfig
 
 GIB = 1 << 30

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from data.conditions import ConditionSets
-from launch.cluster.placement import Role
-from launch.config import GrpoConfig
+from launch.configs.cluster import Role
+from launch.configs.grpo import GrpoConfig
 from launch.plan.flops import Flops
 from launch.plan.peak import product_peak
 from launch.plan.simulate import Costs

@@ -12,7 +12,7 @@ from pathlib import Path
 from data.conditions import ConditionSets
 from data.index import expand_shards
 from data.patterns import expand_braces, find_paths
-from launch.config import GrpoConfig
+from launch.configs.grpo import GrpoConfig
 from reward.base import MissingWeights, RewardConfig
 from reward.build import check_weights
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE, config_beside, load_pair

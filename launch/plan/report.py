@@ -10,12 +10,13 @@ import psutil
 import torch
 import yaml
 
-from launch.cluster.placement import ROLES, Role
-from launch.config import GrpoConfig, to_plain
-from launch.cpus import available_cpus
-from launch.device import choose_device
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device
+from launch.common.text import duration, operations, parse_size, share, size, table
+from launch.configs.cluster import ROLES, Role
+from launch.configs.dry_run import PlanConfig
+from launch.configs.grpo import GrpoConfig, to_plain
 from launch.plan.budget import choose, conditions_held, workload
-from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
 from launch.plan.flops import count_flops
 from launch.plan.inputs import find_inputs
@@ -23,7 +24,6 @@ from launch.plan.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
 from launch.plan.peak import product_rate
 from launch.plan.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers
 from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
-from launch.plan.text import duration, operations, parse_size, share, size, table
 
 HELPS = 1.05
 """Speed-up below which more workers no longer help."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from launch.cluster.placement import ROLES, Role, bundles, crowded, split_units, threads_per_actor
-from launch.config import GrpoConfig
+from launch.configs.cluster import ROLES, Role, bundles, crowded, split_units, threads_per_actor
+from launch.configs.grpo import GrpoConfig
 from launch.plan.simulate import Schedule
 
 

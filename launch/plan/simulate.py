@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from launch.cluster.placement import ROLES, Role
+from launch.configs.cluster import ROLES, Role
 from launch.plan.machine import Actor, Job, Machine
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.index import expand_shards
 from data.shards import TripletShards
 from launch.best_of import Judge, Judged, ScoreConfig, grey
-from launch.defaults import DEMO_DATA
+from launch.common.defaults import DEMO_DATA
 from stylevar.errors import UserError
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from program import exit_code
 
 from launch import eval as program
-from launch.defaults import DEMO_MODEL
+from launch.common.defaults import DEMO_MODEL
 from launch.evaluation import measure, stylizer
 from launch.evaluation.columns import choose_columns
 from launch.evaluation.conditions import PairedSet, find_pictures

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from data.triplets import load_image_u8
-from launch import cli, infer
+from launch import infer
 from launch.best_of import ScoreConfig
+from launch.common import cli
 from launch.pretrained import ModelSource
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError

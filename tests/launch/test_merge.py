@@ -17,8 +17,9 @@ from grpo_files import write_inputs
 from program import exit_code
 from safetensors.torch import load_file, save_file
 
-from launch import cli, grpo, merge
+from launch import grpo, merge
 from launch.colocated import ColocatedWorker
+from launch.common import cli
 from launch.merge import ReleaseConfig
 from stylevar.build import build_from_config
 from stylevar.checkpoint import load_pair, save_model

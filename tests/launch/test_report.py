@@ -18,14 +18,15 @@ from grpo_files import write_inputs
 from PIL import Image
 from program import exit_code
 
-from launch import cli, grpo, report
+from launch import grpo, report
 from launch.colocated import ColocatedWorker
-from launch.config import to_plain
+from launch.common import cli
+from launch.configs.grpo import to_plain
+from launch.configs.sft import SftConfig
 from launch.report import ReportConfig
 from launch.run_folder import RunFolder
 from launch.run_report.curves import Chart, Line, draw
 from launch.run_report.record import read_run
-from launch.sft_config import SftConfig
 from launch.telemetry import Telemetry
 
 

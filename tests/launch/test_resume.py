@@ -18,17 +18,18 @@ from full_disk import file_size_limit, limit_in
 from grpo_files import config, rows, write_inputs
 from safetensors.torch import load_file
 
-from launch import grpo, sft_config
+from launch import grpo
 from launch.cluster.learner_group import LearnerLost
-from launch.cluster.placement import ClusterConfig
 from launch.colocated import ColocatedWorker
-from launch.config import MAY_CHANGE, GrpoConfig, load_config, to_plain
+from launch.configs import sft as sft_config
+from launch.configs.cluster import ClusterConfig
+from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config, to_plain
+from launch.configs.sft import SftConfig
 from launch.evaluation.checkpoints import load_model
 from launch.merge_source import load_release
 from launch.resume import check_changes, check_steps
 from launch.run_folder import ResumePoint, RunFolder, finished_at, flat
 from launch.run_lock import only_writer
-from launch.sft_config import SftConfig
 from stylevar.errors import UserError
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.checkout import ROOT
+from launch.common.checkout import ROOT
 from launch.sft_data import load_steps
 from stylevar.errors import UserError
 

@@ -19,7 +19,7 @@ from program import exit_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch import sft
-from launch.cluster.join import join_cluster
+from launch.common.ray_cluster import join_cluster
 from stylevar.checkpoint import load_pair
 
 STEPS = 40

@@ -19,8 +19,8 @@ from launch import train_adain
 from launch.baselines.build import build_baseline
 from launch.baselines.decoder import decoder_notes
 from launch.baselines.pairs import PairBatch, PairBatches, open_train
-from launch.defaults import DEMO_DATA
-from launch.stop import STOPPED, StopRequest
+from launch.common.defaults import DEMO_DATA
+from launch.common.stop import STOPPED, StopRequest
 from launch.train_adain import DECODER_FILE, AdainRun, TrainAdainConfig
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.errors import UserError

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from launch import train_vqvae as program
-from launch.stop import StopRequest
+from launch.common.stop import StopRequest
 from launch.train_vqvae import TokenizerRun, TokenizerShape, TrainVqvaeConfig
 from learner.supervised.vqvae import TokenizerStepConfig, mirrored
 from stylevar.errors import UserError

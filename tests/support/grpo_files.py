@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import tiny
 import torch
 
-from launch.config import GrpoConfig, MonitorConfig
+from launch.configs.grpo import GrpoConfig, MonitorConfig
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig

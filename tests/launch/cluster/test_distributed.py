@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launch import grpo
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.placement import ClusterConfig
 from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
+from launch.common.stop import StopRequest
+from launch.configs.cluster import ClusterConfig
+from launch.configs.grpo import GrpoConfig
 from launch.reports import StepReport
 from launch.run_folder import find_resume
-from launch.stop import StopRequest
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}

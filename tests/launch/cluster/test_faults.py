@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from launch import grpo
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.placement import ClusterConfig
-from launch.config import GrpoConfig, to_plain
+from launch.configs.cluster import ClusterConfig
+from launch.configs.grpo import GrpoConfig, to_plain
 
 ROOT = Path(grpo.__file__).parents[1]
 STEPS = 60

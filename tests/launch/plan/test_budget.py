@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import small_model
 
-from launch.cluster.placement import ROLES, ClusterConfig
-from launch.config import GrpoConfig
+from launch.common.text import parse_size
+from launch.configs.cluster import ROLES, ClusterConfig
+from launch.configs.grpo import GrpoConfig
 from launch.plan.budget import RESERVE, Choice, choose, workload
 from launch.plan.memory import MemoryPlan
-from launch.plan.text import parse_size
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig

@@ -13,16 +13,16 @@ import yaml
 
 from data.conditions import ConditionSets
 from launch import grpo
-from launch.cluster.placement import ClusterConfig
-from launch.config import GrpoConfig, load_config, to_plain
+from launch.common.text import duration, operations, size, table
+from launch.configs.cluster import ClusterConfig
+from launch.configs.dry_run import PlanConfig
+from launch.configs.grpo import GrpoConfig, load_config, to_plain
 from launch.plan import inputs, report
-from launch.plan.config import PlanConfig
 from launch.plan.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops
 from launch.plan.flops import Flops
 from launch.plan.report import _verdict, _WhatIf
 from launch.plan.roles import Hardware, place, schedule_of, with_rollout_workers
 from launch.plan.simulate import Prediction, Schedule
-from launch.plan.text import duration, operations, size, table
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig

@@ -6,7 +6,7 @@ import small_model
 import torch
 
 from data.shards import TripletShards
-from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from learner.supervised.self_forcing import guess, self_forced
 from learner.supervised.step import SftLearner, SftStepConfig
 from stylevar.checkpoint import load_pair

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.cluster.placement import ClusterConfig, bundles, check_fits, crowded, split_units
+from launch.configs.cluster import ClusterConfig, bundles, check_fits, crowded, split_units
 from stylevar.errors import UserError
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import about
-from launch.commands import JOB_CONFIG, command, continuing, lasting, loss_warning, quoted
+from launch.common.cli import about
+from launch.common.commands import JOB_CONFIG, command, continuing, lasting, loss_warning, quoted
 
 PROGRAMS = ["grpo", "sft", "eval", "infer", "merge", "prepare", "bench", "report", "train_adain", "train_vqvae", "demo_app"]
 CONFIGS = {"InferConfig", "ReleaseConfig", "ReportConfig", "TrainVqvaeConfig", "AppConfig"}

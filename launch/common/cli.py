@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import tyro
 
-from launch import console
-from launch.disk import disk_trouble
-from launch.stop import STOPPED, Interrupts
+from launch.common import console
+from launch.common.disk import disk_trouble
+from launch.common.stop import STOPPED, Interrupts
 from stylevar.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
@@ -44,7 +44,7 @@ def about(doc: str | None) -> str:
 def exit_code(body: Callable[[], None]) -> None:
     """Run `body`; a user's mistake, or a disk that is full or broken, is one line and exit code 2, an interruption 130.
 
-    Output goes through `launch.console`, signals through `launch.stop`.
+    Output goes through `launch.common.console`, signals through `launch.common.stop`.
     """
     console.install()
     with Interrupts():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from launch.cpus import available_cpus
+from launch.common.cpus import available_cpus
 from stylevar.errors import UserError
 
 

@@ -20,7 +20,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("data", "launch", "learner", "reward", "rollout", "stylevar")
 LONGEST_TEMPORARY_FOLDER = 60
 """Characters. Sockets lie in folders below it, and a socket's path may have about 107."""

@@ -14,7 +14,7 @@ import yaml
 
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
-from launch.defaults import DEMO_VAE
+from launch.common.defaults import DEMO_VAE
 from launch.resume import absolute_patterns, absolute_source, check_changes
 from launch.run_folder import ResumePoint, find_resume
 from learner.supervised.schedule import ScheduleConfig

@@ -17,8 +17,8 @@ import pytest
 import ray
 from ray._private import services
 
-import launch.cluster.join
-from launch.cluster.join import find_cluster, join_cluster, temporary_folder
+import launch.common.ray_cluster
+from launch.common.ray_cluster import find_cluster, join_cluster, temporary_folder
 from stylevar.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ def ray_folder() -> Iterator[Path]:
 
 def joined(**variables: str) -> subprocess.CompletedProcess:
     """What `join_cluster` does in a program with these variables."""
-    code = "from launch.cluster.join import join_cluster; print('joined', join_cluster()['CPU'])"
+    code = "from launch.common.ray_cluster import join_cluster; print('joined', join_cluster()['CPU'])"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True, check=False)
@@ -119,7 +119,7 @@ def test_the_addresses_of_clients_and_jobs_are_told_apart(monkeypatch, named):
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_another_server_is_not_taken_for_a_cluster(monkeypatch, greeting):
     """One that answers otherwise, and one that never says a word."""
-    monkeypatch.setattr(launch.cluster.join, "PATIENCE", 5.0 if greeting else 0.2)
+    monkeypatch.setattr(launch.common.ray_cluster, "PATIENCE", 5.0 if greeting else 0.2)
     over = threading.Event()
     with closing(socket.create_server(("", 0))) as server:
 

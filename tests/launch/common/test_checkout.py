@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.checkout import PACKAGES, ROOT
+from launch.common.checkout import PACKAGES, ROOT
 
 PROGRAM = '''
 """Says where each process finds our packages, and what `config` is beside them."""
@@ -26,8 +26,8 @@ import json
 
 import ray
 
-from launch.checkout import PACKAGES
-from launch.cluster.join import join_cluster
+from launch.common.checkout import PACKAGES
+from launch.common.ray_cluster import join_cluster
 from launch.sft_data import load_steps
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from safetensors import SafetensorError
 
-from launch import cli
+from launch.common import cli
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from launch.stop import STOPPED, Interrupts, StopRequest
+from launch.common.stop import STOPPED, Interrupts, StopRequest
 from stylevar.processes import STOP_SIGNALS, sparing_children
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {root!r})
-from launch import cli, stop
+from launch.common import cli
+from launch.common import stop
 stop.GRACE = 0.5
 def say(word):
     print(word, flush=True)

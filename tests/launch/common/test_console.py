@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from launch.console import KEPT, Outlet, text_stream
+from launch.common.console import KEPT, Outlet, text_stream
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-from launch import cli
+from launch.common import cli
 def body():
     {body}
     open({proof!r}, "w").close()

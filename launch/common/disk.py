@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from launch.commands import continuing
+from launch.common.commands import continuing
 from launch.run_folder import RunFolder
 from stylevar.errors import UserError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch.grids import GridRow, draw_grid, reward_captions
+from launch.common.grids import GridRow, draw_grid, reward_captions
 
 
 def flat(red: int, size: int = 16) -> Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from grpo_files import config, write_inputs
 
-from launch import cpus, device
-from launch.cpus import available_cpus, cgroup_quota
+from launch.common import cpus, device
+from launch.common.cpus import available_cpus, cgroup_quota
 from launch.prepare import OmniStyle
 
 
@@ -74,7 +74,7 @@ def test_threads_that_are_left_open_are_not_written_down(tmp_path: Path, monkeyp
     """A run that is resumed on another machine takes that machine's CPUs."""
     from launch import colocated, grpo
     from launch.colocated import ColocatedWorker
-    from launch.config import load_config
+    from launch.configs.grpo import load_config
 
     (tmp_path / "inputs").mkdir()
     settings = config(write_inputs(tmp_path / "inputs"), tmp_path / "runs", steps=1, threads=0)

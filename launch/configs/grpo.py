@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from launch.cluster.placement import ClusterConfig
-from launch.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
-from launch.plan.config import PlanConfig
-from launch.plan.text import parse_size
+from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from launch.common.text import parse_size
+from launch.configs.cluster import ClusterConfig
+from launch.configs.dry_run import PlanConfig
 from launch.resume import absolute_patterns, absolute_source
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig

@@ -10,8 +10,8 @@ import socket
 import ray
 from ray._private import services
 
-from launch.checkout import worker_environment
-from launch.cpus import available_cpus
+from launch.common.checkout import worker_environment
+from launch.common.cpus import available_cpus
 from stylevar.errors import UserError
 from stylevar.processes import sparing_children
 
