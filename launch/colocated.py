@@ -14,9 +14,9 @@ from launch.common.cpus import available_cpus
 from launch.common.device import choose_device
 from launch.configs.cluster import ROLES
 from launch.configs.grpo import GrpoConfig
-from launch.plan.budget import choose, device_budget
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
-from launch.telemetry import PhaseTimer, memory
+from launch.run.telemetry import PhaseTimer, memory
+from launch.sizing.budget import choose, device_budget
 from learner.grpo.lesson import Lesson
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import Trainer, saved_base

@@ -28,13 +28,13 @@ from launch.common.disk import saving
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
+from launch.dry_run.plan import plan
 from launch.heldout import before_after, compare
 from launch.loop import Progress, score_heldout, train
-from launch.plan.report import plan
-from launch.resume import NothingLeft, check_changes, check_steps
-from launch.run_folder import ResumePoint, RunFolder, find_resume, new_folder
-from launch.run_lock import only_writer
-from launch.telemetry import Telemetry
+from launch.run.resume import NothingLeft, check_changes, check_steps
+from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
+from launch.run.run_lock import only_writer
+from launch.run.telemetry import Telemetry
 from learner.grpo.merging import MergeController
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE
 from stylevar.errors import UserError

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.merge_source import Release
 from launch.model_card import model_card, samples_picture
+from launch.run.model import Release
 from stylevar.errors import UserError
 
 

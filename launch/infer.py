@@ -26,11 +26,11 @@ from tqdm import tqdm
 from launch.best_of import Judge, ScoreConfig
 from launch.common import cli
 from launch.loading import Batch, PictureReader, ahead
-from launch.newest_run import RUNS
 from launch.pictures import PICTURES, Failures, PairFiles, all_pairs, find_pictures, read_pairs
 from launch.pretrained import ModelSource
 from launch.results import Results, plan_results
-from launch.run_folder import first_free
+from launch.run.newest_run import RUNS
+from launch.run.run_folder import first_free
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, Restore, from_u8, restored

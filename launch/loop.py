@@ -16,8 +16,8 @@ from launch.common.stop import StopRequest
 from launch.configs.grpo import GrpoConfig
 from launch.heldout import not_finite, save_scores
 from launch.reports import HeldoutReport, StepReport
-from launch.run_folder import RunFolder
-from launch.telemetry import Telemetry
+from launch.run.run_folder import RunFolder
+from launch.run.telemetry import Telemetry
 from learner.grpo.merging import MergeAction, MergeController
 from stylevar.contracts import StepMetrics
 

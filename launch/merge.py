@@ -21,7 +21,7 @@ import tyro
 from safetensors.torch import save_file
 
 from launch.common import cli
-from launch.merge_source import Release, Take, load_release
+from launch.run.model import Release, Take, load_release
 from stylevar.atomic import file_aside
 from stylevar.build import build_from_config
 from stylevar.checkpoint import (

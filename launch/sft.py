@@ -32,9 +32,10 @@ from launch.common.disk import saving
 from launch.common.grids import GridRow, draw_grid
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.sft import SftConfig, parse
-from launch.resume import NothingLeft, check_steps
-from launch.run_folder import ResumePoint, RunFolder
-from launch.run_lock import only_writer
+from launch.run.resume import NothingLeft, check_steps
+from launch.run.run_folder import ResumePoint, RunFolder
+from launch.run.run_lock import only_writer
+from launch.run.telemetry import PhaseTimer, Telemetry, memory
 from launch.sft_data import (
     MicroBatches,
     ResidentBatches,
@@ -49,7 +50,6 @@ from launch.sft_data import (
     token_cache_file,
 )
 from launch.sft_start import starting_model
-from launch.telemetry import PhaseTimer, Telemetry, memory
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.supervised.step import SftLearner, SftMetrics
 from learner.supervised.token_cache import TokenCache

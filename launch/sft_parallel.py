@@ -23,8 +23,8 @@ from launch.common.disk import saving
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest
 from launch.configs.sft import SftConfig
-from launch.resume import check_steps
-from launch.run_folder import ResumePoint, RunFolder, find_resume
+from launch.run.resume import check_steps
+from launch.run.run_folder import ResumePoint, RunFolder, find_resume
 from launch.sft import PROGRAM, SftRun
 from learner.parallel import rank_and_world
 from stylevar.allocator import keep_freed_memory

@@ -34,7 +34,7 @@ from launch.common.cpus import available_cpus
 from launch.common.device import choose_device, set_threads
 from launch.common.grids import draw_table
 from launch.common.stop import STOPPED, StopRequest
-from launch.event_file import EventFile
+from launch.run.event_file import EventFile
 from launch.sft_data import load_steps, spread
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory

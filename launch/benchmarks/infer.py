@@ -18,10 +18,10 @@ from launch.benchmarks.naive import NaiveModel
 from launch.benchmarks.step import Effort, use_threads
 from launch.common.device import choose_device
 from launch.common.text import duration, operations, share, table
-from launch.plan.flops import count_flops
-from launch.plan.peak import product_peak
-from launch.plan.phases import Workload
-from launch.telemetry import memory
+from launch.run.telemetry import memory
+from launch.sizing.flops import count_flops
+from launch.sizing.peak import product_peak
+from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig

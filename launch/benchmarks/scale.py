@@ -19,7 +19,7 @@ from launch.common.ray_cluster import join_cluster
 from launch.common.text import table
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig, demo
-from launch.plan.report import Plan
+from launch.dry_run.plan import Plan
 
 WARM_UP = 2
 

@@ -20,10 +20,10 @@ from launch.colocated import ColocatedWorker
 from launch.common.device import choose_device, set_threads
 from launch.common.text import duration, operations, share, size, table
 from launch.configs.grpo import GrpoConfig
-from launch.plan.flops import count_flops
-from launch.plan.memory import saved_activations
-from launch.plan.peak import product_peak
-from launch.plan.phases import Workload
+from launch.sizing.flops import count_flops
+from launch.sizing.memory import saved_activations
+from launch.sizing.peak import product_peak
+from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
 from reward.base import DreamSimType, RewardConfig
 from reward.scorer import build_scorer

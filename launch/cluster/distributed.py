@@ -29,8 +29,8 @@ from launch.cluster.weights import Weights
 from launch.common.text import parse_size
 from launch.configs.cluster import ROLES, split_units
 from launch.configs.grpo import GrpoConfig
-from launch.plan.budget import Choice, choose
 from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
+from launch.sizing.budget import Choice, choose
 from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import saved_base

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from launch.common.commands import continuing
-from launch.run_folder import RunFolder
+from launch.run.run_folder import RunFolder
 from stylevar.errors import UserError
 
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE)

@@ -17,7 +17,7 @@ from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
-from launch.resume import absolute_patterns, absolute_source
+from launch.run.resume import absolute_patterns, absolute_source
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig

@@ -15,8 +15,8 @@ import yaml
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
 from launch.common.defaults import DEMO_VAE
-from launch.resume import absolute_patterns, absolute_source, check_changes
-from launch.run_folder import ResumePoint, find_resume
+from launch.run.resume import absolute_patterns, absolute_source, check_changes
+from launch.run.run_folder import ResumePoint, find_resume
 from learner.supervised.schedule import ScheduleConfig
 from learner.supervised.step import SftStepConfig
 from stylevar.config import ModelConfig, default_alphas

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from launch.configs.grpo import GrpoConfig, load_config
-from launch.newest_run import is_run
+from launch.run.newest_run import is_run
 from learner.grpo.trainer import ADAPTER, FACTS, saved_base
 from stylevar.checkpoint import VAE_FILE, load_into, load_pair
 from stylevar.errors import UserError

@@ -23,8 +23,8 @@ from launch.evaluation.conditions import ConditionSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
-from launch.newest_run import RUNS
-from launch.run_folder import numbered
+from launch.run.newest_run import RUNS
+from launch.run.run_folder import numbered
 from stylevar.atomic import ASIDE, file_aside, remove
 from stylevar.errors import UserError
 from stylevar.text import check_path

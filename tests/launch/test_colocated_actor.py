@@ -13,7 +13,7 @@ from grpo_files import config, write_inputs
 from launch import grpo
 from launch.colocated_actor import ColocatedActor
 from launch.configs.grpo import GrpoConfig
-from launch.run_folder import find_resume
+from launch.run.run_folder import find_resume
 from stylevar.errors import UserError
 
 

@@ -24,10 +24,10 @@ from launch.common import cli
 from launch.configs.grpo import to_plain
 from launch.configs.sft import SftConfig
 from launch.report import ReportConfig
-from launch.run_folder import RunFolder
+from launch.run.run_folder import RunFolder
+from launch.run.telemetry import Telemetry
 from launch.run_report.curves import Chart, Line, draw
 from launch.run_report.record import read_run
-from launch.telemetry import Telemetry
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.convert.tokenize import tokenize
 from launch import sft, sft_parallel
 from launch.configs.sft import SftConfig, load_config, parse
-from launch.run_lock import only_writer
+from launch.run.run_lock import only_writer
 from launch.sft import SftRun
 from launch.sft_start import starting_model
 from learner.supervised.step import SftLearner

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from launch.benchmarks.compare import naive_flops
 from launch.benchmarks.naive import NaiveModel
-from launch.plan.phases import Workload
+from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import GroupSampler, RolloutConfig

@@ -23,7 +23,7 @@ from launch.common.stop import StopRequest
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
 from launch.reports import StepReport
-from launch.run_folder import find_resume
+from launch.run.run_folder import find_resume
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}

@@ -9,8 +9,8 @@ import small_model
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.plan.flops import Flops, _measure, _reward, count_flops
-from launch.plan.phases import META, Phases, Workload, over_depth
+from launch.sizing.flops import Flops, _measure, _reward, count_flops
+from launch.sizing.phases import META, Phases, Workload, over_depth
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from launch import run_lock
-from launch.run_lock import LOCK, only_writer
+from launch.run import run_lock
+from launch.run.run_lock import LOCK, only_writer
 from stylevar.errors import UserError
 
-ROOT = Path(run_lock.__file__).parents[1]
+ROOT = Path(run_lock.__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from launch.run_lock import only_writer
+from launch.run.run_lock import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, overload
 
 from data.index import expand_shards
-from launch.run_folder import ResumePoint, finished_at, flat
+from launch.run.run_folder import ResumePoint, finished_at, flat
 from stylevar.errors import UserError
 
 NOT_SETTINGS = ("resume", "config")

@@ -16,14 +16,14 @@ from launch.common.text import duration, operations, parse_size, share, size, ta
 from launch.configs.cluster import ROLES, Role
 from launch.configs.dry_run import PlanConfig
 from launch.configs.grpo import GrpoConfig, to_plain
-from launch.plan.budget import choose, conditions_held, workload
-from launch.plan.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
-from launch.plan.flops import count_flops
-from launch.plan.inputs import find_inputs
-from launch.plan.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
-from launch.plan.peak import product_rate
-from launch.plan.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers
-from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
+from launch.dry_run.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
+from launch.dry_run.inputs import find_inputs
+from launch.dry_run.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers
+from launch.dry_run.simulate import Costs, Prediction, Schedule, serial, simulate
+from launch.sizing.budget import choose, conditions_held, workload
+from launch.sizing.flops import count_flops
+from launch.sizing.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
+from launch.sizing.peak import product_rate
 
 HELPS = 1.05
 """Speed-up below which more workers no longer help."""

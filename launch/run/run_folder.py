@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from launch.common.commands import quoted
-from launch.run_lock import LOCK, RunBusy, only_writer
+from launch.run.run_lock import LOCK, RunBusy, only_writer
 from stylevar.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from stylevar.errors import UserError
 from stylevar.hub import followed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launch.configs.cluster import ROLES, Role, bundles, crowded, split_units, threads_per_actor
 from launch.configs.grpo import GrpoConfig
-from launch.plan.simulate import Schedule
+from launch.dry_run.simulate import Schedule
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from launch.common.text import duration, operations, size, table
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
 from launch.configs.grpo import GrpoConfig, load_config, to_plain
-from launch.plan import inputs, report
-from launch.plan.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops
-from launch.plan.flops import Flops
-from launch.plan.report import _verdict, _WhatIf
-from launch.plan.roles import Hardware, place, schedule_of, with_rollout_workers
-from launch.plan.simulate import Prediction, Schedule
+from launch.dry_run import inputs, plan
+from launch.dry_run.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops
+from launch.dry_run.plan import _verdict, _WhatIf
+from launch.dry_run.roles import Hardware, place, schedule_of, with_rollout_workers
+from launch.dry_run.simulate import Prediction, Schedule
+from launch.sizing.flops import Flops
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
@@ -90,7 +90,7 @@ def test_a_distributed_plan_says_it_all_and_leaves_nothing(argv, capsys, tmp_pat
 
 
 def test_a_colocated_plan_from_flops_measures_nothing(argv, capsys, monkeypatch):
-    monkeypatch.setattr(report, "Measurement", None)
+    monkeypatch.setattr(plan, "Measurement", None)
     grpo.cli([*argv, "--dry-run", "--device-tflops", "1", "--device-memory-gb", "0.001"])
     text = capsys.readouterr().out
     assert "colocated      1" in text
@@ -192,7 +192,7 @@ def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(measurement, "_seconds", one_second)
-    monkeypatch.setattr("launch.plan.costs.product_peak", lambda device, sides: 8 / PASS_SECONDS)
+    monkeypatch.setattr("launch.dry_run.costs.product_peak", lambda device, sides: 8 / PASS_SECONDS)
     assert measurement.amount(4) == (2, 4)
     assert measurement.amount(1) == (1, 4)
     whole = measurement.costs(2, {"rollout": 1, "reward": 1, "learner": 1})
@@ -290,8 +290,8 @@ def test_without_files_the_speed_of_products_is_measured(capsys, monkeypatch):
         threads.append(count)
         return 5e10
 
-    monkeypatch.setattr(report, "product_rate", rate)
-    monkeypatch.setattr(report, "Measurement", None)
+    monkeypatch.setattr(plan, "product_rate", rate)
+    monkeypatch.setattr(plan, "Measurement", None)
     grpo.cli([*PAPER, "--threads", "3", "--device", "cpu"])
     text = capsys.readouterr().out
     assert "costs from FLOPs at 0.05 TFLOP/s, which matrix products reach here" in text

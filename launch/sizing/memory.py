@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from launch.plan.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
-from launch.plan.trace import peak_bytes, saved_bytes
+from launch.sizing.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
+from launch.sizing.trace import peak_bytes, saved_bytes
 from reward.base import RewardConfig
 from stylevar.conditions import ConditionState
 from stylevar.config import ModelConfig

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from launch.event_file import EventFile
-from launch.host import host_facts
-from launch.run_folder import RunFolder
+from launch.run.event_file import EventFile
+from launch.run.host import host_facts
+from launch.run.run_folder import RunFolder
 from stylevar.atomic import file_aside
 from stylevar.contracts import TrajectoryRows
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from launch.run_folder import LINKS
+from launch.run.run_folder import LINKS
 from learner.grpo.trainer import ADAPTER, FACTS, saved_base
 from stylevar.adapters import fingerprint
 from stylevar.build import build_from_config

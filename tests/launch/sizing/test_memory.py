@@ -9,7 +9,7 @@ import small_model
 import torch
 from torch import Tensor
 
-from launch.plan.memory import (
+from launch.sizing.memory import (
     ALWAYS,
     Batches,
     Component,
@@ -20,8 +20,8 @@ from launch.plan.memory import (
     parameter_counts,
     saved_activations,
 )
-from launch.plan.phases import Phases, Workload
-from launch.plan.trace import peak_bytes, saved_bytes
+from launch.sizing.phases import Phases, Workload
+from launch.sizing.trace import peak_bytes, saved_bytes
 from learner.grpo.lesson import Lesson
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import RewardConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.run_folder import RunFolder, find_resume
-from launch.run_lock import LOCK
+from launch.run.run_folder import RunFolder, find_resume
+from launch.run.run_lock import LOCK
 from stylevar.errors import UserError
 
 

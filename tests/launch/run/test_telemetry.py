@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.run_folder import RunFolder
-from launch.telemetry import PhaseTimer, Telemetry
+from launch.run.run_folder import RunFolder
+from launch.run.telemetry import PhaseTimer, Telemetry
 from stylevar.contracts import PolicyVersion, TrajectoryRows
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from launch.plan.phases import Phases, Workload, over_depth, score
-from launch.plan.trace import count_flops_of
+from launch.sizing.phases import Phases, Workload, over_depth, score
+from launch.sizing.trace import count_flops_of
 
 
 @dataclass(frozen=True)

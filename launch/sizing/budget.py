@@ -18,8 +18,8 @@ import torch
 from launch.common.text import parse_size, size
 from launch.configs.cluster import Role
 from launch.configs.grpo import GrpoConfig
-from launch.plan.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
-from launch.plan.phases import Workload
+from launch.sizing.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
+from launch.sizing.phases import Workload
 from stylevar.config import ModelConfig
 
 GIB = 1 << 30

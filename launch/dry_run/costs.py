@@ -13,9 +13,9 @@ import torch
 from data.conditions import ConditionSets
 from launch.configs.cluster import Role
 from launch.configs.grpo import GrpoConfig
-from launch.plan.flops import Flops
-from launch.plan.peak import product_peak
-from launch.plan.simulate import Costs
+from launch.dry_run.simulate import Costs
+from launch.sizing.flops import Flops
+from launch.sizing.peak import product_peak
 from learner.grpo.lesson import Lesson
 from learner.grpo.update import GrpoLearner
 from reward.scorer import build_scorer

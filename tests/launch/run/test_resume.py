@@ -26,10 +26,10 @@ from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config, to_plain
 from launch.configs.sft import SftConfig
 from launch.evaluation.checkpoints import load_model
-from launch.merge_source import load_release
-from launch.resume import check_changes, check_steps
-from launch.run_folder import ResumePoint, RunFolder, finished_at, flat
-from launch.run_lock import only_writer
+from launch.run.model import load_release
+from launch.run.resume import check_changes, check_steps
+from launch.run.run_folder import ResumePoint, RunFolder, finished_at, flat
+from launch.run.run_lock import only_writer
 from stylevar.errors import UserError
 
 

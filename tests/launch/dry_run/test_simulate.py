@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.plan.simulate import Costs, Prediction, Schedule, serial, simulate
+from launch.dry_run.simulate import Costs, Prediction, Schedule, serial, simulate
 
 COSTS = Costs(
     read=0.25,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from launch.configs.cluster import ROLES, Role
-from launch.plan.machine import Actor, Job, Machine
+from launch.dry_run.machine import Actor, Job, Machine
 
 
 @dataclass(frozen=True)

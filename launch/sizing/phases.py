@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.plan.trace import shapes_only
+from launch.sizing.trace import shapes_only
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_term, distance_class, weighted_sum

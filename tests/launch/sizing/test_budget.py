@@ -10,8 +10,8 @@ import small_model
 from launch.common.text import parse_size
 from launch.configs.cluster import ROLES, ClusterConfig
 from launch.configs.grpo import GrpoConfig
-from launch.plan.budget import RESERVE, Choice, choose, workload
-from launch.plan.memory import MemoryPlan
+from launch.sizing.budget import RESERVE, Choice, choose, workload
+from launch.sizing.memory import MemoryPlan
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
