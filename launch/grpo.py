@@ -21,7 +21,6 @@ from data.shards import TripletShards, expand_shards
 from launch.cluster.distributed import DistributedRun
 from launch.cluster.learner_group import LearnerLost
 from launch.cluster.pool import WorkerLost
-from launch.colocated_actor import ColocatedActor
 from launch.common.cli import about, exit_code
 from launch.common.commands import continuing, lasting, loss_warning, quoted
 from launch.common.disk import saving
@@ -29,8 +28,9 @@ from launch.common.ray_cluster import join_cluster
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
 from launch.dry_run.plan import plan
-from launch.heldout import before_after, compare
-from launch.loop import Progress, score_heldout, train
+from launch.rl.colocated_actor import ColocatedActor
+from launch.rl.heldout import before_after, compare
+from launch.rl.loop import Progress, score_heldout, train
 from launch.run.resume import NothingLeft, check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run.run_lock import only_writer

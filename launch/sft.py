@@ -36,7 +36,7 @@ from launch.run.resume import NothingLeft, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder
 from launch.run.run_lock import only_writer
 from launch.run.telemetry import PhaseTimer, Telemetry, memory
-from launch.sft_data import (
+from launch.supervised.data import (
     MicroBatches,
     ResidentBatches,
     corpora,
@@ -49,7 +49,7 @@ from launch.sft_data import (
     spread,
     token_cache_file,
 )
-from launch.sft_start import starting_model
+from launch.supervised.start import starting_model
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.supervised.step import SftLearner, SftMetrics
 from learner.supervised.token_cache import TokenCache
@@ -252,7 +252,7 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
     """
     with only_writer(Path(config.runs) / config.name if point is None else point.run):
         if config.workers > 1:
-            from launch.sft_parallel import train_parallel
+            from launch.supervised.parallel import train_parallel
 
             return train_parallel(config, point)
         return train_here(config, point)

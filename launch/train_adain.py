@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.augment import AugmentConfig
-from launch.baselines.adain import AdaIN
-from launch.baselines.adain_loss import AdaINLoss, adain_loss
-from launch.baselines.decoder import build_decoder, load_decoder, save_decoder
-from launch.baselines.encoders import STRIDE, Encoder, LiteEncoder
-from launch.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
-from launch.baselines.vgg_file import load_vgg
 from launch.common import cli
 from launch.common.commands import command, quoted
 from launch.common.cpus import available_cpus
 from launch.common.device import choose_device, set_threads
 from launch.common.grids import draw_table
 from launch.common.stop import STOPPED, StopRequest
+from launch.evaluation.baselines.adain import AdaIN
+from launch.evaluation.baselines.adain_loss import AdaINLoss, adain_loss
+from launch.evaluation.baselines.decoder import build_decoder, load_decoder, save_decoder
+from launch.evaluation.baselines.encoders import STRIDE, Encoder, LiteEncoder
+from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
+from launch.evaluation.baselines.vgg_file import load_vgg
 from launch.run.event_file import EventFile
-from launch.sft_data import load_steps, spread
+from launch.supervised.data import load_steps, spread
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from launch.benchmarks.model import random_conditions
 from launch.benchmarks.naive import NaiveModel
-from launch.colocated import ColocatedWorker
 from launch.common.text import duration, operations, table
 from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
 from launch.run.telemetry import PhaseTimer
 from launch.sizing.phases import META, FirstToken, Phases, Workload, over_depth
 from launch.sizing.trace import count_flops_of

@@ -8,10 +8,10 @@ from typing import Literal
 
 from launch.benchmarks.model import SMALL, ModelShape
 from launch.benchmarks.step import Effort, RandomRewards, build_policy, run_steps, use_threads
-from launch.colocated import ColocatedWorker
 from launch.common.device import choose_device
 from launch.common.text import duration, table
 from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
 from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig
 

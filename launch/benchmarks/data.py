@@ -36,7 +36,7 @@ from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
 from launch.benchmarks.generated import write_omnistyle
 from launch.common.cpus import available_cpus
-from launch.sft_data import MicroBatches, load_steps
+from launch.supervised.data import MicroBatches, load_steps
 from learner.supervised.step import SftLearner, SftStepConfig
 from learner.supervised.token_cache import tokenize
 from stylevar.build import build_vae_stylevar

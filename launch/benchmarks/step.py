@@ -16,10 +16,10 @@ from torch import Tensor
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.model import ModelShape, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases, refuse_unknown
-from launch.colocated import ColocatedWorker
 from launch.common.device import choose_device, set_threads
 from launch.common.text import duration, operations, share, size, table
 from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
 from launch.sizing.flops import count_flops
 from launch.sizing.memory import saved_activations
 from launch.sizing.peak import product_peak

@@ -19,17 +19,17 @@ from typing import Any
 import ray
 
 from data.conditions import spread
-from launch.cluster.actors import Placement
+from launch.cluster.failover import Refuge
 from launch.cluster.learner_group import LearnerGroup, Together
+from launch.cluster.places import Placement
 from launch.cluster.pool import Calls, Pool
-from launch.cluster.refuge import Refuge
-from launch.cluster.role_usage import RoleUsage
 from launch.cluster.units import Unit, UnitFlow
+from launch.cluster.utilisation import RoleUsage
 from launch.cluster.weights import Weights
 from launch.common.text import parse_size
 from launch.configs.cluster import ROLES, split_units
 from launch.configs.grpo import GrpoConfig
-from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
+from launch.rl.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.sizing.budget import Choice, choose
 from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.grpo.merging import MergeAction

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from launch.cluster.actors import Placement
+from launch.cluster.places import Placement
 from launch.cluster.pool import LOST, Calls, Member, why_lost
 from launch.configs.grpo import GrpoConfig
 from learner.grpo.update import LogprobMismatch

@@ -145,7 +145,7 @@ class CheckpointStylizer:
 def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> Stylizer:
     """The method on `device`. Raises UserError if its files cannot be used."""
     if method.baseline is not None:
-        from launch.baselines.build import build_baseline
+        from launch.evaluation.baselines.build import build_baseline
 
         build: Callable[..., Stylizer] = build_baseline
         decoder = config.adain_decoder if method.source is None else Path(method.source)

@@ -19,8 +19,8 @@ from patience import HANG
 from safetensors.torch import load_file
 
 from launch import grpo
-from launch.colocated import ColocatedWorker
 from launch.configs.grpo import GrpoConfig, default_for, demo, load_config, to_plain
+from launch.rl.colocated import ColocatedWorker
 from launch.run.run_folder import RunFolder, find_resume
 from learner.grpo.merging import MergeAction
 from learner.grpo.update import LearnerConfig

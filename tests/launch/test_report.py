@@ -19,11 +19,11 @@ from PIL import Image
 from program import exit_code
 
 from launch import grpo, report
-from launch.colocated import ColocatedWorker
 from launch.common import cli
 from launch.configs.grpo import to_plain
 from launch.configs.sft import SftConfig
 from launch.report import ReportConfig
+from launch.rl.colocated import ColocatedWorker
 from launch.run.run_folder import RunFolder
 from launch.run.telemetry import Telemetry
 from launch.run_report.curves import Chart, Line, draw

@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.convert.tokenize import tokenize
-from launch import sft, sft_parallel
+from launch import sft
 from launch.configs.sft import SftConfig, load_config, parse
 from launch.run.run_lock import only_writer
 from launch.sft import SftRun
-from launch.sft_start import starting_model
+from launch.supervised import parallel
+from launch.supervised.start import starting_model
 from learner.supervised.step import SftLearner
 from stylevar.checkpoint import load_pair, load_tokenizer
 from stylevar.errors import UserError
@@ -382,10 +383,10 @@ def test_several_processes_keep_flags_given_with_resume_too(files, tmp_path, mon
     """The driver and one worker, called as Ray Train would call it."""
 
     def fit(config: SftConfig, path: Path) -> None:
-        sft_parallel.run_worker({"config": config, "run": str(path), "folder": os.getcwd(), "cpus": 1})
+        parallel.run_worker({"config": config, "run": str(path), "folder": os.getcwd(), "cpus": 1})
 
-    monkeypatch.setattr(sft_parallel, "_fit", fit)
-    monkeypatch.setattr(sft_parallel, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(parallel, "_fit", fit)
+    monkeypatch.setattr(parallel, "get_device", lambda: torch.device("cpu"))
     folder = tmp_path / "sft"
     assert main(monkeypatch, *flags(files, tmp_path, "--steps", "4", "--workers", "2")) == 0
     assert main(monkeypatch, "--resume", str(folder), "--steps", "6", "--eval-every", "3") == 0

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from data.augment import AugmentConfig
 from launch import train_adain
-from launch.baselines.build import build_baseline
-from launch.baselines.decoder import decoder_notes
-from launch.baselines.pairs import PairBatch, PairBatches, open_train
 from launch.common.defaults import DEMO_DATA
 from launch.common.stop import STOPPED, StopRequest
+from launch.evaluation.baselines.build import build_baseline
+from launch.evaluation.baselines.decoder import decoder_notes
+from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_train
 from launch.train_adain import DECODER_FILE, AdainRun, TrainAdainConfig
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.errors import UserError

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launch import grpo
 from launch.cluster.distributed import DistributedRun
-from launch.colocated import ColocatedWorker
 from launch.common.stop import StopRequest
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
-from launch.reports import StepReport
+from launch.rl.colocated import ColocatedWorker
+from launch.rl.reports import StepReport
 from launch.run.run_folder import find_resume
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)

@@ -14,7 +14,7 @@ import pytest
 from launch.common.checkout import PACKAGES, ROOT
 
 PROGRAM = '''
-"""Says where each process finds our packages, and what `config` is beside them."""
+"""Says where each process finds our packages, and whether `report` is one of them."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ import ray
 
 from launch.common.checkout import PACKAGES
 from launch.common.ray_cluster import join_cluster
-from launch.sft_data import load_steps
+from launch.supervised.data import load_steps
 
 
 def found():
@@ -45,7 +45,7 @@ class Batches:
 
 
 def main():
-    folders = {"driver": found(), "top-level config": importlib.util.find_spec("config") is not None}
+    folders = {"driver": found(), "top-level report": importlib.util.find_spec("report") is not None}
     folders["loading process"] = next(load_steps(Batches(), 0, 1, workers=1))[0]
     join_cluster()
     folders["Ray worker"] = ray.get(ray.remote(found).remote())
@@ -99,4 +99,4 @@ def test_all_processes_run_the_checkout_that_was_started(second, own, tmp_path):
         "Ray worker": expected,
     }
     assert not notes.exists(), notes.read_text()
-    assert not folders["top-level config"]
+    assert not folders["top-level report"]

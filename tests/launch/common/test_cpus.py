@@ -72,9 +72,10 @@ def test_threads_that_are_left_open_stay_within_what_is_available(monkeypatch) -
 
 def test_threads_that_are_left_open_are_not_written_down(tmp_path: Path, monkeypatch) -> None:
     """A run that is resumed on another machine takes that machine's CPUs."""
-    from launch import colocated, grpo
-    from launch.colocated import ColocatedWorker
+    from launch import grpo
     from launch.configs.grpo import load_config
+    from launch.rl import colocated
+    from launch.rl.colocated import ColocatedWorker
 
     (tmp_path / "inputs").mkdir()
     settings = config(write_inputs(tmp_path / "inputs"), tmp_path / "runs", steps=1, threads=0)

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 
 from launch import grpo
 from launch.cluster.learner_group import LearnerLost
-from launch.colocated import ColocatedWorker
 from launch.configs import sft as sft_config
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config, to_plain
 from launch.configs.sft import SftConfig
 from launch.evaluation.checkpoints import load_model
+from launch.rl.colocated import ColocatedWorker
 from launch.run.model import load_release
 from launch.run.resume import check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, finished_at, flat
