@@ -28,6 +28,7 @@ from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
 from stylevar.policy import Precision, allow_tf32
+from stylevar.released import ReleasedStyleVAR
 from stylevar.sampling import SharedStream, Truncation
 from stylevar.transformer import StyleVAR
 
@@ -140,7 +141,7 @@ class Infer:
         batches = tuple(self._batch(model, work, size, peak) for size in sorted(self.batch_sizes))
         return InferResult(str(device), torch.get_num_threads(), peak, batches)
 
-    def _batch(self, model: StyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
+    def _batch(self, model: ReleasedStyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
         pairs = random_conditions(size, model.arch.image_size, seed=size).to(model.device)
         style, content = u8_to_pm1(pairs.style), u8_to_pm1(pairs.content)
 

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reward.base import DreamSimType, RewardConfig, build_distance
+from reward.base import DreamSimType, RewardConfig
+from reward.build import build_distance
 from reward.metrics import color_distance
 from stylevar.errors import UserError
 from stylevar.images import u8_to_01

@@ -26,10 +26,10 @@ from learner.grpo.lesson import Lesson
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import GroupSampler, RolloutConfig
+from stylevar.cache import KVCache
 from stylevar.conditions import ConditionState, guide_queries
 from stylevar.config import ModelConfig
 from stylevar.contracts import PolicyVersion
-from stylevar.generate import KVCache
 
 RANK, GROUP = 4, 3
 
