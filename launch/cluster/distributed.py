@@ -30,6 +30,7 @@ from launch.common.text import parse_size
 from launch.configs.cluster import ROLES, split_units
 from launch.configs.grpo import GrpoConfig
 from launch.rl.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
+from launch.rl.worker import StepAbandoned
 from launch.sizing.budget import Choice, choose
 from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.grpo.merging import MergeAction
@@ -41,10 +42,6 @@ from stylevar.policy import PolicySource
 
 PIPELINE = "pipeline.json"
 """In a checkpoint: the version that samples each step which was begun before its turn."""
-
-
-class StepAbandoned(Exception):
-    """A signal came while a step was still being sampled; nothing of it was learned."""
 
 
 class DistributedRun:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
-from launch.cluster.learner_group import LearnerGroup, LearnerLost
+from launch.cluster.learner_group import LearnerGroup
 from launch.cluster.places import Place, Placement
 from launch.cluster.pool import Pool
 from launch.configs.cluster import Role
+from launch.rl.worker import LearnerLost
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import socket
 
 import ray
 from ray._private import services
+from ray.exceptions import OutOfMemoryError
 
 from launch.common.checkout import worker_environment
 from launch.common.cpus import available_cpus
@@ -115,3 +116,15 @@ def _first_line(error: BaseException) -> str:
     """What an error says, without its traceback."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__
+
+
+def why_lost(error: BaseException) -> str:
+    """In a few words, why a worker is gone."""
+    said = str(getattr(error, "cause", None) or error).strip()
+    if "running low on memory" in said or isinstance(error, OutOfMemoryError):
+        return "Ray ended its process because memory ran out"
+    if "its worker process has died" in said:
+        return "its process was killed, perhaps because memory ran out"
+    if "its node has died" in said:
+        return "its node was lost"
+    return said.splitlines()[0] if said else type(error).__name__

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal
 
 import yaml
 
@@ -17,7 +15,7 @@ from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
-from launch.run.resume import absolute_patterns, absolute_source
+from launch.configs.io import absolute_patterns, absolute_source, from_plain
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
@@ -251,19 +249,6 @@ def flag(argv: Sequence[str], name: str) -> str | None:
     return None
 
 
-def to_plain(config: Any) -> dict[str, Any]:
-    """A config as nested dicts of YAML's own types."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, (tuple, list)):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(config)
-
-
 def load_config(path: Path) -> GrpoConfig:
     """Read a run's config.yaml. UserError if it is missing, not YAML, or has unknown keys."""
     try:
@@ -274,30 +259,4 @@ def load_config(path: Path) -> GrpoConfig:
         raise UserError(f"config {path} is no YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, Mapping):
         raise UserError(f"config {path} holds no mapping: give a run's config.yaml")
-    return _from_plain(GrpoConfig, values, str(path))
-
-
-def _from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise UserError(f"{source} has unknown keys {unknown} for {kind.__name__}: remove them or correct their names")
-
-    def typed(hint: Any, value: Any) -> Any:
-        if dataclasses.is_dataclass(hint):
-            return _from_plain(typing.cast(type, hint), value, source)
-        if get_origin(hint) in (types.UnionType, typing.Union):
-            options = [h for h in get_args(hint) if h is not type(None)]
-            return None if value is None else typed(options[0], value)
-        if get_origin(hint) is tuple:
-            return _as_tuple(value)
-        return Path(value) if hint is Path else value
-
-    return kind(**{name: typed(hints[name], value) for name, value in values.items()})
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """A list of YAML's; or what an older version wrote for a set of shards, one pattern or null."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return from_plain(GrpoConfig, values, str(path))

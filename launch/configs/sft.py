@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 import yaml
 
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
 from launch.common.defaults import DEMO_VAE
-from launch.run.resume import absolute_patterns, absolute_source, check_changes
-from launch.run.run_folder import ResumePoint, find_resume
+from launch.configs.io import absolute_patterns, absolute_source
 from learner.supervised.schedule import ScheduleConfig
 from learner.supervised.step import SftStepConfig
 from stylevar.config import ModelConfig, default_alphas
@@ -195,20 +192,6 @@ MAY_CHANGE = (
 )
 """What a resumed run may do differently. The rest is what a checkpoint stands for (model, average, order of the data), or
 the held-out triplets by which the best checkpoint was chosen."""
-
-
-def parse(argv: Sequence[str], description: str | None) -> tuple[SftConfig, ResumePoint | None]:
-    """The command line's config, and where to resume; then the run's own config.yaml gives the defaults."""
-    kind = tyro.conf.OmitArgPrefixes[SftConfig]
-    config: SftConfig = tyro.cli(kind, args=argv, description=description)
-    point = None if config.resume is None else find_resume(config.resume, Path(config.runs), config.name)
-    if point is not None:
-        before = replace(load_config(point.run / "config.yaml"), name=point.run.name, runs=str(point.run.parent))
-        config = tyro.cli(kind, args=argv, description=description, default=before)
-        check_changes(point, before.absolute(), config.absolute(), MAY_CHANGE)
-    if not config.shards:
-        raise UserError("no training data: give --shards, e.g. --shards 'data/demo/train-*.tar'")
-    return replace(config, resume=None), point
 
 
 def load_config(path: Path) -> SftConfig:

@@ -15,7 +15,8 @@ from launch.common.device import choose_device
 from launch.common.text import duration, operations, parse_size, share, size, table
 from launch.configs.cluster import ROLES, Role
 from launch.configs.dry_run import PlanConfig
-from launch.configs.grpo import GrpoConfig, to_plain
+from launch.configs.grpo import GrpoConfig
+from launch.configs.io import to_plain
 from launch.dry_run.costs import NETWORK_BYTES_PER_S, Measurement, costs_from_flops
 from launch.dry_run.inputs import find_inputs
 from launch.dry_run.roles import Hardware, place, schedule_of, threads_of, with_rollout_workers

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from launch.common.stop import StopRequest
-from launch.configs.grpo import to_plain
+from launch.configs.io import to_plain
 from launch.evaluation.checkpoints import weight_files
 from launch.evaluation.columns import Column
 from launch.evaluation.conditions import ConditionSet

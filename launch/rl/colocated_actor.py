@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 
-from launch.cluster.pool import WorkerLost, why_lost
 from launch.common.cpus import available_cpus
+from launch.common.ray_cluster import why_lost
 from launch.configs.grpo import GrpoConfig
 from launch.rl.colocated import ColocatedWorker
+from launch.rl.worker import WorkerLost
 from stylevar.errors import UserError
 
 

@@ -7,29 +7,18 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tqdm import tqdm
 
-from launch.cluster.distributed import StepAbandoned
 from launch.common.stop import StopRequest
 from launch.configs.grpo import GrpoConfig
 from launch.rl.heldout import not_finite, save_scores
-from launch.rl.reports import HeldoutReport, StepReport
+from launch.rl.reports import HeldoutReport
+from launch.rl.worker import StepAbandoned, Worker
 from launch.run.run_folder import RunFolder
 from launch.run.telemetry import Telemetry
 from learner.grpo.merging import MergeAction, MergeController
 from stylevar.contracts import StepMetrics
-
-
-class Worker(Protocol):
-    """What the loop needs: `DistributedRun`, `ColocatedWorker`, or the latter behind Ray as a `ColocatedActor`."""
-
-    def step(self, step: int) -> StepReport: ...
-    def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport: ...
-    def apply(self, action: MergeAction) -> None: ...
-    def save(self, folder: Path, base: str) -> None: ...
-    def save_base(self, folder: Path) -> None: ...
 
 
 @dataclass

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, overload
+from typing import Any
 
 from data.index import expand_shards
 from launch.run.run_folder import ResumePoint, finished_at, flat
@@ -59,20 +58,6 @@ def check_steps(point: ResumePoint, steps: int) -> None:
             f"run {point.run} is finished at step {steps}, nothing is left to do: its model is {point.run / 'model'}; "
             f"give more --steps to go on"
         )
-
-
-@overload
-def absolute_source(source: str) -> str: ...
-@overload
-def absolute_source(source: None) -> None: ...
-def absolute_source(source: str | None) -> str | None:
-    """A local file or folder by its absolute path, so that it is found from any folder; a hub id, or None, as it is."""
-    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
-
-
-def absolute_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
-    """The same for shards, which are always local."""
-    return tuple(os.path.abspath(pattern) for pattern in patterns)
 
 
 def _listed(name: str, may_change: Sequence[str]) -> bool:

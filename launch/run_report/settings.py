@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launch.configs.grpo import PRESETS, to_plain
+from launch.configs.grpo import PRESETS
+from launch.configs.io import to_plain
 from launch.configs.sft import SftConfig
 from launch.run_report.record import RunRecord
 

@@ -19,13 +19,13 @@ from ray.train.torch import TorchTrainer, get_device
 
 from data.index import expand_shards, index_triplets
 from launch.common.commands import quoted
-from launch.common.disk import saving
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest
 from launch.configs.sft import SftConfig
 from launch.run.resume import check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume
-from launch.sft import PROGRAM, SftRun
+from launch.run.saving import saving
+from launch.supervised.run import PROGRAM, SftRun
 from learner.parallel import rank_and_world
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError

@@ -19,10 +19,11 @@ from grpo_files import write_inputs
 from program import exit_code
 from safetensors.torch import load_file, save_file
 
-from launch import export, grpo
+from launch import export
 from launch.common import cli
 from launch.export import ReleaseConfig
 from launch.rl.colocated import ColocatedWorker
+from launch.rl.run import execute
 from stylevar.build import build_from_config
 from stylevar.checkpoint import load_pair, save_model
 from stylevar.config import ModelConfig
@@ -35,7 +36,7 @@ def run(tmp_path_factory) -> Path:
     """A finished run that merged, with a checkpoint at its last step."""
     folder = write_inputs(tmp_path_factory.mktemp("inputs"))
     settings = grpo_config(folder, folder / "runs")
-    grpo.execute(settings, None, ColocatedWorker())
+    execute(settings, None, ColocatedWorker())
     assert (settings.runs / "run" / "merges" / "merge_0001").is_dir()
     return settings.runs / "run"
 
@@ -74,7 +75,7 @@ def test_a_checkpoint_on_the_first_model(run, tmp_path):
     """Before the first merge the base is --init; where that has moved, the flag says so."""
     moved = tmp_path / "moved"
     settings = grpo_config(run.parents[1], tmp_path / "runs", steps=1)
-    grpo.execute(settings, None, ColocatedWorker())
+    execute(settings, None, ColocatedWorker())
     shutil.copytree(run.parents[1] / "sft", moved)
     checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "latest"
     expected = released(checkpoint, tmp_path / "a.safetensors")

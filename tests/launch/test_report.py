@@ -18,12 +18,13 @@ from grpo_files import write_inputs
 from PIL import Image
 from program import exit_code
 
-from launch import grpo, report
+from launch import report
 from launch.common import cli
-from launch.configs.grpo import to_plain
+from launch.configs.io import to_plain
 from launch.configs.sft import SftConfig
 from launch.report import ReportConfig
 from launch.rl.colocated import ColocatedWorker
+from launch.rl.run import execute
 from launch.run.run_folder import RunFolder
 from launch.run.telemetry import Telemetry
 from launch.run_report.curves import Chart, Line, draw
@@ -39,7 +40,7 @@ def inputs(tmp_path_factory) -> Path:
 def run(inputs) -> Path:
     """A finished GRPO run with merges."""
     settings = grpo_config(inputs, inputs / "runs")
-    grpo.execute(settings, None, ColocatedWorker())
+    execute(settings, None, ColocatedWorker())
     return settings.runs / "run"
 
 

@@ -22,10 +22,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.convert.tokenize import tokenize
 from launch import sft
-from launch.configs.sft import SftConfig, load_config, parse
+from launch.configs.sft import SftConfig, load_config
 from launch.run.run_lock import only_writer
-from launch.sft import SftRun
+from launch.sft import parse
 from launch.supervised import parallel
+from launch.supervised.run import SftRun
 from launch.supervised.start import starting_model
 from learner.supervised.step import SftLearner
 from stylevar.checkpoint import load_pair, load_tokenizer

@@ -16,7 +16,8 @@ from launch import grpo
 from launch.common.text import duration, operations, size, table
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
-from launch.configs.grpo import GrpoConfig, load_config, to_plain
+from launch.configs.grpo import GrpoConfig, load_config
+from launch.configs.io import to_plain
 from launch.dry_run import inputs, plan
 from launch.dry_run.costs import NETWORK_BYTES_PER_S, PASS_SECONDS, Measurement, costs_from_flops
 from launch.dry_run.plan import _verdict, _WhatIf

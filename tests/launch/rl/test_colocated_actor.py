@@ -10,9 +10,9 @@ import pytest
 import ray
 from grpo_files import config, write_inputs
 
-from launch import grpo
 from launch.configs.grpo import GrpoConfig
 from launch.rl.colocated_actor import ColocatedActor
+from launch.rl.run import execute
 from launch.run.run_folder import find_resume
 from stylevar.errors import UserError
 
@@ -53,7 +53,7 @@ class Killed(ColocatedActor):
 def test_a_killed_worker_is_one_line_and_the_command_that_goes_on(cluster, inputs, tmp_path):
     settings = config(inputs, tmp_path)
     with pytest.raises(UserError) as ended:
-        grpo.execute(settings, None, Killed(settings, cluster, at=3))
+        execute(settings, None, Killed(settings, cluster, at=3))
     message = str(ended.value)
     assert "the worker was lost during `step`: its process was killed, perhaps because memory ran out" in message
     assert message.endswith(f"python launch/grpo.py --resume {tmp_path / 'run'}")
@@ -66,5 +66,5 @@ def test_a_killed_worker_is_one_line_and_the_command_that_goes_on(cluster, input
 def test_a_worker_that_is_killed_while_it_loads_leaves_nothing_to_resume(cluster, inputs, tmp_path):
     settings = config(inputs, tmp_path)
     with pytest.raises(UserError, match="lost during `setup`.*nothing was saved yet: start again"):
-        grpo.execute(settings, None, Killed(settings, cluster, at=None))
+        execute(settings, None, Killed(settings, cluster, at=None))
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import tiny
 import torch
 import yaml
 
-from launch.configs.grpo import to_plain
+from launch.configs.io import to_plain
 from launch.evaluation.checkpoints import load_model
 from learner.grpo.trainer import Trainer
 from stylevar.checkpoint import save_model

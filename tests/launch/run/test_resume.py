@@ -19,13 +19,17 @@ from grpo_files import config, rows, write_inputs
 from safetensors.torch import load_file
 
 from launch import grpo
-from launch.cluster.learner_group import LearnerLost
+from launch.common.stop import StopRequest
 from launch.configs import sft as sft_config
 from launch.configs.cluster import ClusterConfig
-from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config, to_plain
+from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config
+from launch.configs.io import to_plain
 from launch.configs.sft import SftConfig
 from launch.evaluation.checkpoints import load_model
+from launch.rl import run as grpo_run
 from launch.rl.colocated import ColocatedWorker
+from launch.rl.run import execute
+from launch.rl.worker import LearnerLost
 from launch.run.model import load_release
 from launch.run.resume import check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, finished_at, flat
@@ -80,7 +84,7 @@ def new(settings: GrpoConfig) -> list[str]:
 def whole(inputs, tmp_path_factory) -> Path:
     """An uninterrupted run of eight steps."""
     settings = config(inputs, tmp_path_factory.mktemp("runs"), "whole")
-    grpo.execute(settings, None, ColocatedWorker())
+    execute(settings, None, ColocatedWorker())
     return settings.runs / "whole"
 
 
@@ -319,7 +323,7 @@ def test_restarts_are_counted_once_whether_they_fail_or_not(inputs, tmp_path, mo
     def lost(*_):
         raise LearnerLost("learner-0 was lost in an update")
 
-    monkeypatch.setattr(grpo, "advance", lost)
+    monkeypatch.setattr(grpo_run, "advance", lost)
     with pytest.raises(UserError, match="restarted --max-restarts 5 times already"):
-        grpo.advance_through_losses(settings, run, worker, grpo.StopRequest(), None)
+        grpo_run.advance_through_losses(settings, run, worker, StopRequest(), None)
     assert worker.restarts == 5

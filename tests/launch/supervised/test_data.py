@@ -65,7 +65,7 @@ class Numbers:
 def test_loading_processes_start_where_the_temporary_folder_is_too_long_for_a_socket(tmp_path):
     folder = tmp_path / ("x" * 110)
     folder.mkdir()
-    code = "import test_sft_data as test; print(*test.load_steps(test.Numbers(), 3, 5, workers=1))"
+    code = "import test_data as test; print(*test.load_steps(test.Numbers(), 3, 5, workers=1))"
     paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
