@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from launch.common.stop import StopRequest
 from launch.configs.io import to_plain
-from launch.evaluation.checkpoints import weight_files
 from launch.evaluation.columns import Column
 from launch.evaluation.conditions import ConditionSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
+from launch.run.model import weight_files
 from launch.run.newest_run import RUNS
 from launch.run.run_folder import numbered
 from stylevar.atomic import ASIDE, file_aside, remove

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from launch.common.defaults import DEMO_MODEL
-from launch.evaluation.checkpoints import load_model
 from launch.evaluation.config import EvalConfig
+from launch.run.model import load_model
 from launch.run.newest_run import newest_first
 from stylevar.checkpoint import CONFIG_FILE
 from stylevar.conditions import encode_conditions, guide_queries

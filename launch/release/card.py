@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from launch.run.model import Release, run_of
+from launch.run.model import Release
+from launch.run.run_folder import run_of
 from launch.run_report.record import paired, read_run
 from launch.run_report.settings import flat
 from stylevar.checkpoint import VAE_FILE

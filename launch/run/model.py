@@ -1,4 +1,4 @@
-"""What there is to release: the whole weights behind a run, one of its checkpoints or merges, or any other checkpoint."""
+"""The model behind a run, one of its checkpoints or merges, a file of weights, or a hub id."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
-from launch.run.run_folder import LINKS
+from launch.configs.grpo import GrpoConfig, load_config
+from launch.run.run_folder import LINKS, is_run, run_of
 from learner.grpo.trainer import ADAPTER, FACTS, saved_base
 from stylevar.adapters import fingerprint
 from stylevar.build import build_from_config
@@ -22,6 +24,8 @@ from stylevar.checkpoint import (
     fitted,
     infer_config,
     is_vanilla_var,
+    load_into,
+    load_pair,
     read_file,
     read_model_state,
     read_vae_state,
@@ -29,6 +33,8 @@ from stylevar.checkpoint import (
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
 from stylevar.hub import fetch, followed
+from stylevar.policy import Policy
+from stylevar.transformer import StyleVAR
 
 Take = Literal["final", "best", "latest"]
 _PEFT = "base_model.model."
@@ -49,11 +55,6 @@ class Release:
     revision: str | None
     origin: str
     baked: bool
-
-
-def is_run(path: Path) -> bool:
-    """Whether this is a run's folder."""
-    return (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
 
 
 def load_release(
@@ -97,15 +98,39 @@ def load_release(
     return Release(state, arch, run, vae, revision, str(path) if run else source, baked)
 
 
-def run_of(path: Path) -> Path | None:
-    """The run's folder that `path` is, or lies in."""
-    if not path.exists():
-        return None
-    real = path.resolve()
+def load_model(source: str, vae: str | None = None) -> StyleVAR:
+    """The model behind `source`, in eval mode on CPU, with its tokenizer as `model.vae`.
+
+    Args:
+        source: a file, a folder, a hub id, a run (its finished model), or a checkpoint's folder in a GRPO run.
+        vae: its VQ-VAE; by default the one beside it, or the one that its run was started with.
+    Raises:
+        UserError: there is no model, or no VQ-VAE is known.
+    """
+    path = followed(Path(source))
     if is_run(path):
-        return path
-    folders = [real.parent, real.parent.parent, real.parent.parent.parent]
-    return next((folder for folder in folders if is_run(folder)), None)
+        if not (path / "model").is_dir():
+            raise UserError(f"run {source} has no finished model yet: give {source}/checkpoints/latest or best")
+        path = path / "model"
+        source = str(path)
+    run = run_of(path)
+    if (path / FACTS).is_file():
+        if run is None:
+            raise UserError(f"{source} holds adapters, and no config.yaml of their run lies above it: keep it in its run")
+        return _with_adapters(path, load_config(run / "config.yaml"), vae)
+    if vae is None:
+        vae = _vae_of(path, run)
+    if vae is None:
+        raise UserError(f"{source} has no {VAE_FILE} beside it and belongs to no run: name its VQ-VAE with --vae")
+    return load_pair(source, vae)[1]
+
+
+def weight_files(source: str) -> list[Path]:
+    """The local files that decide what `source` gives, to notice when they have changed."""
+    path = followed(Path(source))
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".json", ".pth", ".pt"))
+    return [path] if path.is_file() else []
 
 
 def _taken(run: Path, take: Take) -> Path:
@@ -183,3 +208,27 @@ def _check_weights(checkpoint: Path, state: State) -> None:
             f"{checkpoint} does not give the weights it was saved from: its base is another model now; give the old "
             f"one with --base"
         )
+
+
+def _with_adapters(checkpoint: Path, config: GrpoConfig, vae: str | None) -> StyleVAR:
+    """The adapters of `checkpoint`, baked into the base that it names."""
+    base, version = saved_base(checkpoint)
+    source = replace(config.policy_source(), base=base, version=version, precision="fp32", tf32=False)
+    if vae is not None:
+        source = replace(source, vae=vae)
+    policy = Policy(source, torch.device("cpu"))
+    policy.adapters.load_folder(checkpoint / ADAPTER)
+    state = policy.adapters.baked_state()
+    model = load_pair(source.init, source.vae, source.alphas, source.revision)[1]
+    load_into(model, state, str(checkpoint))
+    return model
+
+
+def _vae_of(path: Path, run: Path | None) -> str | None:
+    folder = path if path.is_dir() else path.parent
+    if path.exists() and (folder / VAE_FILE).is_file():
+        return str(folder / VAE_FILE)
+    if run is not None:
+        vae = (yaml.safe_load((run / "config.yaml").read_text()) or {}).get("vae")  # of SFT or of GRPO
+        return None if vae is None else str(vae)
+    return None if path.exists() else str(path)  # a hub repository may hold both

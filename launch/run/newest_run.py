@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launch.run.run_folder import is_run
+
 RUNS = Path("runs")
 """Where runs are written, and looked for, unless something else is said."""
-
-
-def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run, of GRPO or SFT."""
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
 def newest_first(runs: Path = RUNS) -> list[Path]:

@@ -242,6 +242,22 @@ class RunFolder:
                 remove(path)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, of GRPO or SFT."""
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder that `path` is, or lies in."""
+    if not path.exists():
+        return None
+    real = path.resolve()
+    if is_run(path):
+        return path
+    folders = [real.parent, real.parent.parent, real.parent.parent.parent]
+    return next((folder for folder in folders if is_run(folder)), None)
+
+
 def numbered(path: Path) -> Iterator[Path]:
     """`path`, and then `path`-2, `path`-3, ..."""
     yield path

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from launch import export
 from launch.common import cli
 from launch.export import ReleaseConfig
+from launch.release import files
 from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import execute
 from stylevar.build import build_from_config
@@ -170,7 +171,7 @@ def test_smaller_types(run, tmp_path, dtype, error):
     state, full = released(run, tmp_path / "out.safetensors", dtype=dtype), final(run)
     for name, value in full.items():
         small = value.is_floating_point() and value.ndim >= 2
-        assert state[name].dtype == (export.DTYPES[dtype] if small else value.dtype)
+        assert state[name].dtype == (files.DTYPES[dtype] if small else value.dtype)
         torch.testing.assert_close(state[name].to(value.dtype), value, rtol=error, atol=1e-7 if small else 0)
     load_pair(str(tmp_path / "out.safetensors"), str(run.parents[1] / "sft"))
 
@@ -212,7 +213,7 @@ def test_no_room(run, tmp_path, monkeypatch):
 
 def test_what_comes_back_otherwise_is_not_kept(run, tmp_path, monkeypatch):
     """A disk that gives other bytes than it was given."""
-    monkeypatch.setattr(export, "read_model_state", lambda path: {k: v * 0 for k, v in load_file(path).items()})
+    monkeypatch.setattr(files, "read_model_state", lambda path: {k: v * 0 for k, v in load_file(path).items()})
     with pytest.raises(RuntimeError, match="did not come back"):
         released(run, tmp_path / "out.safetensors")
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ import tyro
 
 from launch.configs.grpo import GrpoConfig
 from launch.configs.sft import SftConfig
+from launch.evaluation.baselines.training import TrainAdainConfig
 from launch.evaluation.config import EvalConfig
-from launch.train_adain import TrainAdainConfig
 from launch.train_vqvae import TrainVqvaeConfig
 
 FLAGS = [

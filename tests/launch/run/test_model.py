@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from launch.configs.io import to_plain
-from launch.evaluation.checkpoints import load_model
+from launch.run.model import load_model
 from learner.grpo.trainer import Trainer
 from stylevar.checkpoint import save_model
 from stylevar.errors import UserError

@@ -25,12 +25,11 @@ from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config
 from launch.configs.io import to_plain
 from launch.configs.sft import SftConfig
-from launch.evaluation.checkpoints import load_model
 from launch.rl import run as grpo_run
 from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import execute
 from launch.rl.worker import LearnerLost
-from launch.run.model import load_release
+from launch.run.model import load_model, load_release
 from launch.run.resume import check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, finished_at, flat
 from launch.run.run_lock import only_writer
