@@ -3,5 +3,5 @@
 import sys
 
 if __name__ == "__main__":
-    print("error: launch/merge.py is now launch/export.py, with the same flags: call that", file=sys.stderr)
+    print("error: launch/merge.py has been renamed: run launch/export.py, which takes the same flags", file=sys.stderr)
     sys.exit(2)

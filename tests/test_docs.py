@@ -1,4 +1,4 @@
-"""What the prose names exists: flags in some command, paths in the repository."""
+"""What the prose names exists: flags in their command, paths in the repository, pages in the README, versions everywhere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ from contextlib import redirect_stdout
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from launch.prepare import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("stylevar", "data", "reward", "rollout", "learner", "launch")
-PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("data/**/*.md")]
+README = ROOT / "README.md"
+README_LINES = 150
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PROSE = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / ".github" / "pull_request_template.md",
+    *PAGES,
+    *ROOT.glob("data/**/*.md"),
+]
 SUBCOMMANDS = {"prepare": COMMANDS, "bench": ("data", "scale", "step", "infer", "cost")}
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 OTHERS = {
@@ -56,9 +69,9 @@ def commands() -> list[list[str]]:
 
 
 @cache
-def known_flags() -> frozenset[str]:
-    """All flags that the programs list in their help."""
-    found = set(OTHERS)
+def flags() -> dict[tuple[str, ...], frozenset[str]]:
+    """The flags of every command, as its help lists them: ("prepare", "folder") has "--out", "--dataset", ..."""
+    by_command = {}
     for program, *words in commands():
         out = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
@@ -71,9 +84,15 @@ def known_flags() -> frozenset[str]:
         # A flag begins its line, and what is said of it stands further to the right.
         lines = re.findall(r"^[ │]{1,4}((?:-\w, )?--[a-z].*)", out.getvalue(), re.MULTILINE)
         assert lines or not words, program
-        for line in lines:
-            found.update(re.findall(r"(?:^|, )(--[a-z][\w.-]*)", line.partition("  ")[0]))
-    return frozenset(found)
+        names = [name for line in lines for name in re.findall(r"(?:^|, )(--[a-z][\w.-]*)", line.partition("  ")[0])]
+        by_command[(Path(program).stem, *words)] = frozenset(names)
+    return by_command
+
+
+@cache
+def known_flags() -> frozenset[str]:
+    """All flags that the programs list in their help, and those of other programs."""
+    return frozenset(OTHERS).union(*flags().values())
 
 
 def texts(path: Path) -> list[str]:
@@ -110,6 +129,43 @@ def test_every_flag_in_docstrings_and_errors_exists() -> None:
     assert unknown == {}
 
 
+def examples(text: str) -> list[tuple[str, str]]:
+    """Every command line of a program that a page shows, as the program and its arguments."""
+    lines = re.sub(r"\\\n\s*", "", text)
+    shown = re.findall(r"(python )?launch/(\w+)\.py\b([^`|\n]*)", lines)
+    return [
+        (program, arguments.partition(" #")[0])
+        for python, program, arguments in shown
+        if python or (program,) in flags()  # else a module
+    ]
+
+
+def wrong_example(program: str, arguments: str) -> str | None:
+    """What is wrong with a command line; None if its program has the subcommand and all flags."""
+    first = (arguments.split() or [""])[0]
+    command = (program, first) if (program, first) in flags() else (program,)
+    if command not in flags():
+        return f"no program launch/{program}.py"
+    if program in SUBCOMMANDS and first and len(command) == 1:
+        return f"launch/{program}.py has no subcommand {first}"
+    unknown = set(FLAG.findall(arguments)) - flags()[command] - {"--help"}
+    return f"{' '.join(command)} has no {', '.join(sorted(unknown))}" if unknown else None
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_example_uses_flags_of_its_own_program(page: Path) -> None:
+    wrong = [fault for example in examples(page.read_text(encoding="utf-8")) if (fault := wrong_example(*example))]
+    assert wrong == []
+
+
+def test_examples_are_read_across_lines_and_without_comments() -> None:
+    page = "python launch/eval.py --seeds 4 \\\n    --strict   # not --this\n"
+    assert examples(page) == [("eval", " --seeds 4 --strict  ")]
+    assert wrong_example("eval", "--seeds 4") is None
+    assert wrong_example("eval", "--group 4") == "eval has no --group"
+    assert wrong_example("prepare", "cook data/x") == "launch/prepare.py has no subcommand cook"
+
+
 def expanded(path: str) -> list[str]:
     """`a/{b,c}.py` as its two paths."""
     parts = [part.split(",") for part in re.split(r"[{}]", path)]
@@ -139,3 +195,61 @@ def missing_paths(page: Path) -> set[str]:
 
 def test_every_path_in_the_docs_exists() -> None:
     assert {page.name: missing for page in PROSE if (missing := missing_paths(page))} == {}
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text.partition("## Read on")[2]
+    assert len(text.splitlines()) <= README_LINES
+    assert set(re.findall(r"\]\((docs/\w+\.md)\)", table)) == {f"docs/{page.name}" for page in PAGES}
+
+
+def loaded(path: Path) -> Any:
+    """A YAML file's content."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_all_files_name_one_version() -> None:
+    project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    released = re.findall(r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert project is not None
+    assert released[0] == loaded(ROOT / "CITATION.cff")["version"] == project.group(1)
+
+
+def recipe(target: str) -> list[str]:
+    """The commands of a target of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rule = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert rule is not None, target
+    return [line.strip().replace("$(BIN)", ".venv/bin") for line in rule.group(1).splitlines()]
+
+
+def test_the_hooks_before_a_commit_are_those_of_make_lint() -> None:
+    (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
+    assert [hook["entry"] for hook in repository["hooks"]] == recipe("lint")
+
+
+def test_the_hosted_checks_call_make() -> None:
+    (workflow,) = WORKFLOWS
+    jobs = {name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in loaded(workflow)["jobs"].items()}
+    assert "make test " in jobs["test"]
+    assert "make test-all " in jobs["nightly"]
+    assert "pip_audit" in jobs["nightly"]
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    named = {
+        target
+        for page in (*PROSE, *WORKFLOWS)
+        for target in re.findall(r"(?:^|`|run: )make ([a-z][\w-]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named >= {"demo", "test", "test-all"}
+    assert all(recipe(target) for target in named)
+
+
+def test_issue_forms_are_complete() -> None:
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert len(forms) == 2
+    for form in map(loaded, forms):
+        assert {"name", "description", "body"} <= set(form)
+        assert all(field["attributes"]["label"] for field in form["body"])

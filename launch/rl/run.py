@@ -54,8 +54,9 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: St
             raise UserError(f"{lost}; continue with: {continuing(PROGRAM, run.path)}") from lost
         except KeyboardInterrupt:  # outside the training steps, or the second one
             stopped(run)
-    except WorkerLost as lost:
-        raise UserError(f"{lost}; nothing was saved yet: start again") from lost
+    except WorkerLost as lost:  # before there was anything of this run's own to save
+        how = f"continue with: {continuing(PROGRAM, point.run)}" if point else "nothing was saved yet: start again"
+        raise UserError(f"{lost}; {how}") from lost
     finally:
         worker.close()
     return run

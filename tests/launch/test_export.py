@@ -245,4 +245,4 @@ def test_the_former_name_only_tells_the_new_one():
     program = Path(export.__file__).with_name("merge.py")
     done = subprocess.run([sys.executable, str(program), "runs/demo"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: launch/merge.py is now launch/export.py, with the same flags: call that\n"
+    assert done.stderr == "error: launch/merge.py has been renamed: run launch/export.py, which takes the same flags\n"
