@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from data.conditions import spread
-from launch.cluster.failover import Refuge
+from launch.cluster.failover import Failover
 from launch.cluster.learner_group import LearnerGroup, Together
 from launch.cluster.places import Placement
 from launch.cluster.pool import Calls, Pool
@@ -93,7 +93,7 @@ class DistributedRun:
         self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
         in_turn = placement.device == "cpu" and placement.crowded(config.threads)
         self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn)
-        self._refuge = Refuge(placement, self._rollout, self._reward, self._learners)
+        self._failover = Failover(placement, self._rollout, self._reward, self._learners)
         self._source = self._source_of(checkpoint)
         self._rollout.start()
         self._reward.start()
@@ -314,4 +314,4 @@ class DistributedRun:
             if abandon and self._stop_requested():
                 raise StepAbandoned
             self._calls.poll()
-            self._refuge.look()
+            self._failover.look()

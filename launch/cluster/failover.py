@@ -17,8 +17,8 @@ EVERY = 3.0
 """Seconds between looks. For a place that is lost at two of them in a row no other node has room."""
 
 
-class Refuge:
-    """They wait for room elsewhere. One that the run cannot do without takes the place of a rollout worker meanwhile."""
+class Failover:
+    """Actors of a lost node wait for capacity; an essential one takes a rollout worker's place meanwhile."""
 
     def __init__(self, placement: Placement, rollout: Pool, reward: Pool, learners: LearnerGroup) -> None:
         self._placement, self._rollout, self._reward, self._learners = placement, rollout, reward, learners

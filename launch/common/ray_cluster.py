@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine."""
+"""Joining a Ray cluster, or starting one on this machine, and why a worker of it is gone."""
 
 from __future__ import annotations
 
@@ -88,6 +88,18 @@ def find_cluster() -> str | None:
     return address
 
 
+def why_lost(error: BaseException) -> str:
+    """In a few words, why a worker is gone."""
+    said = str(getattr(error, "cause", None) or error).strip()
+    if "running low on memory" in said or isinstance(error, OutOfMemoryError):
+        return "Ray ended its process because memory ran out"
+    if "its worker process has died" in said:
+        return "its process was killed, perhaps because memory ran out"
+    if "its node has died" in said:
+        return "its node was lost"
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 def _answers(host: str, port: int) -> bool:
     """Whether a gRPC server listens there, as Ray's is: it greets with its HTTP/2 settings. Raises OSError."""
     with socket.create_connection((host, port), PATIENCE) as connection:
@@ -116,15 +128,3 @@ def _first_line(error: BaseException) -> str:
     """What an error says, without its traceback."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__
-
-
-def why_lost(error: BaseException) -> str:
-    """In a few words, why a worker is gone."""
-    said = str(getattr(error, "cause", None) or error).strip()
-    if "running low on memory" in said or isinstance(error, OutOfMemoryError):
-        return "Ray ended its process because memory ran out"
-    if "its worker process has died" in said:
-        return "its process was killed, perhaps because memory ran out"
-    if "its node has died" in said:
-        return "its node was lost"
-    return said.splitlines()[0] if said else type(error).__name__
