@@ -251,11 +251,9 @@ def run_of(path: Path) -> Path | None:
     """The run's folder that `path` is, or lies in."""
     if not path.exists():
         return None
-    real = path.resolve()
     if is_run(path):
         return path
-    folders = [real.parent, real.parent.parent, real.parent.parent.parent]
-    return next((folder for folder in folders if is_run(folder)), None)
+    return next((folder for folder in list(path.resolve().parents)[:3] if is_run(folder)), None)
 
 
 def numbered(path: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ import pytest
 from launch.common.cli import about
 from launch.common.commands import JOB_CONFIG, command, continuing, lasting, loss_warning, quoted
 
-PROGRAMS = ["grpo", "sft", "eval", "infer", "merge", "prepare", "bench", "report", "train_adain", "train_vqvae", "demo_app"]
+PROGRAMS = ["grpo", "sft", "eval", "infer", "export", "prepare", "bench", "report", "train_adain", "train_vqvae", "demo_app"]
 CONFIGS = {"InferConfig", "ReleaseConfig", "ReportConfig", "TrainVqvaeConfig", "AppConfig"}
 """Of programs whose flags come from `cli.run`."""
 
