@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
+
+from stylevar.atomic import file_aside
 
 ROLES = ("content", "style", "target")
 PARTS = (*ROLES, "json")
@@ -44,19 +46,17 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path, self.count = path, 0
-        self._partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = wds.TarWriter(str(self._partial), user="stylevar", group="stylevar", mode=0o644, mtime=0)
+        self._whole = ExitStack()
+        aside = self._whole.enter_context(file_aside(path))
+        self._tar = wds.TarWriter(str(aside), user="stylevar", group="stylevar", mode=0o644, mtime=0)
+        self._whole.callback(self._tar.close)
 
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._tar.close()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        else:
-            self._partial.unlink()
+    def __exit__(self, *error: Any) -> None:
+        self._whole.__exit__(*error)
 
     def add(self, triplet: EncodedTriplet) -> Places:
         """Append a triplet and say where its parts lie.

@@ -9,7 +9,6 @@ A token file knows the hash of the VQ-VAE that wrote it, as its metadata "vae". 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 
 
@@ -31,13 +31,11 @@ def token_file(shard: Path) -> Path:
 
 def write_tokens(shard: Path, offsets: Tensor, tokens: Tensor, vae: str) -> None:
     """Write the token file of `shard`, whole or not at all. `vae` is the VQ-VAE's fingerprint."""
-    path = token_file(shard)
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {"offsets": offsets.to(torch.int64), "tokens": tokens.to(torch.int16)}
     tensors["shard_bytes"] = torch.tensor(shard.stat().st_size)
-    # One entry only: safetensors writes several in an order that changes from file to file.
-    save_file(tensors, str(partial), {"vae": vae})
-    os.replace(partial, path)
+    with file_aside(token_file(shard)) as aside:
+        # One entry only: safetensors writes several in an order that changes from file to file.
+        save_file(tensors, str(aside), {"vae": vae})
 
 
 def has_tokens(shard: Path, vae: str) -> bool:

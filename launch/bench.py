@@ -22,7 +22,7 @@ from launch.benchmarks.data import Data
 from launch.benchmarks.infer import Infer
 from launch.benchmarks.scale import Scale
 from launch.benchmarks.step import Step
-from launch.cli import about, exit_code
+from launch.common.cli import about, exit_code
 
 
 def main() -> None:

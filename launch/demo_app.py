@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch import cli
-from launch.best_of import Judge, ScoreConfig
-from launch.demo_session import MAX_SAMPLES, Session, example_photos, example_styles
-from launch.pretrained import ModelSource
+from launch.common import cli
+from launch.stylise.best_of import Judge, ScoreConfig
+from launch.stylise.pretrained import ModelSource
+from launch.stylise.session import MAX_SAMPLES, Session, example_photos, example_styles
 from stylevar.errors import UserError
 from stylevar.pipeline import Sampling
 

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch.cli import about, exit_code
+from launch.common.cli import about, exit_code
+from launch.common.stop import STOPPED
 from launch.evaluation.columns import Column, choose_columns
 from launch.evaluation.conditions import open_conditions
 from launch.evaluation.config import EvalConfig
@@ -24,7 +25,6 @@ from launch.evaluation.pictures import draw_best_worst
 from launch.evaluation.runner import ResultsFolder, Stopped, make_tasks, run_all
 from launch.evaluation.stylizer import image_size, parse_methods
 from launch.evaluation.summary import headings, markdown, summarise, write
-from launch.stop import STOPPED
 from reward.base import MissingWeights
 from stylevar.allocator import keep_freed_memory
 

@@ -10,37 +10,29 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ray
 import tyro
 
-from data.shards import TripletShards, expand_shards
-from launch.cli import about, exit_code
+from data.shards import expand_shards
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.join import join_cluster
-from launch.cluster.learner_group import LearnerLost
-from launch.cluster.pool import WorkerLost
-from launch.colocated_actor import ColocatedActor
-from launch.commands import continuing, lasting, loss_warning, quoted
-from launch.config import MAY_CHANGE, GrpoConfig, default_for, flag, load_config, to_plain
-from launch.disk import saving
-from launch.heldout import before_after, compare
-from launch.loop import Progress, score_heldout, train
-from launch.plan.report import plan
-from launch.resume import NothingLeft, check_changes, check_steps
-from launch.run_folder import ResumePoint, RunFolder, find_resume, new_folder
-from launch.run_lock import only_writer
-from launch.stop import STOPPED, StopRequest
-from launch.telemetry import Telemetry
-from learner.merge import MergeController
+from launch.common.cli import about, exit_code
+from launch.common.commands import loss_warning
+from launch.common.ray_cluster import join_cluster
+from launch.common.stop import StopRequest
+from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_config
+from launch.dry_run.plan import plan
+from launch.rl.colocated_actor import ColocatedActor
+from launch.rl.run import PROGRAM, execute, report
+from launch.run.resume import NothingLeft, check_changes, check_steps
+from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
+from launch.run.run_lock import only_writer
+from launch.run.saving import saving
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE
-from stylevar.errors import UserError
 from stylevar.hub import fetch
-
-PROGRAM = "grpo.py"
 
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
@@ -104,120 +96,6 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
             ray.shutdown()
         with saving(run, PROGRAM):
             report(config, run)
-
-
-def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None) -> RunFolder:
-    """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early.
-
-    Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
-    """
-    stop = stop or StopRequest()
-    try:
-        try:
-            facts = worker.setup(config, point.checkpoint if point else None)
-        except LearnerLost as lost:
-            raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
-        config = worker.settings()
-        path = config.runs / config.name
-        keep = config.monitor.keep_checkpoints
-        settings = to_plain(config.absolute())
-        # Only now: a run that cannot start leaves no folder behind.
-        run = RunFolder.open(path, keep) if point else RunFolder.create(path, settings, keep)
-        print(f"run {lasting(path)}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-        try:
-            with saving(run, PROGRAM):
-                if point is not None:
-                    run.resume_with(settings, point.step)
-                finished = advance_through_losses(config, run, worker, stop, point)
-                print(worker.summary(), end="")
-                if not finished:
-                    stopped(run)
-                with run.final_model(config.steps) as folder:
-                    worker.save_policy(folder)
-        except WorkerLost as lost:
-            raise UserError(f"{lost}; continue with: {continuing(PROGRAM, run.path)}") from lost
-        except KeyboardInterrupt:  # outside the training steps, or the second one
-            stopped(run)
-    except WorkerLost as lost:  # before there was anything of this run's own to save
-        how = f"continue with: {continuing(PROGRAM, point.run)}" if point else "nothing was saved yet: start again"
-        raise UserError(f"{lost}; {how}") from lost
-    finally:
-        worker.close()
-    return run
-
-
-def stopped(run: RunFolder) -> NoReturn:
-    """Say how to go on from what is saved, and end."""
-    print(f"stopped; continue with: {continuing(PROGRAM, run.path)}")
-    sys.exit(STOPPED)
-
-
-def advance_through_losses(
-    config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None
-) -> bool:
-    """As `advance`; lost learners take the run back to its last checkpoint, `--max-restarts` times in all."""
-    restarts = 0
-    while True:
-        try:
-            return advance(config, run, worker, stop, point)
-        except LearnerLost as lost:
-            point, restarts = after_loss(config, worker, lost, restarts)
-
-
-def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None) -> bool:
-    """From a checkpoint, or the start, to the scores at the end; False if a signal ended it early."""
-    progress = Progress(MergeController(config.merge))
-    if point is not None:
-        if point.checkpoint is not None:
-            progress.load(point.checkpoint / "progress.json")
-        run.rewind(progress.steps, progress.merges)
-    telemetry = Telemetry(run, progress.steps)
-    try:
-        if progress.steps == 0:
-            print("scoring the held-out conditions before training")
-            score_heldout(config, worker, run, telemetry, 0)
-        if not train(config, worker, run, telemetry, progress, stop):
-            return False
-        print("scoring the held-out conditions after training")
-        score_heldout(config, worker, run, telemetry, config.steps)
-    finally:
-        telemetry.close()
-    return True
-
-
-def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, restarts: int) -> tuple[ResumePoint, int]:
-    """Bring the learners back to the last checkpoint; where that is, and how many restarts there were with this one.
-
-    A restart that fails counts, too. UserError once there were `--max-restarts` of them.
-    """
-    while restarts < config.cluster.max_restarts:
-        restarts += 1
-        point = find_resume("auto", config.runs, config.name)
-        assert point is not None
-        print(f"{lost}: restarting the learners from step {point.step}", file=sys.stderr)
-        try:
-            worker.restart(point.checkpoint)
-            return point, restarts
-        except LearnerLost as again:
-            lost = again
-    path = config.runs / config.name
-    raise UserError(
-        f"{lost}, and the learners were restarted --max-restarts {config.cluster.max_restarts} times already: mend the "
-        f"cause, then continue with {quoted('--resume', lasting(path))}"
-    )
-
-
-def report(config: GrpoConfig, run: RunFolder) -> None:
-    """Print what the run gained, and draw it."""
-    for name in config.heldout_sets:
-        print("\n".join(compare(run.path, name, 0, config.steps).lines(name)))
-    shards = TripletShards(expand_shards(config.heldout))
-    rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
-    picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
-    print(f"picture      {lasting(picture)}")
-    print(f"model        {lasting(run.path / 'model')}")
-    print(f"run          {lasting(run.path)}")
-    print(f"TensorBoard  {quoted('tensorboard', '--logdir', lasting(run.path.parent))}")
 
 
 def cli(argv: list[str] | None = None) -> None:

@@ -23,14 +23,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from launch import cli
-from launch.best_of import Judge, ScoreConfig
-from launch.loading import Batch, PictureReader, ahead
-from launch.newest_run import RUNS
-from launch.pictures import PICTURES, Failures, PairFiles, all_pairs, find_pictures, read_pairs
-from launch.pretrained import ModelSource
-from launch.results import Results, plan_results
-from launch.run_folder import first_free
+from launch.common import cli
+from launch.run.newest_run import RUNS
+from launch.run.run_folder import first_free
+from launch.stylise.best_of import Judge, ScoreConfig
+from launch.stylise.loading import Batch, PictureReader, ahead
+from launch.stylise.pictures import PICTURES, Failures, PairFiles, all_pairs, find_pictures, read_pairs
+from launch.stylise.pretrained import ModelSource
+from launch.stylise.results import Results, plan_results
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, Restore, from_u8, restored
@@ -127,7 +127,7 @@ def find_pairs(config: InferConfig, out: Path, failures: Failures) -> list[PairF
 
 def demo_pairs(out: Path) -> list[PairFiles]:
     """A few of the demo's photographs, each in a few of its styles, which are unpacked into the folder of the results."""
-    from launch.demo_session import example_photos, example_styles
+    from launch.stylise.session import example_photos, example_styles
 
     print("no pictures are given, so a few of the demo's are taken; yours: --content photo.jpg --style painting.jpg")
     folder = out / "styles"

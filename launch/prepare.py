@@ -16,20 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from data import demo_build, demo_corpus, demo_photos, demo_sheet
-from data.convert import folder, imagepulse, omnistyle
+from data.convert import demo, demo_corpus, demo_photos, demo_sheet, folder, imagepulse, omnistyle
 from data.convert.block import ConvertConfig, FilterConfig, check_dataset
 from data.convert.check import check
 from data.convert.picture import PictureConfig
 from data.convert.run import Summary, convert
 from data.convert.source import Block
 from data.convert.split import SplitConfig
+from data.convert.tokenize import tokenize
 from data.manifest import REJECTS
 from data.shards import expand_shards
-from launch.cli import about, exit_code
-from launch.cpus import available_cpus
-from launch.device import choose_device
-from launch.tokenise import tokenise
+from launch.common.cli import about, exit_code
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device
 from stylevar.checkpoint import load_tokenizer
 from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.errors import UserError
@@ -107,7 +106,7 @@ class Source:
         )
         report(summary, self.out)
         if vae is not None:
-            print(f"{tokenise(self.out, vae)} triplets tokenised")
+            print(f"{tokenize(self.out, vae)} triplets tokenised")
 
     def blocks(self, dataset: str) -> Sequence[Block]:
         raise NotImplementedError
@@ -197,7 +196,7 @@ class Tokenize:
         vae = self.tokens.load()
         if vae is None:
             raise UserError("--tokenize is missing: name the VQ-VAE")
-        print(f"{tokenise(self.folder, vae)} triplets tokenised")
+        print(f"{tokenize(self.folder, vae)} triplets tokenised")
 
 
 @dataclass(frozen=True)
@@ -235,17 +234,17 @@ class Demo:
     """CPU threads of the style network."""
 
     def run(self) -> None:
-        photos = demo_build.load_photos(self.photos)
+        photos = demo.load_photos(self.photos)
         if self.train_triplets is None:
-            demo_build.build(photos, self.out, self.size, self.seed, demo_build.load_styliser(self.threads))
+            demo.build(photos, self.out, self.size, self.seed, demo.load_styliser(self.threads))
             demo_sheet.write_attribution(self.photos, self.out / "ATTRIBUTION.md")
-            sets = {name: expand_shards([self.out / f"{name}-*.tar"]) for name in demo_build.COUNTS}
+            sets = {name: expand_shards([self.out / f"{name}-*.tar"]) for name in demo.COUNTS}
         else:
             sets = {"train": self._corpus(photos, self.train_triplets)}
         demo_sheet.write_sheet(sets, self.sheet)
         print(f"shards are in {self.out}, a contact sheet is {self.sheet}")
 
-    def _corpus(self, photos: list[demo_build.Photo], count: int) -> list[Path]:
+    def _corpus(self, photos: list[demo.Photo], count: int) -> list[Path]:
         if self.out == Path("data/demo") or self.more_photos is None or count < 1:
             raise UserError("--train-triplets: must be at least 1, and needs --more-photos DIR and an --out of its own")
         plan = demo_corpus.CorpusPlan(photos, demo_photos.load_collection(self.more_photos), self.seed)

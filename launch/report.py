@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch import cli
-from launch.atomic import file_aside
-from launch.newest_run import RUNS, newest_first
+from launch.common import cli
+from launch.run.newest_run import RUNS, newest_first
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.text import check_path, printable
 

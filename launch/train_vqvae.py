@@ -25,14 +25,14 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
-from launch import cli
-from launch.atomic import file_aside
-from launch.defaults import DEMO_DATA
-from launch.device import choose_device
-from launch.stop import STOPPED, StopRequest
-from learner.tokenizer import TokenizerLearner, TokenizerStepConfig, mirrored
+from launch.common import cli
+from launch.common.defaults import DEMO_DATA
+from launch.common.device import choose_device
+from launch.common.stop import STOPPED, StopRequest
+from learner.supervised.vqvae import TokenizerLearner, TokenizerStepConfig, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
+from stylevar.atomic import file_aside
 from stylevar.checkpoint import load_matching, read_vae_state, save_vae
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError

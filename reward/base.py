@@ -1,4 +1,4 @@
-"""The interface behind which every perceptual distance stands, its configuration, and the builder."""
+"""The interface behind which every perceptual distance stands, and its configuration."""
 
 from __future__ import annotations
 
@@ -110,13 +110,6 @@ class PerceptualDistance(nn.Module, ABC):
             target = tuple(part[i : i + 1].expand(g, *part.shape[1:]) for part in embedding)
             groups.append(self.compare(target, tuple(part[i * g : (i + 1) * g] for part in generated)))
         return {name: torch.stack([group[name].float() for group in groups]) for name in groups[0]}
-
-
-def build_distance(config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
-    """The configured distance, in eval mode on `device`. Raises UserError if its settings or weights are unusable."""
-    from reward.build import build
-
-    return build(config, device)
 
 
 def _check_images(what: str, images: Tensor, dims: int) -> None:

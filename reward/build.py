@@ -50,8 +50,11 @@ def build_term(name: str, config: RewardConfig, device: str | torch.device = "cp
     return kind().eval().to(device)
 
 
-def build(config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
-    """The distance of a whole reward: its only term, or the weighted sum of several."""
+def build_distance(config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
+    """The distance of a whole reward, in eval mode on `device`: its only term, or the weighted sum of several.
+
+    Raises UserError if its settings or weights are unusable.
+    """
     terms = config.terms()
     built = [build_term(term.name, config, device) for term in terms]
     return built[0] if len(terms) == 1 else weighted_sum(terms, built).to(device)

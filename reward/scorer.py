@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reward.base import Embedding, PerceptualDistance, RewardConfig, build_distance
+from reward.base import Embedding, PerceptualDistance, RewardConfig
+from reward.build import build_distance
 from reward.metrics import independent_metrics
 from reward.statistics import image_statistics
 from stylevar.contracts import Scores

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from stylevar.attention import BlendedAttention, Span
+from stylevar.cache import BlockCache
 from stylevar.config import ModelConfig
 from stylevar.lowrank import project, tanh_gelu
 from stylevar.norm import modulate
-
-if TYPE_CHECKING:
-    from stylevar.generate import BlockCache
 
 
 class FeedForward(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stylevar.config import PAPER_PATCH_NUMS, ModelConfig, default_alphas
+from stylevar.released import ReleasedStyleVAR
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
@@ -33,7 +34,7 @@ def build_vae_stylevar(
     style_enc_dim: int = 512,
     alpha_nums: Sequence[float] | None = None,
     ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
-) -> tuple[VQVAE, StyleVAR]:
+) -> tuple[VQVAE, ReleasedStyleVAR]:
     """The frozen VQ-VAE and the transformer, both in eval mode.
 
     Args:
@@ -64,18 +65,18 @@ def build_vae_stylevar(
     return vae, model
 
 
-def build_from_config(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[VQVAE, StyleVAR]:
+def build_from_config(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[VQVAE, ReleasedStyleVAR]:
     """The two modules for `config`, initialised with the default settings, frozen VQ-VAE, eval mode."""
     vae, model = _modules(config, device)
     init_weights(model)
     return vae, model
 
 
-def _modules(config: ModelConfig, device: torch.device | str) -> tuple[VQVAE, StyleVAR]:
+def _modules(config: ModelConfig, device: torch.device | str) -> tuple[VQVAE, ReleasedStyleVAR]:
     """Both modules, the transformer not yet initialised."""
     with torch.device(device):
         vae = VQVAE(config)
-        model = StyleVAR(vae, config)
+        model = ReleasedStyleVAR(vae, config)
     return vae.requires_grad_(False).eval(), model.eval()
 
 

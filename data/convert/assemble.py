@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from data.convert.split import SPLITS
 from data.manifest import MANIFEST, SCHEMA
 from data.shard_writer import PARTS, TAR_BLOCK, padded
+from stylevar.atomic import file_aside
 
 END = bytes(2 * TAR_BLOCK)
 """Two blocks of zeros end a tar."""
@@ -40,9 +40,8 @@ def assemble(blocks: list[str], parts: Path, out: Path, dataset: str, shard_byte
                 shards += 1
                 bar.update(len(some))
     rows.sort(key=lambda row: row["key"])
-    aside = out / f".{MANIFEST}.partial"
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), aside)
-    aside.replace(out / MANIFEST)
+    with file_aside(out / MANIFEST) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), aside)
     return dict(Counter(row["split"] for row in rows)), shards
 
 
@@ -69,17 +68,13 @@ def _cut(rows: list[Row], shard_bytes: int) -> Iterator[list[Row]]:
 
 def _join(rows: list[Row], parts: Path, path: Path) -> None:
     """Copy the members of `rows` into the shard `path`, and let `rows` say where they are now."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as shard:
+    with file_aside(path) as aside, open(aside, "wb") as shard:
         for part, some in groupby(rows, key=lambda row: row["shard"]):
             with open(parts / part, "rb") as source:
                 for row in list(some):
                     _copy(row, source, shard)
                     row["shard"] = path.name
         shard.write(END)
-        shard.flush()
-        os.fsync(shard.fileno())
-    os.replace(partial, path)
 
 
 def _copy(row: Row, source: BinaryIO, shard: BinaryIO) -> None:

@@ -17,6 +17,7 @@ from data.convert.split import SplitConfig
 from data.manifest import REJECT_SCHEMA, SCHEMA, rows_to_table
 from data.shard_writer import EncodedTriplet, ShardWriter
 from data.triplets import UnusableImage
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable
 
@@ -116,9 +117,8 @@ def convert_block(
                 rows.append(row | {"shard": f"{block.name}.{split}.tar"})
             tick()
     pq.write_table(rows_to_table(rejects, REJECT_SCHEMA), parts / f"{block.name}.rejects.parquet")
-    aside = parts / f".{block.name}.partial"
-    pq.write_table(rows_to_table(rows, SCHEMA).replace_schema_metadata({"block": block.fingerprint}), aside)
-    aside.replace(parts / f"{block.name}.parquet")
+    with file_aside(parts / f"{block.name}.parquet") as aside:
+        pq.write_table(rows_to_table(rows, SCHEMA).replace_schema_metadata({"block": block.fingerprint}), aside)
     return len(rows), sum(reject["kind"] != FILTERED for reject in rejects)
 
 

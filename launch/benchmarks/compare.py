@@ -10,12 +10,12 @@ from torch import Tensor
 
 from launch.benchmarks.model import random_conditions
 from launch.benchmarks.naive import NaiveModel
-from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
-from launch.plan.phases import META, FirstToken, Phases, Workload, over_depth
-from launch.plan.text import duration, operations, table
-from launch.plan.trace import count_flops_of
-from launch.telemetry import PhaseTimer
+from launch.common.text import duration, operations, table
+from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
+from launch.run.telemetry import PhaseTimer
+from launch.sizing.phases import META, FirstToken, Phases, Workload, over_depth
+from launch.sizing.trace import count_flops_of
 from stylevar.adapters import Adapters
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError

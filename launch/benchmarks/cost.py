@@ -8,11 +8,11 @@ from typing import Literal
 
 from launch.benchmarks.model import SMALL, ModelShape
 from launch.benchmarks.step import Effort, RandomRewards, build_policy, run_steps, use_threads
-from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
-from launch.device import choose_device
-from launch.plan.text import duration, table
-from learner.update import LearnerConfig
+from launch.common.device import choose_device
+from launch.common.text import duration, table
+from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
+from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig
 
 

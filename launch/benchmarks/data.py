@@ -26,7 +26,6 @@ from PIL import Image, ImageOps
 from data.augment import AugmentConfig
 from data.convert import omnistyle
 from data.convert.block import ConvertConfig, FilterConfig
-from data.convert.generated import write_omnistyle
 from data.convert.picture import PictureConfig
 from data.convert.run import convert
 from data.convert.split import SplitConfig
@@ -35,10 +34,11 @@ from data.manifest import MANIFEST
 from data.mixture import MixtureConfig, MixtureOrder
 from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
-from launch.cpus import available_cpus
-from launch.sft_data import MicroBatches, load_steps
-from learner.sft import SftLearner, SftStepConfig
-from learner.token_cache import tokenize
+from launch.benchmarks.generated import write_omnistyle
+from launch.common.cpus import available_cpus
+from launch.supervised.data import MicroBatches, load_steps
+from learner.supervised.step import SftLearner, SftStepConfig
+from learner.supervised.token_cache import tokenize
 from stylevar.build import build_vae_stylevar
 from stylevar.contracts import ConditionBatch
 

@@ -16,18 +16,19 @@ from launch.benchmarks.compare import check, naive_flops
 from launch.benchmarks.model import ModelShape, random_conditions
 from launch.benchmarks.naive import NaiveModel
 from launch.benchmarks.step import Effort, use_threads
-from launch.device import choose_device
-from launch.plan.flops import count_flops
-from launch.plan.peak import product_peak
-from launch.plan.phases import Workload
-from launch.plan.text import duration, operations, share, table
-from launch.telemetry import memory
-from learner.update import LearnerConfig
+from launch.common.device import choose_device
+from launch.common.text import duration, operations, share, table
+from launch.run.telemetry import memory
+from launch.sizing.flops import count_flops
+from launch.sizing.peak import product_peak
+from launch.sizing.phases import Workload
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
 from stylevar.policy import Precision, allow_tf32
+from stylevar.released import ReleasedStyleVAR
 from stylevar.sampling import SharedStream, Truncation
 from stylevar.transformer import StyleVAR
 
@@ -140,7 +141,7 @@ class Infer:
         batches = tuple(self._batch(model, work, size, peak) for size in sorted(self.batch_sizes))
         return InferResult(str(device), torch.get_num_threads(), peak, batches)
 
-    def _batch(self, model: StyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
+    def _batch(self, model: ReleasedStyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
         pairs = random_conditions(size, model.arch.image_size, seed=size).to(model.device)
         style, content = u8_to_pm1(pairs.style), u8_to_pm1(pairs.content)
 

@@ -12,7 +12,7 @@ from stylevar.build import build_vae_stylevar
 from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.contracts import ConditionBatch
 from stylevar.lowrank import factors
-from stylevar.transformer import StyleVAR
+from stylevar.released import ReleasedStyleVAR
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelShape:
     style_enc_dim: int = 512
     """Features of the content and style encoders."""
 
-    def build(self, seed: int = 0) -> StyleVAR:
+    def build(self, seed: int = 0) -> ReleasedStyleVAR:
         """The model and, as its `vae`, the tokenizer. Raises UserError for shapes that do not fit together."""
         # The usual start all but silences the residual branches and the head: then nothing could go wrong in them.
         torch.manual_seed(seed)

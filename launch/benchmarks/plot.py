@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launch.atomic import file_aside
-from launch.plan.text import duration, share
+from launch.benchmarks.result import PhaseResult
+from launch.common.text import duration, share
+from stylevar.atomic import file_aside
 from stylevar.errors import UserError
-
-if TYPE_CHECKING:
-    from launch.benchmarks.step import PhaseResult
 
 
 def refuse_unknown(path: Path) -> None:

@@ -13,13 +13,13 @@ import psutil
 import ray
 
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.join import join_cluster
-from launch.cluster.placement import ClusterConfig
-from launch.colocated_actor import ColocatedActor
-from launch.config import GrpoConfig, demo
-from launch.cpus import available_cpus
-from launch.plan.report import Plan
-from launch.plan.text import table
+from launch.common.cpus import available_cpus
+from launch.common.ray_cluster import join_cluster
+from launch.common.text import table
+from launch.configs.cluster import ClusterConfig
+from launch.configs.grpo import GrpoConfig, demo
+from launch.dry_run.plan import Plan
+from launch.rl.colocated_actor import ColocatedActor
 
 WARM_UP = 2
 

@@ -16,15 +16,16 @@ from torch import Tensor
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.model import ModelShape, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases, refuse_unknown
-from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
-from launch.device import choose_device, set_threads
-from launch.plan.flops import count_flops
-from launch.plan.memory import saved_activations
-from launch.plan.peak import product_peak
-from launch.plan.phases import Workload
-from launch.plan.text import duration, operations, share, size, table
-from learner.update import LearnerConfig
+from launch.benchmarks.result import PhaseResult
+from launch.common.device import choose_device, set_threads
+from launch.common.text import duration, size, table
+from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
+from launch.sizing.flops import count_flops
+from launch.sizing.memory import saved_activations
+from launch.sizing.peak import product_peak
+from launch.sizing.phases import Workload
+from learner.grpo.update import LearnerConfig
 from reward.base import DreamSimType, RewardConfig
 from reward.scorer import build_scorer
 from rollout.sampler import RolloutConfig
@@ -90,26 +91,6 @@ def run_steps(worker: ColocatedWorker, effort: Effort) -> Steps:
     tags = {phase: f"time/{phase.replace(' ', '_')}" for phase in PHASES}
     phases = {phase: median(tag) for phase, tag in tags.items()} | {"other": median("time/update")}
     return Steps(phases, median("time/step"), cpu / wall, measured[-1])
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """Median seconds, FLOPs, and the rate as a share of the peak of matrix products (None where nothing is multiplied)."""
-
-    seconds: float
-    flops: float
-    share_of_peak: float | None
-
-    @staticmethod
-    def of(seconds: float, flops: float, peak: float) -> PhaseResult:
-        return PhaseResult(seconds, flops, flops / seconds / peak if flops and seconds else None)
-
-    def row(self, name: str, whole: float) -> tuple[str, ...]:
-        if self.share_of_peak is None:
-            return name, duration(self.seconds), share(self.seconds / whole), "", "", ""
-        rate = f"{self.flops / self.seconds / 1e9:.1f}"
-        work = (operations(self.flops), rate, share(self.share_of_peak))
-        return name, duration(self.seconds), share(self.seconds / whole), *work
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,22 @@ from typing import Any
 import ray
 
 from data.conditions import spread
-from launch.cluster.actors import Placement
+from launch.cluster.failover import Failover
 from launch.cluster.learner_group import LearnerGroup, Together
-from launch.cluster.placement import ROLES, split_units
+from launch.cluster.places import Placement
 from launch.cluster.pool import Calls, Pool
-from launch.cluster.refuge import Refuge
-from launch.cluster.role_usage import RoleUsage
 from launch.cluster.units import Unit, UnitFlow
+from launch.cluster.utilisation import RoleUsage
 from launch.cluster.weights import Weights
-from launch.config import GrpoConfig
-from launch.plan.budget import Choice, choose
-from launch.plan.text import parse_size
-from launch.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
-from learner.actor import UpdateInfo, WeightsInfo, older_adapters
-from learner.merge import MergeAction
-from learner.trainer import saved_base
+from launch.common.text import parse_size
+from launch.configs.cluster import ROLES, split_units
+from launch.configs.grpo import GrpoConfig
+from launch.rl.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
+from launch.rl.worker import StepAbandoned
+from launch.sizing.budget import Choice, choose
+from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
+from learner.grpo.merging import MergeAction
+from learner.grpo.trainer import saved_base
 from stylevar.checkpoint import read_architecture
 from stylevar.contracts import PolicyVersion, Scores, TrajectoryRows
 from stylevar.errors import UserError
@@ -41,10 +42,6 @@ from stylevar.policy import PolicySource
 
 PIPELINE = "pipeline.json"
 """In a checkpoint: the version that samples each step which was begun before its turn."""
-
-
-class StepAbandoned(Exception):
-    """A signal came while a step was still being sampled; nothing of it was learned."""
 
 
 class DistributedRun:
@@ -96,7 +93,7 @@ class DistributedRun:
         self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
         in_turn = placement.device == "cpu" and placement.crowded(config.threads)
         self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn)
-        self._refuge = Refuge(placement, self._rollout, self._reward, self._learners)
+        self._failover = Failover(placement, self._rollout, self._reward, self._learners)
         self._source = self._source_of(checkpoint)
         self._rollout.start()
         self._reward.start()
@@ -317,4 +314,4 @@ class DistributedRun:
             if abandon and self._stop_requested():
                 raise StepAbandoned
             self._calls.poll()
-            self._refuge.look()
+            self._failover.look()

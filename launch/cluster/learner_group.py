@@ -10,15 +10,13 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from launch.cluster.actors import Placement
-from launch.cluster.pool import LOST, Calls, Member, why_lost
-from launch.config import GrpoConfig
-from learner.update import LogprobMismatch
+from launch.cluster.places import Placement
+from launch.cluster.pool import LOST, Calls, Member
+from launch.common.ray_cluster import why_lost
+from launch.configs.grpo import GrpoConfig
+from launch.rl.worker import LearnerLost
+from learner.grpo.update import LogprobMismatch
 from stylevar.policy import PolicySource
-
-
-class LearnerLost(RuntimeError):
-    """A learner is gone; the group goes on from the last checkpoint only."""
 
 
 @dataclass

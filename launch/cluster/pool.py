@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from launch.common.ray_cluster import why_lost
+from launch.rl.worker import WorkerLost
 from stylevar.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,24 +28,8 @@ class CallTimeout(RuntimeError):
     """A worker did not answer in time."""
 
 
-class WorkerLost(UserError):
-    """A worker is gone for good, and the run ends. Whoever knows the run's folder adds how to go on."""
-
-
 LOST = (RayActorError, CallTimeout)
 """What a call ends with when its worker is gone, or as good as gone."""
-
-
-def why_lost(error: BaseException) -> str:
-    """In a few words, why a worker is gone."""
-    said = str(getattr(error, "cause", None) or error).strip()
-    if "running low on memory" in said or isinstance(error, OutOfMemoryError):
-        return "Ray ended its process because memory ran out"
-    if "its worker process has died" in said:
-        return "its process was killed, perhaps because memory ran out"
-    if "its node has died" in said:
-        return "its node was lost"
-    return said.splitlines()[0] if said else type(error).__name__
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 from data.actor import ReadInfo
 from launch.cluster.learner_group import LearnerGroup
 from launch.cluster.pool import Member, Pool, Task
-from launch.reports import HELDOUT_STEP
+from launch.rl.reports import HELDOUT_STEP
 from stylevar.contracts import CallInfo, PolicyVersion
 
 

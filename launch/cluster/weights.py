@@ -7,9 +7,9 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError
 
-from launch.cluster.learner_group import LearnerLost
 from launch.cluster.pool import LOST, Calls, Member, Pool
-from learner.actor import WeightsInfo
+from launch.rl.worker import LearnerLost
+from learner.grpo.actor import WeightsInfo
 from rollout.actor import SyncInfo
 from stylevar.contracts import PolicyVersion
 

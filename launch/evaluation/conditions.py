@@ -18,7 +18,7 @@ from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_image_u8
 from launch.evaluation.config import EvalConfig
-from launch.pictures import PICTURES, Failures, pictures_in
+from launch.stylise.pictures import PICTURES, Failures, pictures_in
 from stylevar.contracts import Condition, ConditionBatch
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable

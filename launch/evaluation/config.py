@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launch.defaults import DEMO_DATA
+from launch.common.defaults import DEMO_DATA
 from reward.base import RewardConfig
 from stylevar.config import SamplingDefaults, sampling_over
 from stylevar.errors import UserError

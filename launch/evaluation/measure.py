@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from launch.device import choose_device
+from launch.common.device import choose_device
 from launch.evaluation.columns import Column
 from launch.evaluation.conditions import ConditionSet, PairedSet, reference_images
 from launch.evaluation.config import EvalConfig

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from data.triplets import load_rgb, to_u8
-from launch.atomic import file_aside
+from launch.common.grids import draw_table
 from launch.evaluation.conditions import ConditionSet, reference_images
 from launch.evaluation.runner import file_name
-from launch.grids import draw_table
+from stylevar.atomic import file_aside
 
 EACH = 3
 

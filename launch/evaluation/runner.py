@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from launch.atomic import ASIDE, file_aside, remove
-from launch.config import to_plain
-from launch.evaluation.checkpoints import weight_files
+from launch.common.stop import StopRequest
+from launch.configs.io import to_plain
 from launch.evaluation.columns import Column
 from launch.evaluation.conditions import ConditionSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
-from launch.newest_run import RUNS
-from launch.run_folder import numbered
-from launch.stop import StopRequest
+from launch.run.model import weight_files
+from launch.run.newest_run import RUNS
+from launch.run.run_folder import numbered
+from stylevar.atomic import ASIDE, file_aside, remove
 from stylevar.errors import UserError
 from stylevar.text import check_path
 
@@ -196,7 +196,7 @@ def _on_ray(
 ) -> Iterator[tuple[Task, Part]]:
     import ray
 
-    from launch.cluster.join import join_cluster
+    from launch.common.ray_cluster import join_cluster
 
     ours = not ray.is_initialized()
     there = join_cluster()

@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from launch.defaults import DEMO_MODEL
-from launch.evaluation.checkpoints import load_model
+from launch.common.defaults import DEMO_MODEL
 from launch.evaluation.config import EvalConfig
-from launch.newest_run import newest_first
+from launch.run.model import load_model
+from launch.run.newest_run import newest_first
 from stylevar.checkpoint import CONFIG_FILE
 from stylevar.conditions import encode_conditions, guide_queries
 from stylevar.config import ModelConfig, sampling_over
@@ -145,7 +145,7 @@ class CheckpointStylizer:
 def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> Stylizer:
     """The method on `device`. Raises UserError if its files cannot be used."""
     if method.baseline is not None:
-        from launch.baselines.build import build_baseline
+        from launch.evaluation.baselines.build import build_baseline
 
         build: Callable[..., Stylizer] = build_baseline
         decoder = config.adain_decoder if method.source is None else Path(method.source)

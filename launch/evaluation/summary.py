@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from launch.atomic import file_aside
 from launch.evaluation.columns import Better, Column
 from launch.evaluation.fid import FEATURES, frechet_distance
 from launch.evaluation.retrieval import RETRIEVAL
 from launch.evaluation.statistics import Estimate, PairedTest, by_condition, compare, estimate
+from stylevar.atomic import file_aside
 
 LPIPS_PART = "lpips_alex/content"
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from launch.run_folder import finished_at
-from launch.telemetry import HOST
+from launch.run.run_folder import finished_at
+from launch.run.telemetry import HOST
 from stylevar.errors import UserError
 from stylevar.text import check_path
 

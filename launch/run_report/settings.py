@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launch.config import PRESETS, to_plain
+from launch.configs.grpo import PRESETS
+from launch.configs.io import to_plain
+from launch.configs.sft import SftConfig
 from launch.run_report.record import RunRecord
-from launch.sft_config import SftConfig
 
 _OF_THE_PLACE = {"preset", "config", "name", "runs", "resume"}
 

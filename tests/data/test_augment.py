@@ -10,8 +10,8 @@ import tiny
 import torch
 
 from data.augment import AugmentConfig, augment, rotated
-from data.convert.generated import picture
 from data.triplets import to_u8
+from launch.benchmarks.generated import picture
 from stylevar.contracts import Condition
 from stylevar.errors import UserError
 

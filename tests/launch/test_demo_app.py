@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from launch import demo_app
-from launch.best_of import Judge, ScoreConfig
-from launch.demo_session import EXAMPLE_STYLES, MAX_SAMPLES, Session, example_photos, example_styles
-from launch.pretrained import ModelSource
+from launch.stylise.best_of import Judge, ScoreConfig
+from launch.stylise.pretrained import ModelSource
+from launch.stylise.session import EXAMPLE_STYLES, MAX_SAMPLES, Session, example_photos, example_styles
 from stylevar.errors import UserError
 from stylevar.pipeline import Sampling
 

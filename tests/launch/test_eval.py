@@ -18,7 +18,7 @@ from PIL import Image
 from program import exit_code
 
 from launch import eval as program
-from launch.defaults import DEMO_MODEL
+from launch.common.defaults import DEMO_MODEL
 from launch.evaluation import measure, stylizer
 from launch.evaluation.columns import choose_columns
 from launch.evaluation.conditions import PairedSet, find_pictures
@@ -45,10 +45,10 @@ class Copy:
 @pytest.fixture
 def copying(monkeypatch):
     """Every baseline is `Copy`."""
-    found = types.ModuleType("launch.baselines.build")
+    found = types.ModuleType("launch.evaluation.baselines.build")
     found.__dict__["build_baseline"] = lambda name, adain_vgg, adain_decoder, device: Copy()
-    monkeypatch.setitem(sys.modules, "launch.baselines", types.ModuleType("launch.baselines"))
-    monkeypatch.setitem(sys.modules, "launch.baselines.build", found)
+    monkeypatch.setitem(sys.modules, "launch.evaluation.baselines", types.ModuleType("launch.evaluation.baselines"))
+    monkeypatch.setitem(sys.modules, "launch.evaluation.baselines.build", found)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,13 @@ from patience import HANG
 from safetensors.torch import load_file
 
 from launch import grpo
-from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig, default_for, demo, load_config, to_plain
-from launch.run_folder import RunFolder, find_resume
-from learner.merge import MergeAction
-from learner.update import LearnerConfig
+from launch.configs.grpo import GrpoConfig, default_for, demo, load_config
+from launch.configs.io import to_plain
+from launch.rl.colocated import ColocatedWorker
+from launch.rl.run import execute
+from launch.run.run_folder import RunFolder, find_resume
+from learner.grpo.merging import MergeAction
+from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError
 
@@ -50,13 +52,13 @@ def stop_and_resume(settings: GrpoConfig, at: int) -> None:
     worker = InterruptedWorker()
     worker.at = at
     with pytest.raises(SystemExit) as stopped:
-        grpo.execute(settings, None, worker)
+        execute(settings, None, worker)
     assert stopped.value.code == 130
     assert not (settings.runs / settings.name / "model").exists()
     point = find_resume("auto", settings.runs, settings.name)
     assert point is not None
     assert point.step == at + 1
-    grpo.execute(settings, point, ColocatedWorker())
+    execute(settings, point, ColocatedWorker())
 
 
 @pytest.mark.parametrize("trained", [0, 1])
@@ -77,7 +79,7 @@ def test_ctrl_c_outside_the_steps_says_how_to_go_on(inputs, tmp_path, capsys, tr
 
     runs = tmp_path / "my runs"
     with pytest.raises(SystemExit) as stopped:
-        grpo.execute(config(inputs, runs, steps=1), None, Pressed())
+        execute(config(inputs, runs, steps=1), None, Pressed())
     assert stopped.value.code == 130
     again = ["--resume", str(runs / "run")]
     command = capsys.readouterr().out.rpartition("continue with: ")[2]
@@ -99,7 +101,7 @@ def test_rewards_that_are_not_finite_are_warned_of(inputs, tmp_path, capsys):
             report = super().evaluate(name, conditions)
             return dataclasses.replace(report, rewards=torch.full_like(report.rewards, float("nan")))
 
-    grpo.execute(config(inputs, tmp_path, steps=1), None, Broken())
+    execute(config(inputs, tmp_path, steps=1), None, Broken())
     captured = capsys.readouterr()
     assert "warning: step 1: 4 of 4 rewards are not finite" in captured.out
     assert "warning: heldout: 6 of 6 rewards are not finite" in captured.err
@@ -113,7 +115,7 @@ def last_checkpoint(run: Path) -> Path:
 def whole(inputs, tmp_path_factory) -> Path:
     """An uninterrupted run."""
     settings = config(inputs, tmp_path_factory.mktemp("runs"), "whole")
-    grpo.execute(settings, None, ColocatedWorker())
+    execute(settings, None, ColocatedWorker())
     return settings.runs / "whole"
 
 
@@ -284,7 +286,7 @@ def test_a_config_of_an_older_version_is_resumed(inputs, tmp_path, novel):
     worker = InterruptedWorker()
     worker.at = 1
     with pytest.raises(SystemExit):
-        grpo.execute(config(inputs, tmp_path, steps=3), None, worker)
+        execute(config(inputs, tmp_path, steps=3), None, worker)
     file = tmp_path / "run" / "config.yaml"
     values = yaml.safe_load(file.read_text())
     values |= {name: values[name][0] for name in ("shards", "heldout")} | {"novel": novel and values[novel][0]}
@@ -292,7 +294,7 @@ def test_a_config_of_an_older_version_is_resumed(inputs, tmp_path, novel):
     settings, point = grpo.parse(["--resume", str(tmp_path / "run")])
     assert settings.shards == (values["shards"],)
     assert settings.novel == (() if novel is None else (values["novel"],))
-    grpo.execute(settings, point, ColocatedWorker())
+    execute(settings, point, ColocatedWorker())
     assert (tmp_path / "run" / "model").is_dir()
 
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from data.triplets import load_image_u8
-from launch import cli, infer
-from launch.best_of import ScoreConfig
-from launch.pretrained import ModelSource
+from launch import infer
+from launch.common import cli
+from launch.stylise.best_of import ScoreConfig
+from launch.stylise.pretrained import ModelSource
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError
 from stylevar.pipeline import Sampling

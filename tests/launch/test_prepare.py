@@ -18,11 +18,11 @@ from patience import HANG
 from program import exit_code
 
 from data.convert import block, run
-from data.convert.generated import Written, write_imagepulse, write_omnistyle
 from data.index import expand_shards, index_triplets
 from data.manifest import MANIFEST, REJECTS
 from data.shards import TripletShards
 from launch import prepare
+from launch.benchmarks.generated import Written, write_imagepulse, write_omnistyle
 
 ROOT = Path(__file__).parents[2]
 HOLDOUTS = ["--holdout-content", "0.3", "--holdout-style", "0.3", "--holdout-pair", "0.2"]

@@ -18,15 +18,17 @@ from grpo_files import write_inputs
 from PIL import Image
 from program import exit_code
 
-from launch import cli, grpo, report
-from launch.colocated import ColocatedWorker
-from launch.config import to_plain
+from launch import report
+from launch.common import cli
+from launch.configs.io import to_plain
+from launch.configs.sft import SftConfig
 from launch.report import ReportConfig
-from launch.run_folder import RunFolder
+from launch.rl.colocated import ColocatedWorker
+from launch.rl.run import execute
+from launch.run.run_folder import RunFolder
+from launch.run.telemetry import Telemetry
 from launch.run_report.curves import Chart, Line, draw
 from launch.run_report.record import read_run
-from launch.sft_config import SftConfig
-from launch.telemetry import Telemetry
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def inputs(tmp_path_factory) -> Path:
 def run(inputs) -> Path:
     """A finished GRPO run with merges."""
     settings = grpo_config(inputs, inputs / "runs")
-    grpo.execute(settings, None, ColocatedWorker())
+    execute(settings, None, ColocatedWorker())
     return settings.runs / "run"
 
 

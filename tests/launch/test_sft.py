@@ -20,13 +20,15 @@ from program import exit_code
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch import sft, sft_parallel
-from launch.run_lock import only_writer
-from launch.sft import SftRun
-from launch.sft_config import SftConfig, load_config, parse
-from launch.sft_start import starting_model
-from launch.tokenise import tokenise
-from learner.sft import SftLearner
+from data.convert.tokenize import tokenize
+from launch import sft
+from launch.configs.sft import SftConfig, load_config
+from launch.run.run_lock import only_writer
+from launch.sft import parse
+from launch.supervised import parallel
+from launch.supervised.run import SftRun
+from launch.supervised.start import starting_model
+from learner.supervised.step import SftLearner
 from stylevar.checkpoint import load_pair, load_tokenizer
 from stylevar.errors import UserError
 from stylevar.vqvae import VQVAE
@@ -382,10 +384,10 @@ def test_several_processes_keep_flags_given_with_resume_too(files, tmp_path, mon
     """The driver and one worker, called as Ray Train would call it."""
 
     def fit(config: SftConfig, path: Path) -> None:
-        sft_parallel.run_worker({"config": config, "run": str(path), "folder": os.getcwd(), "cpus": 1})
+        parallel.run_worker({"config": config, "run": str(path), "folder": os.getcwd(), "cpus": 1})
 
-    monkeypatch.setattr(sft_parallel, "_fit", fit)
-    monkeypatch.setattr(sft_parallel, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(parallel, "_fit", fit)
+    monkeypatch.setattr(parallel, "get_device", lambda: torch.device("cpu"))
     folder = tmp_path / "sft"
     assert main(monkeypatch, *flags(files, tmp_path, "--steps", "4", "--workers", "2")) == 0
     assert main(monkeypatch, "--resume", str(folder), "--steps", "6", "--eval-every", "3") == 0
@@ -420,7 +422,7 @@ def corpora(tmp_path_factory, files) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
     for name in ("one", "two"):
         prepare(folder / name, 60, dataset=name, size=tiny.SIZE)
-    tokenise(folder / "one" / "out", load_tokenizer(str(files / "vqvae.safetensors"), (1, 2, 3)))
+    tokenize(folder / "one" / "out", load_tokenizer(str(files / "vqvae.safetensors"), (1, 2, 3)))
     return folder
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import tyro
 
-from launch.config import GrpoConfig
+from launch.configs.grpo import GrpoConfig
+from launch.configs.sft import SftConfig
+from launch.evaluation.baselines.training import TrainAdainConfig
 from launch.evaluation.config import EvalConfig
-from launch.sft_config import SftConfig
-from launch.train_adain import TrainAdainConfig
 from launch.train_vqvae import TrainVqvaeConfig
 
 FLAGS = [

@@ -14,8 +14,9 @@ import tiny
 import yaml
 from grpo_files import config, write_inputs
 
-from data.convert.generated import write_omnistyle
-from launch.config import MonitorConfig, to_plain
+from launch.benchmarks.generated import write_omnistyle
+from launch.configs.grpo import MonitorConfig
+from launch.configs.io import to_plain
 
 ROOT = Path(__file__).parents[2]
 RARELY = MonitorConfig(eval_every=10**6, eval_conditions=2, eval_group=2, checkpoint_every=10**6, image_conditions=2)

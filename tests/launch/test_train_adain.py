@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from data.augment import AugmentConfig
 from launch import train_adain
-from launch.baselines.build import build_baseline
-from launch.baselines.decoder import decoder_notes
-from launch.baselines.pairs import PairBatch, PairBatches, open_train
-from launch.defaults import DEMO_DATA
-from launch.stop import STOPPED, StopRequest
-from launch.train_adain import DECODER_FILE, AdainRun, TrainAdainConfig
-from learner.schedule import ScheduleConfig
+from launch.common.defaults import DEMO_DATA
+from launch.common.stop import STOPPED, StopRequest
+from launch.evaluation.baselines.build import build_baseline
+from launch.evaluation.baselines.decoder import decoder_notes
+from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_train
+from launch.evaluation.baselines.training import DECODER_FILE, AdainRun, TrainAdainConfig, train
+from learner.supervised.schedule import ScheduleConfig
 from stylevar.errors import UserError
 
 SIZE = 16
@@ -76,7 +76,7 @@ def test_a_vgg_decoder_goes_with_its_encoder_only(shard, tmp_path, kind):
         "normalised": vgg_files.save(vgg_files.normalised(), tmp_path / "normalised.pth"),
         "torchvision": vgg_files.save(vgg_files.torchvision(), tmp_path / "torchvision.pth", "features."),
     }
-    path, finished = train_adain.train(config(shard, tmp_path / "out", encoder="vgg", vgg=files[kind]))
+    path, finished = train(config(shard, tmp_path / "out", encoder="vgg", vgg=files[kind]))
     assert finished
     assert build_baseline("adain", files.pop(kind), path).name == "adain"
     (other,) = files.values()
@@ -86,7 +86,7 @@ def test_a_vgg_decoder_goes_with_its_encoder_only(shard, tmp_path, kind):
 
 def test_the_same_seed_gives_the_same_decoder(shard, tmp_path):
     runs = {"a": 0, "b": 0, "c": 1}
-    found = [weights(train_adain.train(config(shard, tmp_path / name, seed=seed))[0]) for name, seed in runs.items()]
+    found = [weights(train(config(shard, tmp_path / name, seed=seed))[0]) for name, seed in runs.items()]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -129,16 +129,16 @@ def test_contents_and_styles_are_drawn_apart(shard):
 @pytest.mark.slow
 def test_reading_processes_give_the_same_pairs(shard, tmp_path):
     alone, with_reader = (
-        weights(train_adain.train(config(shard, tmp_path / str(readers), loader_workers=readers))[0]) for readers in (0, 1)
+        weights(train(config(shard, tmp_path / str(readers), loader_workers=readers))[0]) for readers in (0, 1)
     )
     assert torch.equal(alone, with_reader)
 
 
 def test_an_existing_decoder_is_kept(shard, tmp_path):
-    path, _ = train_adain.train(config(shard, tmp_path / "out", steps=1))
+    path, _ = train(config(shard, tmp_path / "out", steps=1))
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"decoder\.safetensors exists: choose another --out"):
-        train_adain.train(config(shard, tmp_path / "out", seed=5))
+        train(config(shard, tmp_path / "out", seed=5))
     assert path.read_bytes() == before
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from reward.base import PerceptualDistance, RewardConfig, build_distance
+from reward.base import PerceptualDistance, RewardConfig
+from reward.build import build_distance
 from reward.scorer import build_scorer
 from stylevar.errors import UserError
 

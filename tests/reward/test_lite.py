@@ -10,8 +10,9 @@ from PIL import Image
 
 from data.shards import TripletShards, expand_shards
 from data.triplets import decode_u8
-from launch.defaults import DEMO_DATA
-from reward.base import RewardConfig, build_distance
+from launch.common.defaults import DEMO_DATA
+from reward.base import RewardConfig
+from reward.build import build_distance
 from reward.lite import PIXEL_WEIGHT, LiteDistance, LiteFeatures
 from reward.scorer import RewardScorer, build_scorer
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from launch.config import load_config
-from reward.base import RewardConfig, build_distance
+from launch.configs.grpo import load_config
+from reward.base import RewardConfig
+from reward.build import build_distance
 from reward.metrics import independent_metrics
 from reward.scorer import build_scorer
 from reward.terms import Term, parse_terms

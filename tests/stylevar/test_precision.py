@@ -8,8 +8,8 @@ import pytest
 import small_model
 import torch
 
-from learner.lesson import Lesson
-from learner.update import GrpoLearner, LearnerConfig, LogprobMismatch, usual_mismatch
+from learner.grpo.lesson import Lesson
+from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch, usual_mismatch
 from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.contracts import PolicyVersion

@@ -9,7 +9,7 @@ import tiny
 import torch
 import torch.distributed as dist
 
-from learner.sft import SftLearner, SftStepConfig
+from learner.supervised.step import SftLearner, SftStepConfig
 from stylevar.contracts import ConditionBatch
 
 CONFIG = SftStepConfig(alpha_jitter=0.2, ema=0.9)

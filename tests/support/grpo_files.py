@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import tiny
 import torch
 
-from launch.config import GrpoConfig, MonitorConfig
-from learner.merge import MergeConfig
-from learner.update import LearnerConfig
+from launch.configs.grpo import GrpoConfig, MonitorConfig
+from learner.grpo.merging import MergeConfig
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar import build_vae_stylevar

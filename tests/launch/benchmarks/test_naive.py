@@ -9,8 +9,8 @@ from torch import Tensor
 
 from launch.benchmarks.compare import naive_flops
 from launch.benchmarks.naive import NaiveModel
-from launch.plan.phases import Workload
-from learner.update import LearnerConfig
+from launch.sizing.phases import Workload
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced_features

@@ -15,10 +15,11 @@ from launch.benchmarks import step as step_module
 from launch.benchmarks.cost import Cell, Cost
 from launch.benchmarks.infer import BatchResult, Infer, InferResult
 from launch.benchmarks.model import ModelShape
-from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, PhaseResult, Step, StepResult
-from launch.plan.flops import count_flops
-from launch.plan.phases import Workload
-from learner.update import LearnerConfig
+from launch.benchmarks.result import PhaseResult
+from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, Step, StepResult
+from launch.sizing.flops import count_flops
+from launch.sizing.phases import Workload
+from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
 from stylevar.errors import UserError

@@ -16,14 +16,14 @@ from grpo_files import config, rows, write_inputs
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch import grpo
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.placement import ClusterConfig
-from launch.colocated import ColocatedWorker
-from launch.config import GrpoConfig
-from launch.reports import StepReport
-from launch.run_folder import find_resume
-from launch.stop import StopRequest
+from launch.common.stop import StopRequest
+from launch.configs.cluster import ClusterConfig
+from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated import ColocatedWorker
+from launch.rl.reports import StepReport
+from launch.rl.run import execute
+from launch.run.run_folder import find_resume
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory) -> Path:
 
 def run(settings: GrpoConfig, resume: bool = False, worker: DistributedRun | None = None) -> Path:
     point = find_resume("auto", settings.runs, settings.name) if resume else None
-    return grpo.execute(settings, point, worker or DistributedRun()).path
+    return execute(settings, point, worker or DistributedRun()).path
 
 
 def adapters(path: Path) -> dict[str, torch.Tensor]:
@@ -64,7 +64,7 @@ def assert_same_rows(found: list[dict], expected: list[dict], atol: float = 1e-4
 def colocated(inputs, tmp_path_factory) -> Path:
     """The run of one process, with its merges."""
     settings = config(inputs, tmp_path_factory.mktemp("colocated"))
-    return grpo.execute(settings, None, ColocatedWorker()).path
+    return execute(settings, None, ColocatedWorker()).path
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_more_workers_of_every_role_change_nothing_but_rounding(inputs, tmp_path
     fields = {"conditions": 4, "steps": 4, "merge": NO_MERGES["merge"]}
     fields["learner"] = replace(config(inputs, tmp_path).learner, minibatches=2, updates_per_rollout=2)
     many = replace(ONE, rollout_workers=2, reward_workers=2, learners=2)
-    alone = grpo.execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
+    alone = execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
     together = run(config(inputs, tmp_path, "together", cluster=many, **fields))
     assert_same_rows(rows(together), rows(alone), atol=1e-3)
     for name, value in adapters(together).items():
@@ -160,7 +160,7 @@ def test_pipelined_rollouts_lag_as_asked_and_resume_exactly(inputs, tmp_path):
     stopped = config(inputs, tmp_path, "stopped", cluster=ahead, learner=learner)
     worker = Disturbed({5: ("rollout", lambda: os.kill(os.getpid(), signal.SIGINT))}, stop)
     with pytest.raises(SystemExit) as ended:
-        grpo.execute(stopped, None, worker, stop)
+        execute(stopped, None, worker, stop)
     assert ended.value.code == 130
     found = run(stopped, resume=True)
     assert_same_rows(rows(found), rows(whole), atol=0)

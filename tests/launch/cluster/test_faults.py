@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 
 from launch import grpo
 from launch.cluster.distributed import DistributedRun
-from launch.cluster.placement import ClusterConfig
-from launch.config import GrpoConfig, to_plain
+from launch.configs.cluster import ClusterConfig
+from launch.configs.grpo import GrpoConfig
+from launch.configs.io import to_plain
+from launch.rl.run import execute
 
 ROOT = Path(grpo.__file__).parents[1]
 STEPS = 60
@@ -132,7 +134,7 @@ def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog, ro
     try:
         wide = ClusterConfig(placement="distributed", rollout_workers=2, unit=1, **cpus)
         quiet = settings(inputs, tmp_path, "whole", cluster=wide, steps=20)
-        whole = grpo.execute(quiet, None, DistributedRun()).path
+        whole = execute(quiet, None, DistributedRun()).path
 
         class Losing(DistributedRun):
             def _launch(self, step: int) -> None:
@@ -143,7 +145,7 @@ def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog, ro
                     cluster.add_node(num_cpus=3)
                     self._until(lambda: self._rollout.ready)
 
-        run = grpo.execute(replace(quiet, name="lost"), None, Losing()).path
+        run = execute(replace(quiet, name="lost"), None, Losing()).path
         assert rows(run) == rows(whole)
         for name, value in adapters(run).items():
             assert torch.equal(value, adapters(whole)[name])

@@ -17,7 +17,8 @@ from patience import HANG
 from ray.exceptions import ObjectLostError, RayTaskError
 
 import launch.cluster.pool
-from launch.cluster.pool import Calls, Pool, Task, WorkerLost
+from launch.cluster.pool import Calls, Pool, Task
+from launch.rl.worker import WorkerLost
 
 CALL, START = 30.0, 300.0
 """Seconds of the pool's clock that a call and a start may take."""

@@ -9,11 +9,11 @@ import small_model
 import tiny
 import torch
 
-import learner.actor
+import learner.grpo.actor
 import rollout.actor
 from launch.cluster.pool import Member
 from launch.cluster.weights import Weights, WeightsDiverged
-from learner.actor import WeightsInfo
+from learner.grpo.actor import WeightsInfo
 from rollout.actor import RolloutWorker, SyncInfo, WrongVersion
 from rollout.sampler import RolloutConfig
 from stylevar.contracts import PolicyVersion
@@ -126,7 +126,7 @@ def test_work_for_another_version_is_refused(worker):
 def test_after_a_sync_the_hash_is_the_learners(worker, tmp_path, precision):
     """The learner hashes what travels: in bf16 the rounded adapters, while its own stay exact."""
     source = PolicySource(str(tmp_path / "model.safetensors"), str(tmp_path / "vqvae.safetensors"), 2, 0)
-    teacher = learner.actor.LearnerWorker.__new__(learner.actor.LearnerWorker)
+    teacher = learner.grpo.actor.LearnerWorker.__new__(learner.grpo.actor.LearnerWorker)
     teacher._policy, teacher._precision = Policy(source, torch.device("cpu")), precision
     exact = {name: torch.randn_like(value) for name, value in teacher._policy.adapters.state().items()}
     teacher._policy.load(exact, version(3))

@@ -1,0 +1,130 @@
+"""Joining a Ray cluster, or starting one on this machine, and why a worker of it is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+
+import ray
+from ray._private import services
+from ray.exceptions import OutOfMemoryError
+
+from launch.common.checkout import worker_environment
+from launch.common.cpus import available_cpus
+from stylevar.errors import UserError
+from stylevar.processes import sparing_children
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that a cluster may take to answer. Ray itself would wait for minutes."""
+SOCKET_PATH = 107
+"""Bytes that the path of a Unix socket may have."""
+SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.12")
+"""Of these, what Ray adds to its temporary folder."""
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
+
+
+def join_cluster(dashboard: bool = False) -> dict[str, float]:
+    """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources.
+
+    `dashboard`: a local one gets a dashboard if Ray is installed with it. Ray Train asks it for the state of its actors.
+    Raises UserError if no cluster answers, or none can be started here.
+    """
+    if not ray.is_initialized():
+        # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # A job may have set PYTHONPATH, too, which `worker_environment` contains. Ray would refuse to merge them.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+        address = find_cluster()
+        try:
+            # A closed terminal signals Ray's processes too, but the run still needs them to save its state.
+            with sparing_children(signal.SIGHUP):
+                ray.init(
+                    # Without an address Ray would join whatever was last started here, and wait minutes if that has died.
+                    address=address or "local",
+                    num_cpus=available_cpus() if address is None else None,
+                    include_dashboard=(None if dashboard else False) if address is None else None,
+                    logging_level=logging.WARNING,
+                    log_to_driver=True,
+                    runtime_env=worker_environment(),
+                    _temp_dir=temporary_folder() if address is None else None,
+                )
+        except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+            raise UserError(f"could not {where}: {_first_line(error)}") from error
+    return ray.cluster_resources()
+
+
+def find_cluster() -> str | None:
+    """The host:port of the cluster that RAY_ADDRESS names, after it has answered; None if it names none.
+
+    Raises UserError, within seconds, if that cluster is not there.
+    """
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if named in ("", "local"):
+        return None
+    remedy = "start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+    if "://" in named:
+        raise UserError(
+            f"RAY_ADDRESS={named} is the address of the job API or of a Ray client: give that of the cluster itself, as "
+            "HEAD:6379, or use `ray job submit`, which sets it"
+        )
+    try:
+        address = services.canonicalize_bootstrap_address(named)
+        assert address is not None
+        host, port = services.extract_ip_port(address)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"RAY_ADDRESS={named} names no Ray cluster ({_first_line(error)}): {remedy}") from error
+    try:
+        answers = _answers(host, port)
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named} ({error}): {remedy}") from error
+    if not answers:
+        raise UserError(f"what answers at RAY_ADDRESS={named} is not a Ray cluster: give `ray start`'s port, usually 6379")
+    return address
+
+
+def why_lost(error: BaseException) -> str:
+    """In a few words, why a worker is gone."""
+    said = str(getattr(error, "cause", None) or error).strip()
+    if "running low on memory" in said or isinstance(error, OutOfMemoryError):
+        return "Ray ended its process because memory ran out"
+    if "its worker process has died" in said:
+        return "its process was killed, perhaps because memory ran out"
+    if "its node has died" in said:
+        return "its node was lost"
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a gRPC server listens there, as Ray's is: it greets with its HTTP/2 settings. Raises OSError."""
+    with socket.create_connection((host, port), PATIENCE) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return True
+        connection.sendall(_HELLO)
+        try:
+            head = connection.recv(4)
+        except TimeoutError:
+            return False
+    return len(head) == 4 and head[3] == _SETTINGS
+
+
+def temporary_folder() -> str:
+    """Where a local Ray keeps its sockets and logs: in RAY_TMPDIR or TMPDIR, if the path is short enough for sockets."""
+    usual = "/tmp/ray"
+    named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
+    folder = os.path.join(os.path.abspath(named), "ray") if named else usual
+    if len(os.fsencode(folder)) + SESSION <= SOCKET_PATH:
+        return folder
+    logger.warning("%s is too long a path for Ray's sockets: Ray uses %s", folder, usual)
+    return usual
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without its traceback."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -1,0 +1,262 @@
+"""The typed configuration of a GRPO run: one tree, two presets, every field a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from launch.common.text import parse_size
+from launch.configs.cluster import ClusterConfig
+from launch.configs.dry_run import PlanConfig
+from launch.configs.io import absolute_patterns, absolute_source, from_plain
+from learner.grpo.merging import MergeConfig
+from learner.grpo.update import LearnerConfig
+from reward.base import RewardConfig
+from rollout.sampler import RolloutConfig
+from stylevar.errors import UserError
+from stylevar.policy import PolicySource, Precision
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is measured, shown and kept while the run goes."""
+
+    eval_every: int = 50
+    """Steps between scorings of the held-out conditions with fixed seeds (`reward/heldout`)."""
+    eval_conditions: int = 32
+    """Held-out conditions scored every `eval_every` steps; all of them at the start and at the end."""
+    eval_group: int = 4
+    """Samples per held-out condition."""
+    eval_unit: int = 8
+    """Held-out conditions that are sampled at once."""
+    image_conditions: int = 8
+    """Held-out conditions whose samples are shown in TensorBoard at every scoring."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept, besides the best."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_conditions", "eval_group", "eval_unit", "image_conditions", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """A GRPO run. `--preset demo` (the default) is the embedded demo, `--preset paper` is for real data; `--config FILE`
+    starts from a run's file."""
+
+    preset: Literal["paper", "demo"] = "paper"
+    """Where the defaults of all other flags come from: demo if nothing is said, paper for real data."""
+    config: Path | None = None
+    """Take the defaults from this config.yaml of an earlier run instead."""
+    name: str = "grpo"
+    """The run's folder under `runs`; without it, a run whose default name is taken is numbered: demo-2."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    resume: str | None = None
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. Its own settings are the
+    defaults of all flags, and flags that differ are kept in it."""
+    init: str = "model.safetensors"
+    """The SFT model: a file, a folder, or a hub id owner/name[:file]."""
+    vae: str = "vqvae.safetensors"
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
+    revision: str | None = None
+    """Hub revision of both."""
+    alphas: tuple[float, ...] | None = None
+    """Style weight of each scale, in place of those saved with the model."""
+    shards: tuple[str, ...] = ("data/train-*.tar",)
+    """Training conditions: WebDataset shards of triplets, as files, patterns or folders, quoted or not."""
+    heldout: tuple[str, ...] = ("data/heldout-*.tar",)
+    """Held-out conditions, scored as the run goes; likewise."""
+    novel: tuple[str, ...] = ()
+    """A second held-out set, scored at the start and the end only; likewise."""
+    steps: int = 1000
+    """GRPO steps."""
+    conditions: int = 16
+    """Conditions per step (B); each is sampled `group` times."""
+    seed: int = 0
+    """Seed of data order, trajectories and adapters."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads of the worker; 0 for as many as it may use."""
+    memory_budget: str | None = None
+    """What each process may take of its device, as 22GiB; by default what is free on a GPU, and no bound on a CPU. Sets
+    how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0."""
+    precision: Precision = "fp32"
+    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it; residual stream, logits, adapters stay fp32."""
+    tf32: bool = False
+    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="dreamsim"))
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "conditions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("shards", "heldout"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} names nothing: give shards, patterns or folders of shards")
+        if self.threads < 0:
+            raise UserError(f"--threads {self.threads}: must be at least 0 (0 takes all cores)")
+        if self.memory_budget is not None:
+            parse_size(self.memory_budget)
+        if self.conditions % self.learner.minibatches:
+            raise UserError(f"--minibatches {self.learner.minibatches} does not divide --conditions {self.conditions}")
+        if Path(self.name).name != self.name or self.name in ("", ".", ".."):
+            raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
+
+    def policy_source(self) -> PolicySource:
+        """Where the weights come from at the run's start."""
+        return PolicySource(
+            self.init,
+            self.vae,
+            self.learner.lora_rank,
+            self.seed,
+            self.revision,
+            self.alphas,
+            precision=self.precision,
+            tf32=self.tf32,
+        )
+
+    @property
+    def heldout_sets(self) -> tuple[str, ...]:
+        """The names of the held-out sets."""
+        return ("heldout", "novel") if self.novel else ("heldout",)
+
+    def condition_patterns(self) -> dict[str, tuple[str, ...]]:
+        """The shards of every set of conditions, by its name."""
+        return {"train": self.shards, **{name: getattr(self, name) for name in self.heldout_sets}}
+
+    def absolute(self) -> GrpoConfig:
+        """The same settings with absolute paths, as they are kept: a run can be resumed from any folder."""
+        reward = dataclasses.replace(
+            self.reward,
+            dreamsim_cache=absolute_source(self.reward.dreamsim_cache),
+            metric_weights=absolute_source(self.reward.metric_weights),
+        )
+        return dataclasses.replace(
+            self,
+            runs=Path(os.path.abspath(self.runs)),
+            init=absolute_source(self.init),
+            vae=absolute_source(self.vae),
+            shards=absolute_patterns(self.shards),
+            heldout=absolute_patterns(self.heldout),
+            novel=absolute_patterns(self.novel),
+            reward=reward,
+        )
+
+
+MAY_CHANGE = (
+    "steps",
+    "device",
+    "threads",
+    "memory_budget",
+    "rollout.rollout_batch",
+    "rollout.decode_batch",
+    "rollout.cuda_graphs",
+    "learner.lr",
+    "learner.adam_betas",
+    "learner.weight_decay",
+    "learner.grad_clip",
+    "learner.clip_eps",
+    "learner.kl_beta",
+    "learner.kl_limit",
+    "learner.updates_per_rollout",
+    "learner.minibatches",
+    "learner.micro_batch",
+    "learner.recompute",
+    "learner.optimizer_device",
+    "learner.mismatch_limit",
+    "learner.importance_cap",
+    "reward.dreamsim_cache",
+    "reward.reward_batch",
+    "reward.metric_weights",
+    "merge.peak_min_steps",
+    "merge.min_gain",
+    "merge.patience",
+    "merge.emergency_kl",
+    "merge.emergency_min_steps",
+    "merge.rollback_drop",
+    "monitor.eval_every",
+    "monitor.eval_unit",
+    "monitor.image_conditions",
+    "monitor.checkpoint_every",
+    "monitor.keep_checkpoints",
+    "cluster",
+    "plan",
+)
+"""What a resumed run may do differently. The rest is what a checkpoint stands for (model, adapters, order of the data), or
+what the scores at the start were measured with: with other held-out pictures, rewards or sampling there would be no gain
+to speak of."""
+
+
+def demo() -> GrpoConfig:
+    """The embedded demo: a small model on 80 px images, minutes on two CPU cores."""
+    return GrpoConfig(
+        preset="demo",
+        name="demo",
+        init=str(DEMO_MODEL),
+        vae=str(DEMO_VAE),
+        shards=(str(DEMO_DATA / "train-*.tar"),),
+        heldout=(str(DEMO_DATA / "heldout-*.tar"),),
+        novel=(str(DEMO_DATA / "novel-*.tar"),),
+        steps=80,
+        conditions=4,
+        rollout=RolloutConfig(group=8),
+        learner=LearnerConfig(lora_rank=16, lr=6e-4),
+        reward=RewardConfig(reward="lite"),
+        merge=MergeConfig(ema_beta=0.9, peak_min_steps=30, min_gain=0.02, patience=5, emergency_min_steps=15),
+        monitor=MonitorConfig(eval_every=20, eval_conditions=12, eval_group=8, checkpoint_every=20, image_conditions=6),
+    )
+
+
+PRESETS = {"paper": GrpoConfig, "demo": demo}
+DEFAULT_PRESET = "demo"
+
+
+def default_for(argv: Sequence[str]) -> GrpoConfig:
+    """The defaults that a command line asks for with --preset or --config, before its other flags are read."""
+    preset, config = flag(argv, "--preset") or DEFAULT_PRESET, flag(argv, "--config")
+    if config is not None:
+        return load_config(Path(config))
+    if preset not in PRESETS:
+        raise UserError(f"unknown --preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+def flag(argv: Sequence[str], name: str) -> str | None:
+    """The value that a command line gives for the flag `name`, or None."""
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def load_config(path: Path) -> GrpoConfig:
+    """Read a run's config.yaml. UserError if it is missing, not YAML, or has unknown keys."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"config {path} does not exist: give a run's config.yaml") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is no YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"config {path} holds no mapping: give a run's config.yaml")
+    return from_plain(GrpoConfig, values, str(path))

@@ -1,0 +1,71 @@
+"""Settings as they are kept: as plain YAML and back, with absolute paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, overload
+
+from stylevar.errors import UserError
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of YAML's own types."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
+    """The config of the dataclass `kind` from what `to_plain` made of it. UserError, with `source`, for unknown keys."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"{source} has unknown keys {unknown} for {kind.__name__}: remove them or correct their names")
+
+    def typed(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return from_plain(typing.cast(type, hint), value, source)
+        if get_origin(hint) in (types.UnionType, typing.Union):
+            options = [h for h in get_args(hint) if h is not type(None)]
+            return None if value is None else typed(options[0], value)
+        if get_origin(hint) is tuple:
+            return _as_tuple(value)
+        return Path(value) if hint is Path else value
+
+    return kind(**{name: typed(hints[name], value) for name, value in values.items()})
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """A list of YAML's; or what an older version wrote for a set of shards, one pattern or null."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@overload
+def absolute_source(source: str) -> str: ...
+
+
+@overload
+def absolute_source(source: None) -> None: ...
+
+
+def absolute_source(source: str | None) -> str | None:
+    """A local file or folder by its absolute path, so that it is found from any folder; a hub id, or None, as it is."""
+    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
+
+
+def absolute_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """The same for shards, which are always local."""
+    return tuple(os.path.abspath(pattern) for pattern in patterns)

@@ -1,0 +1,221 @@
+"""The typed configuration of an SFT run, every field a flag, and how a resumed run gets its own back."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from data.augment import AugmentConfig
+from data.mixture import MixtureConfig
+from launch.common.defaults import DEMO_VAE
+from launch.configs.io import absolute_patterns, absolute_source
+from learner.supervised.schedule import ScheduleConfig
+from learner.supervised.step import SftStepConfig
+from stylevar.config import ModelConfig, default_alphas
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The model's size, for training from scratch; with --init and --var the checkpoint decides."""
+
+    depth: int = 4
+    """Transformer blocks; also the number of heads. The width is 64 * depth."""
+    style_enc_dim: int = 128
+    """Features of the content and style encoders; 512 is ResNet-18."""
+    shared_aln: bool = False
+    """One adaLN projection for all blocks, with a learned offset per block: a quarter fewer weights."""
+    patch_nums: tuple[int, ...] = (1, 2, 4, 7, 10)
+    """Side of the token map of each scale, coarse to fine."""
+    V: int = 1024
+    """Codebook size of the VQ-VAE."""
+    Cvae: int = 16
+    """Channels of the VQ-VAE's latent."""
+    ch: int = 32
+    """Base channels of the VQ-VAE."""
+    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
+    """Channel multiplier of each VQ-VAE level; every level after the first halves the resolution."""
+
+    def model_config(self, alphas: tuple[float, ...] | None) -> ModelConfig:
+        """The full model config, with the published style weights unless `alphas` are given."""
+        return ModelConfig(
+            patch_nums=self.patch_nums,
+            V=self.V,
+            Cvae=self.Cvae,
+            ch=self.ch,
+            ch_mult=self.ch_mult,
+            depth=self.depth,
+            shared_aln=self.shared_aln,
+            style_enc_dim=self.style_enc_dim,
+            alphas=default_alphas(len(self.patch_nums)) if alphas is None else alphas,
+        )
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """An SFT run. With --resume, the run's own settings are the defaults of all flags; flags that differ are kept in it."""
+
+    shards: tuple[str, ...] = ()
+    """Training triplets: WebDataset shards, as files, patterns or folders. Of prepared sets the split "train" is taken."""
+    val_shards: tuple[str, ...] = ()
+    """Held-out triplets; by default the validation splits of `shards`. Without any, nothing is validated or drawn."""
+    name: str = "sft"
+    """The run's folder under `runs`."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    resume: str | None = None
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
+    init: str | None = None
+    """Start from this StyleVAR: a file, a folder, or a hub id owner/name[:file]."""
+    var: str | None = None
+    """Start from this vanilla VAR, e.g. var_d20.pth; needs --image-encoder."""
+    image_encoder: str | None = None
+    """ImageNet weights of torchvision's ResNet-18, a file; the start of both encoders with --var."""
+    vae: str = str(DEMO_VAE)
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
+    alphas: tuple[float, ...] | None = None
+    """Style weight of each scale, in place of the checkpoint's or the published ones."""
+    shape: ModelShape = field(default_factory=ModelShape)
+    step: SftStepConfig = field(default_factory=SftStepConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    steps: int | None = None
+    """Optimizer steps; by default as many as `epochs` take."""
+    epochs: float = 10.0
+    """Passes over the training triplets, if `steps` is not given."""
+    batch: int = 128
+    """Triplets per step, in all processes together."""
+    micro_batch: int = 16
+    """Triplets per forward pass; the gradients of a step add up."""
+    loader_workers: int | None = None
+    """Processes that read and vary triplets; by default one per core but one, and none if all fit into memory."""
+    seed: int = 0
+    """Seed of initial weights, data order, augmentation, jitter and drop path."""
+    workers: int = 1
+    """Data-parallel processes, on one machine or a Ray cluster; one needs no Ray. Each takes a GPU if there are enough."""
+    max_restarts: int = 3
+    """How often the run goes on by itself from its last checkpoint after a process of several was lost."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    memory_gb: float = 2.0
+    """Triplets that fit into this much memory are decoded and tokenised once, before the first step, and then stay where
+    the model is."""
+    log_every: int = 10
+    """Steps between entries in TensorBoard."""
+    eval_every: int = 250
+    """Steps between validations."""
+    val_samples: int = 1024
+    """Held-out triplets of each validation split that are scored, evenly spread over it."""
+    image_conditions: int = 6
+    """Held-out triplets of each split whose samples are drawn at every validation."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; each is validated too."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, besides the best."""
+    export: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the run's model: that of the lowest held-out loss, or the last."""
+    half: bool = False
+    """Store the matrices of the run's model in fp16."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch", "micro_batch", "epochs", "steps", "log_every", "eval_every", "checkpoint_every")
+        for name in (*positive, "image_conditions", "val_samples"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+        if self.workers < 1 or self.batch % self.workers:
+            raise UserError(f"--workers {self.workers}: must divide --batch {self.batch}")
+        if self.max_restarts < 0:
+            raise UserError(f"--max-restarts {self.max_restarts}: must be at least 0")
+        if self.threads < 0 or (self.loader_workers or 0) < 0:
+            raise UserError(f"--threads {self.threads} --loader-workers {self.loader_workers}: must be at least 0")
+        if Path(self.name).name != self.name or self.name in ("", ".", ".."):
+            raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
+        if self.init is not None and self.var is not None:
+            raise UserError("--init and --var are two different starts: give one of them")
+
+    def total_steps(self, triplets: int) -> int:
+        """Optimizer steps of a run on so many training triplets."""
+        return self.steps or math.ceil(self.epochs * triplets / self.batch)
+
+    def absolute(self) -> SftConfig:
+        """The same settings with absolute paths, as they are kept: a run can be resumed from any folder."""
+        return replace(
+            self,
+            shards=absolute_patterns(self.shards),
+            val_shards=absolute_patterns(self.val_shards),
+            runs=os.path.abspath(self.runs),
+            init=absolute_source(self.init),
+            var=absolute_source(self.var),
+            image_encoder=absolute_source(self.image_encoder),
+            vae=absolute_source(self.vae),
+        )
+
+
+MAY_CHANGE = (
+    "steps",
+    "epochs",
+    "micro_batch",
+    "loader_workers",
+    "workers",
+    "max_restarts",
+    "device",
+    "threads",
+    "memory_gb",
+    "log_every",
+    "eval_every",
+    "image_conditions",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "export",
+    "half",
+    "step.lr",
+    "step.betas",
+    "step.weight_decay",
+    "step.grad_clip",
+    "step.alpha_jitter",
+    "step.label_smoothing",
+    "step.train_bn",
+    "step.precision",
+    "step.recompute",
+    "step.topk",
+    "schedule",
+    "augment",
+)
+"""What a resumed run may do differently. The rest is what a checkpoint stands for (model, average, order of the data), or
+the held-out triplets by which the best checkpoint was chosen."""
+
+
+def load_config(path: Path) -> SftConfig:
+    """Read an SFT run's config.yaml. UserError if it is missing or something else."""
+    try:
+        values = yaml.safe_load(path.read_text())
+        return _typed(SftConfig, values)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of an SFT run") from error
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is not the config of an SFT run ({error}): name the folder of one") from error
+
+
+def _typed(kind: Any, values: dict[str, Any]) -> Any:
+    nested = {f.name: f.default_factory for f in fields(kind) if is_dataclass(f.default_factory)}
+
+    def typed(name: str, value: Any) -> Any:
+        if name in nested:
+            return _typed(nested[name], value)
+        return _tuples(value)
+
+    return kind(**{name: typed(name, value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """YAML knows lists only; the config's fields are tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

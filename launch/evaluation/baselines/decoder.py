@@ -1,0 +1,89 @@
+"""The decoders that mirror an encoder, and their files, which say what encoder they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from launch.evaluation.baselines.encoders import Encoder, EncoderKind
+from stylevar.atomic import file_aside
+from stylevar.checkpoint import load_into, read_file
+from stylevar.errors import UserError
+
+VGG_STAGES = (512, (256,), (256, 256, 256, 128), (128, 64), (64, 3))
+"""The bottleneck's channels, then the output channels of the convolutions between the enlargements: the published layout."""
+LITE_STAGES = (136, (96, 96), (64, 64), (32, 32), (24, 3))
+PUBLISHED: EncoderKind = "vgg19-normalised"
+"""The encoder of a decoder file that names none, such as the published decoder.pth."""
+TRAIN = "train one with launch/train_adain.py"
+
+
+def build_decoder(kind: EncoderKind) -> nn.Sequential:
+    """Random weights. Bottleneck [N, C, H / 8, W / 8] -> RGB [N, 3, H, W], in [0, 1] once trained, but not clamped.
+
+    3x3 convolutions with reflected borders, each but the last followed by a ReLU; nearest-neighbour enlargement (Huang and
+    Belongie 2017, section 6). Keys are those of the published decoder.pth.
+    """
+    channels, *stages = LITE_STAGES if kind == "lite" else VGG_STAGES
+    layers: list[nn.Module] = []
+    for number, widths in enumerate(stages):
+        if number:
+            layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+        for width in widths:
+            layers += [nn.ReflectionPad2d(1), nn.Conv2d(channels, width, 3), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers[:-1])
+
+
+def save_decoder(decoder: nn.Sequential, path: Path, encoder: Encoder, notes: Mapping[str, object]) -> None:
+    """Write a decoder's weights in fp16, with what its encoder was, whole or not at all."""
+    state = {key: value.detach().cpu().half().contiguous() for key, value in decoder.state_dict().items()}
+    about = {"encoder": encoder.kind, "preprocessing": encoder.preprocessing, "encoder_weights": encoder.fingerprint()}
+    with file_aside(path) as aside:
+        save_file(state, str(aside), metadata={**about, **{key: str(value) for key, value in notes.items()}})
+
+
+def decoder_notes(path: Path) -> dict[str, str]:
+    """What a decoder's file says of it: empty for a .pth file, and for others that say nothing of an encoder."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: check the path, or {TRAIN}")
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            notes = file.metadata() or {}
+    except SafetensorError:
+        return {}  # reading the weights will complain
+    return notes if "encoder" in notes else {}
+
+
+def load_decoder(path: Path, encoder: Encoder) -> nn.Sequential:
+    """The decoder of a file, frozen and in eval mode, for use with `encoder`.
+
+    UserError if it is unreadable, of another layout, or was trained with an encoder of other preprocessing or weights: the
+    pictures would look plausible, and be wrong.
+    """
+    notes = decoder_notes(path)
+    trained_with = notes.get("encoder", PUBLISHED)
+    if trained_with != encoder.kind:
+        unsaid = "" if notes else " (the published one, as the file names none)"
+        raise UserError(
+            f"{path} was trained with the encoder {trained_with}{unsaid}, whose preprocessing differs from "
+            f"that of {encoder.kind} ({encoder.preprocessing}): give the encoder that it was trained with, or {TRAIN}"
+        )
+    known = notes.get("encoder_weights", encoder.fingerprint())
+    if known != encoder.fingerprint():
+        raise UserError(
+            f"{path} was trained with other weights of {encoder.kind} ({known}, not "
+            f"{encoder.fingerprint()}): give the VGG file that it was trained with, or {TRAIN}"
+        )
+    decoder, state = build_decoder(encoder.kind), read_file(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} is no decoder: it should hold the tensors of 1.weight, 1.bias, ... alone")
+    load_into(decoder, dict(state), str(path))
+    return decoder.requires_grad_(False).eval()

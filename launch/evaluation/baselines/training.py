@@ -1,0 +1,236 @@
+"""The training of an AdaIN decoder, from its settings to the file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.augment import AugmentConfig
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device, set_threads
+from launch.common.grids import draw_table
+from launch.common.stop import StopRequest
+from launch.evaluation.baselines.adain import AdaIN
+from launch.evaluation.baselines.adain_loss import AdaINLoss, adain_loss
+from launch.evaluation.baselines.decoder import build_decoder, load_decoder, save_decoder
+from launch.evaluation.baselines.encoders import STRIDE, Encoder, LiteEncoder
+from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
+from launch.evaluation.baselines.vgg_file import load_vgg
+from launch.run.event_file import EventFile
+from launch.supervised.data import load_steps, spread
+from learner.supervised.schedule import ScheduleConfig
+from stylevar.allocator import keep_freed_memory
+from stylevar.atomic import file_aside
+from stylevar.errors import UserError
+from stylevar.images import to_device, u8_to_01
+
+DECODER_FILE = "decoder.safetensors"
+SHOWN = 6
+"""Contents and styles in the picture grid."""
+
+
+@dataclass(frozen=True)
+class TrainAdainConfig:
+    shards: tuple[str, ...]
+    """Training triplets: files, patterns or folders; of prepared sets the split "train" is taken. Targets are not used."""
+    heldout: tuple[str, ...] = ()
+    """Triplets whose contents and styles are measured and drawn; by default some of the training ones."""
+    out: Path = Path("runs/adain")
+    """Folder for decoder.safetensors, config.yaml, samples.png and TensorBoard's curves."""
+    encoder: Literal["lite", "vgg"] = "lite"
+    """lite: the built-in EfficientNet-Lite0; vgg: VGG-19 as in the paper, from --vgg."""
+    vgg: Path | None = None
+    """VGG-19's weights: vgg_normalised.pth of the AdaIN authors, or torchvision's vgg19."""
+    init: Path | None = None
+    """Go on from this decoder of the same encoder, instead of from random weights."""
+    steps: int = 4000
+    """Optimizer steps."""
+    batch: int = 8
+    """Pairs per step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    style_weight: float = 10.0
+    """Weight of the style loss against the content loss."""
+    identity_weight: float = 0.0
+    """Weight of the pixel distance of contents from themselves decoded; not in the paper, but saves many steps."""
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("cosine"))
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(rotation=0.0, brightness=0.0, flip=True))
+    ema: float = 0.99
+    """Decay of the moving average of the weights, which is what is saved; 0 saves the weights themselves."""
+    seed: int = 0
+    """Seed of the initial weights, the pairs and their variation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    loader_workers: int | None = None
+    """Processes that read and vary pictures; by default one per core but one, and none if all fit into memory."""
+    memory_gb: float = 2.0
+    """Triplets that fit into this much memory are decoded only once."""
+    log_every: int = 20
+    """Steps between entries in TensorBoard."""
+    save_every: int = 500
+    """Steps between decoders and pictures written."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr", "log_every", "save_every"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        for name in ("style_weight", "identity_weight", "threads", "loader_workers"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"--ema {self.ema}: must lie in [0, 1)")
+        if (self.encoder == "vgg") != (self.vgg is not None):
+            raise UserError("--encoder vgg and --vgg FILE go together: give both, or neither for the built-in encoder")
+
+
+class AdainRun:
+    """One training: encoder, decoder, its moving average and the folder that they are written to."""
+
+    def __init__(self, config: TrainAdainConfig) -> None:
+        self.config, self.device = config, choose_device(config.device)
+        if (config.out / DECODER_FILE).exists():
+            raise UserError(f"{config.out / DECODER_FILE} exists: choose another --out; --init goes on from a decoder")
+        self.encoder: Encoder = LiteEncoder() if config.vgg is None else load_vgg(config.vgg)
+        torch.manual_seed(config.seed)
+        if config.init is None:
+            self.decoder = build_decoder(self.encoder.kind)
+        else:
+            self.decoder = load_decoder(config.init, self.encoder).requires_grad_(True)
+        self.triplets, in_memory = open_train(config.shards, config.memory_gb)
+        size = self.triplets.image_size
+        assert size is not None
+        if size % STRIDE or size < 2 * STRIDE:
+            raise UserError(
+                f"the pictures of {config.shards[0]} are {size} px: AdaIN needs a multiple of 8, and at least 16"
+            )
+        self.heldout = self._heldout(size)
+        self.encoder.to(self.device)
+        self.decoder.to(self.device)
+        self.average = build_decoder(self.encoder.kind).to(self.device).requires_grad_(False)
+        self.average.load_state_dict(self.decoder.state_dict())
+        self.done = 0
+        self.optimizer = torch.optim.Adam(self.decoder.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        workers = 0 if in_memory else max(1, min(8, available_cpus() - 1))
+        self.workers = workers if config.loader_workers is None else config.loader_workers
+
+    def train(self, stopping: StopRequest) -> int:
+        """Train, and write the decoder; the number of steps done, which is less than all if it was stopped."""
+        config = self.config
+        self._make_folder()
+        pairs = PairBatches(self.triplets, config.augment, config.batch, config.seed)
+        events = EventFile(config.out / "tensorboard")
+        with tqdm(total=config.steps, desc="adain", unit="step", smoothing=0.05) as bar:
+            for step, (batch,) in enumerate(load_steps(pairs, 0, config.steps, self.workers)):
+                lr = config.schedule.learning_rate(step, config.steps, config.lr)
+                loss = self.step(batch, lr)
+                self.done = done = step + 1
+                bar.update(1)
+                if done % config.log_every == 0:
+                    self._log(events, done, loss, lr)
+                    bar.set_postfix(content=f"{loss.content:.3f}", style=f"{loss.style:.3f}")
+                if done % config.save_every == 0 or done == config.steps or stopping.requested:
+                    self._save(events, done)
+                if stopping.requested:
+                    break
+        events.close()
+        return self.done
+
+    def step(self, batch: PairBatch, lr: float) -> AdaINLoss:
+        """One optimizer step. Raises UserError once the loss is not finite; what was saved before stays."""
+        content, style = (u8_to_01(to_device(images, self.device)) for images in (batch.content, batch.style))
+        loss = adain_loss(self.encoder, self.decoder, content, style, self.config.style_weight, self.config.identity_weight)
+        if not math.isfinite(value := loss.total.item()):
+            raise UserError(f"the loss is {value}: start again with a lower --lr than {self.config.lr}")
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay)
+        return loss
+
+    @torch.no_grad()
+    def validate(self) -> AdaINLoss:
+        """The losses of the averaged decoder on the held-out pairs."""
+        content, style = (u8_to_01(images.to(self.device)) for images in (self.heldout.content, self.heldout.style))
+        return adain_loss(self.encoder, self.average, content, style, self.config.style_weight, self.config.identity_weight)
+
+    def _heldout(self, size: int) -> PairBatch:
+        """Contents and styles spread over the held-out set, styles half a set away from their own content."""
+        heldout = self.triplets
+        if self.config.heldout:
+            heldout = open_heldout(self.config.heldout, size)
+        found = [heldout.usable(row) for row in spread(len(heldout), 32)]
+        styles = torch.stack([c.style for c in found]).roll(len(found) // 2, 0)
+        return PairBatch(torch.stack([c.content for c in found]), styles)
+
+    def _make_folder(self) -> None:
+        out = self.config.out
+        try:
+            (out / "tensorboard").mkdir(parents=True, exist_ok=True)
+            with file_aside(out / "config.yaml") as aside:
+                values = {name: _plain(value) for name, value in asdict(self.config).items()}
+                aside.write_text(yaml.safe_dump(values, sort_keys=False))
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another place") from error
+
+    def _log(self, events: EventFile, done: int, loss: AdaINLoss, lr: float) -> None:
+        losses = {f"loss/{name}": getattr(loss, name).item() for name in ("content", "style", "identity", "total")}
+        events.scalars(done, {**losses, "lr": lr})
+
+    def _save(self, events: EventFile, done: int) -> None:
+        config, heldout = self.config, self.validate()
+        names = ("content", "style", "identity")
+        events.scalars(done, {f"heldout/{name}": getattr(heldout, name).item() for name in names})
+        tqdm.write(f"step {done}: held-out content loss {heldout.content:.4f}, style loss {heldout.style:.4f}")
+        weights = {"style_weight": config.style_weight, "identity_weight": config.identity_weight}
+        notes = {"steps": done, "alpha": 1.0, **weights, "shards": " ".join(config.shards)}
+        save_decoder(self.average, config.out / DECODER_FILE, self.encoder, notes)
+        grid = self.pictures()
+        events.image(done, "samples", grid)
+        with file_aside(config.out / "samples.png") as aside:
+            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(aside, format="PNG")
+
+    def pictures(self) -> Tensor:
+        """A table of held-out contents against styles, uint8 [3, H, W]; the second column is each content rebuilt."""
+        shown = spread(len(self.heldout.content), SHOWN)
+        contents, styles = self.heldout.content[shown], self.heldout.style[shown]
+        full = AdaIN(self.encoder, self.average, device=self.device)
+        plain = AdaIN(self.encoder, self.average, 0.0, self.device)
+        blank = torch.full_like(styles[0], 255)
+        rows = [[blank, blank, *styles]]
+        for content in contents:
+            repeated = content.expand_as(styles)
+            keys = ("",) * len(styles)
+            stylised = full.samples(repeated, styles, keys, 1, 0)[:, 0]
+            rows.append([content, plain.samples(repeated[:1], styles[:1], keys[:1], 1, 0)[0, 0], *stylised])
+        return draw_table(rows, ["content", "rebuilt", *(f"style {i + 1}" for i in range(len(styles)))])
+
+
+def _plain(value: object) -> object:
+    """For YAML."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def train(config: TrainAdainConfig) -> tuple[Path, bool]:
+    """Train a decoder; its file, and whether all steps were done."""
+    keep_freed_memory()
+    set_threads(config.threads)
+    run = AdainRun(config)
+    with StopRequest() as stopping:
+        done = run.train(stopping)
+    return config.out / DECODER_FILE, done == config.steps

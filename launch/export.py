@@ -1,0 +1,99 @@
+"""Write a trained model as one file that any StyleVAR program loads, and share it on the Hugging Face hub.
+
+python launch/export.py runs/demo --out stylevar.pth
+python launch/export.py runs/demo/checkpoints/best --out release/ --dtype fp16 --with-vae
+python launch/export.py runs/demo --push OWNER/NAME --with-vae --private
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from launch.common import cli
+from launch.release.files import check_config, check_target, stored_state, target_of, write
+from launch.run.model import Take, load_release
+from stylevar.errors import UserError
+from stylevar.text import printable
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    source: tyro.conf.Positional[str]
+    """A run's folder, one of its checkpoints or merges, any other checkpoint, or a hub id owner/name[:file]."""
+    out: Path | None = None
+    """What to write, with a config.json beside it: NAME.pth (the released format), NAME.safetensors, or a folder."""
+    take: Take = "final"
+    """Of a run: its finished model, or its best or latest checkpoint."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """How matrices are stored; all else stays fp32."""
+    base: str | None = None
+    """The model that a checkpoint's adapters stand on, if it is no longer where the run had it: its --init or a merge."""
+    vae: str | None = None
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default that of the run."""
+    with_vae: bool = False
+    """Copy the VQ-VAE too, as vqvae.safetensors."""
+    alphas: tuple[float, ...] | None = None
+    """Style weight of each scale, in place of those saved with the model."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of a source on the hub."""
+    overwrite: bool = False
+    """Replace files that exist."""
+    push: str | None = None
+    """Upload the model with a generated card to this repository, owner/name, which is created if there is none. The token
+    comes from HF_TOKEN or from `hf auth login`."""
+    branch: str | None = None
+    """Branch to upload to, in place of main; it is created if there is none."""
+    private: bool = False
+    """Create the repository as a private one."""
+    message: str | None = None
+    """Message of the upload's commit."""
+    licence: str = "apache-2.0"
+    """The model's licence in its card, as the hub spells it."""
+    eval: Path | None = None
+    """Summary of an evaluation (JSON), for the card."""
+
+    def __post_init__(self) -> None:
+        if self.out is None and self.push is None:
+            raise UserError("nothing to do: give --out FILE, --push OWNER/NAME, or both")
+        if self.push is None and (self.private or self.branch or self.message or self.eval):
+            raise UserError("--private, --branch, --message and --eval belong to --push OWNER/NAME, which is missing")
+
+
+def main(config: ReleaseConfig) -> None:
+    target = None if config.out is None else target_of(config.out, config.with_vae)
+    if target is not None:
+        check_target(target, config.overwrite)
+    if config.push is not None:
+        from launch.release.hub import check_access, read_summary
+
+        check_access(config.push)
+        summary = None if config.eval is None else read_summary(config.eval)
+    release = load_release(config.source, config.take, config.base, config.vae, config.alphas, config.revision)
+    state = stored_state(release, config.dtype)
+    if target is not None:
+        check_config(target, release.arch, config.overwrite)
+        write(release, state, target)
+        how = "adapters baked in" if release.baked else "no adapters"
+        parameters = sum(v.numel() for v in state.values())
+        print(f"{printable(target.weights)}: {len(state)} tensors, {parameters:,} values, {how}; read back, all equal")
+        print(f"{printable(target.config)}: the architecture and the style weight of each scale; keep it beside the weights")
+    if config.push is not None:
+        from launch.release.hub import Upload, push
+
+        with tempfile.TemporaryDirectory(prefix="stylevar-") as folder:
+            staged = target_of(Path(folder), config.with_vae)
+            write(release, state, staged)
+            upload = Upload(config.push, config.branch, config.private, config.message, config.licence)
+            print(push(Path(folder), release, upload, summary))
+
+
+if __name__ == "__main__":
+    cli.run(main, ReleaseConfig)

@@ -1,0 +1,1 @@
+"""Writing and sharing a trained model."""

@@ -1,0 +1,134 @@
+"""The files of a released model: where they go, what they hold, and how they are written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from launch.run.model import Release
+from stylevar.atomic import file_aside
+from stylevar.build import build_from_config
+from stylevar.checkpoint import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    VAE_FILE,
+    State,
+    compact,
+    fitted,
+    read_model_state,
+    read_vae_state,
+    save_torch,
+)
+from stylevar.config import ModelConfig
+from stylevar.errors import UserError
+from stylevar.hub import fetch
+from stylevar.text import check_path
+
+TORCH_ENDINGS = (".pth", ".pt")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The files to write; `vae` is None if it is not wanted."""
+
+    weights: Path
+    config: Path
+    vae: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.weights, self.config, self.vae) if path is not None]
+
+
+def target_of(out: Path, with_vae: bool) -> Target:
+    """The files behind `--out`. UserError for an ending that says no format."""
+    check_path(out, "--out", utf8=out.suffix not in TORCH_ENDINGS)
+    if out.is_dir() or not out.suffix or out.suffix[1:].isdigit():  # release-1.0 is a folder
+        weights = out / MODEL_FILE
+    elif out.suffix in (*TORCH_ENDINGS, ".safetensors"):
+        weights = out
+    else:
+        raise UserError(f"--out {out}: give a name that ends in .pth or .safetensors, or a folder")
+    return Target(weights, weights.parent / CONFIG_FILE, weights.parent / VAE_FILE if with_vae else None)
+
+
+def check_target(target: Target, overwrite: bool) -> None:
+    """UserError if something would be replaced unasked; for the config see `check_config`."""
+    existing = [path for path in target.files if path != target.config and path.exists()]
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} exists: choose another --out, or replace what is there with --overwrite")
+
+
+def check_config(target: Target, arch: ModelConfig, overwrite: bool) -> None:
+    """UserError if the config of another model would be replaced unasked; models that are alike may share one."""
+    if not overwrite and target.config.exists() and ModelConfig.load(target.config) != arch:
+        raise UserError(
+            f"{target.config} exists, and tells of another architecture or other alphas: choose another --out, or replace "
+            f"what is there with --overwrite"
+        )
+
+
+def stored_state(release: Release, dtype: str) -> State:
+    """The weights as they are written. UserError for values that the type cannot hold."""
+    stored = compact(release.state, DTYPES[dtype])
+    lost = [
+        k for k, v in stored.items() if v.dtype != release.state[k].dtype and (v.isinf() != release.state[k].isinf()).any()
+    ]
+    if lost:
+        raise UserError(f"--dtype {dtype}: {lost[0]} holds values beyond its range; give --dtype bf16 or fp32")
+    return stored
+
+
+def write(release: Release, state: State, target: Target) -> None:
+    """Write everything, each file whole or not at all; what was written is read back before it takes its place.
+
+    UserError for a place that cannot be written or has no room.
+    """
+    try:
+        target.weights.parent.mkdir(parents=True, exist_ok=True)
+        vae = None if target.vae is None else compact(read_vae_state(_vae_file(release)))
+        _check_room(target.weights.parent, [*state.values(), *(vae or {}).values()])
+        with file_aside(target.weights) as aside:
+            if aside.suffix in TORCH_ENDINGS:
+                save_torch({"model": state}, aside)
+            else:
+                save_file(state, str(aside))
+            verify(aside, state, release)
+        with file_aside(target.config) as aside:
+            release.arch.save(aside)
+        if target.vae is not None and vae is not None:
+            with file_aside(target.vae) as aside:
+                save_file(vae, str(aside))
+    except OSError as error:
+        raise UserError(
+            f"{target.weights.parent} cannot be written ({error.strerror or error}): choose another --out"
+        ) from error
+
+
+def verify(path: Path, state: State, release: Release) -> None:
+    """Read the file as any program would: every key of the model, every value equal. RuntimeError otherwise."""
+    found = read_model_state(path)
+    fitted(build_from_config(release.arch, "meta")[1], found, str(path))
+    for name, value in state.items():
+        if found[name].dtype != value.dtype or not torch.equal(found[name], value):
+            raise RuntimeError(f"{name} did not come back from {path} as it was written: the disk is not to be trusted")
+
+
+def _check_room(folder: Path, tensors: list[torch.Tensor]) -> None:
+    needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB of room for {needed / 1e9:.1f} GB: make room or choose another --out"
+        )
+
+
+def _vae_file(release: Release) -> Path:
+    if release.vae is None:
+        raise UserError("--with-vae: it is not known which VQ-VAE belongs to this model; give --vae")
+    return fetch(release.vae, VAE_FILE, release.revision)

@@ -1,0 +1,1 @@
+"""A GRPO run: the loop, and the worker that does its steps in one process."""

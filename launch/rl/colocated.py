@@ -1,0 +1,156 @@
+"""All roles in one process, over one copy of the weights: a plain class, of which `grpo.py` makes an actor."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.conditions import ConditionSets, spread
+from launch.common.cpus import available_cpus
+from launch.common.device import choose_device
+from launch.configs.cluster import ROLES
+from launch.configs.grpo import GrpoConfig
+from launch.rl.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
+from launch.run.telemetry import PhaseTimer, memory
+from launch.sizing.budget import choose, device_budget
+from learner.grpo.lesson import Lesson
+from learner.grpo.merging import MergeAction
+from learner.grpo.trainer import Trainer, saved_base
+from reward.scorer import Scorer, build_scorer
+from rollout.sampler import ConditionCache, GroupSampler
+from stylevar.allocator import keep_freed_memory
+from stylevar.contracts import ConditionBatch, TrajectoryRows
+from stylevar.errors import UserError
+from stylevar.policy import Policy
+from stylevar.sampling import CoupledStreams
+
+
+class ColocatedWorker:
+    """One GRPO run's model, data, reward and learner. `setup` first; then `step`, `evaluate`, `apply`, `save`."""
+
+    def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
+        """Load everything, from `--init` or from a checkpoint, and return facts about the run.
+
+        Raises UserError for anything that a user can set right.
+        """
+        keep_freed_memory()
+        torch.set_num_threads(config.threads or available_cpus())
+        device = choose_device(config.device)
+        budget = device_budget(config, device)
+        source = config.policy_source()
+        if checkpoint is not None:
+            base, version = saved_base(checkpoint)
+            source = dataclasses.replace(source, base=base, version=version)
+        policy = Policy(source, device)
+        choice = choose(config, policy.model.arch, dict.fromkeys(ROLES, budget), device.type == "cuda")
+        if choice.shortage:
+            raise UserError(choice.shortage)
+        self.sets = ConditionSets(
+            config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
+        )
+        self.assemble(choice.config, policy, build_scorer(config.reward, device))
+        if checkpoint is not None:
+            self.trainer.load(checkpoint)
+        sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
+        return {"device": str(device), **policy.describe(), **sizes, **choice.facts()}
+
+    def settings(self) -> GrpoConfig:
+        """The run's settings, with what they left open as it was chosen by `setup`."""
+        return self.config
+
+    def assemble(self, config: GrpoConfig, policy: Policy, scorer: Scorer) -> None:
+        """The roles around a policy. What `setup` does beyond this is to load things; `learn` needs no more."""
+        self.config, self.policy, self.scorer = config, policy, scorer
+        self.device, self.adapters = policy.device, policy.adapters
+        self.adapters.keep_merged = config.rollout.cuda_graphs
+        self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
+        self.conditions = ConditionCache(policy.model, images=config.rollout.decode_batch)
+        self.sampler = GroupSampler(policy.model, config.rollout, self.conditions, clock=self.timer)
+        self.trainer = Trainer(policy, config.learner, config.rollout.temperature, self.timer)
+
+    def step(self, step: int) -> StepReport:
+        """One GRPO step on the conditions that the order gives to `step`."""
+        with self.timer("data"):
+            batch = self.sets.of_step(step).to(self.device)
+        return self.learn(step, batch)
+
+    def learn(self, step: int, batch: ConditionBatch) -> StepReport:
+        """Sample, score and learn: one GRPO step on the conditions of `batch`, which are on the policy's device."""
+        config, timer = self.config, self.timer
+        with timer("condition"):
+            state = self.conditions.get(batch)
+        with ExitStack() as merged:
+            with timer("merge"):
+                merged.enter_context(self.adapters.merged())
+            with timer("rollout"):
+                trajectories = self.sampler.sample(batch, config.seed, step, self.policy.version)
+            with timer("reward"):
+                scores = self.scorer.score(trajectories.images, batch.target)
+            with timer("reference"):
+                reference = self.trainer.learner.reference_logprobs(state, trajectories)
+            with timer("update"):
+                lesson = Lesson(state, trajectories, reference, scores.rewards)
+                result = self.trainer.update(step, lesson.split(config.learner.minibatches))
+        seconds = timer.take()
+        seconds["time/step"] = sum(seconds.values())
+        seconds["throughput/trajectories_per_s"] = scores.rewards.numel() / seconds["time/step"]
+        rows = TrajectoryRows(
+            keys=batch.keys,
+            rewards=scores.rewards.cpu(),
+            components={name: value.cpu() for name, value in scores.components.items()},
+            advantages=result.advantages,
+            logp=trajectories.logp.sum(-1).cpu(),
+            kl=result.kl,
+            seeds=trajectories.seeds,
+            version=trajectories.policy_version,
+        )
+        return step_report(scores, rows, result.metrics, {**seconds, **memory(self.device)})
+
+    def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
+        """Score `conditions` (all by default) of the held-out set `name` with fixed seeds, a few of them at a time.
+
+        The random numbers are coupled, so that two policies differ by little else than what they learned.
+        """
+        monitor, version = self.config.monitor, self.policy.version
+        chosen = spread(self.sets.sizes()[name], conditions)
+        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        sampler = GroupSampler(self.policy.model, self.config.rollout, streams=CoupledStreams)
+        with self.adapters.merged():
+            for start in range(0, len(chosen), monitor.eval_unit):
+                batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
+                drawn = sampler.sample(batch, self.config.seed, HELDOUT_STEP, version, monitor.eval_group)
+                scores = self.scorer.score(drawn.images, batch.target)
+                tally.add(batch.keys, scores)
+                tally.add_pictures(batch, drawn.images, scores.rewards)
+        return tally.report()
+
+    def apply(self, action: MergeAction) -> None:
+        """Carry out what the merge controller decided."""
+        self.trainer.apply(action)
+
+    def save_base(self, folder: Path) -> None:
+        """Write the base model, without the adapters, into an existing folder."""
+        self.trainer.save_base(folder)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the current policy, adapters baked in, into an existing folder."""
+        self.trainer.save_policy(folder)
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write all that a run needs to go on into an existing folder; `base` says where its base model lies."""
+        self.trainer.save(folder, base)
+
+    def fingerprint(self) -> str:
+        """A hash of the effective weights."""
+        return self.adapters.fingerprint()
+
+    def summary(self) -> str:
+        """Nothing that the curves do not show: there is one role only."""
+        return ""
+
+    def close(self) -> None:
+        """The process ends with its actor."""

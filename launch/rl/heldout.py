@@ -1,0 +1,109 @@
+"""Held-out scores of a run: kept per condition, and compared before against after."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from launch.common.grids import draw_table
+from launch.rl.reports import HeldoutReport
+from reward.statistics import TARGET
+from stylevar.atomic import file_aside
+
+
+def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
+    """Write heldout/<name>_<step>.json (per condition), .npz (samples of the first conditions) and .png (the grid)."""
+    folder = run / "heldout"
+    folder.mkdir(exist_ok=True)
+    values = {
+        "step": step,
+        "keys": list(report.keys),
+        "rewards": report.rewards.tolist(),
+        "components": {k: v.mean(1).tolist() for k, v in report.components.items()},
+    }
+    stem = f"{name}_{step:08d}"
+    with file_aside(folder / f"{stem}.json") as aside:
+        aside.write_text(json.dumps(values) + "\n")
+    with file_aside(folder / f"{stem}.npz") as aside, aside.open("wb") as file:
+        np.savez_compressed(file, samples=report.samples.numpy())
+    _save_picture(report.grid, folder / f"{stem}.png")
+
+
+def _save_picture(grid_u8: Tensor, path: Path) -> None:
+    with file_aside(path) as aside:
+        Image.fromarray(grid_u8.permute(1, 2, 0).numpy()).save(aside, format="PNG")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Held-out reward before and after, over n conditions with the same seeds; errors are standard errors."""
+
+    before: float
+    after: float
+    gain: float
+    gain_error: float
+    conditions: int
+    components: dict[str, tuple[float, float]]
+
+    def lines(self, name: str) -> list[str]:
+        """For the console."""
+        text = [
+            f"{name}: reward {self.before:.4f} before, {self.after:.4f} after; paired difference {self.gain:+.4f} "
+            f"+- {self.gain_error:.4f} (standard error over {self.conditions} conditions): {self.verdict}"
+        ]
+        shown = ", ".join(f"{k} {b:.4f} -> {a:.4f}" for k, (b, a) in self.components.items() if _changes(k))
+        return [*text, f"  {shown}"]
+
+    @property
+    def verdict(self) -> str:
+        """What the difference is, by twice its standard error."""
+        if math.isnan(self.gain):
+            return "not known, since some rewards are not finite"
+        if math.isnan(self.gain_error):
+            return "one condition alone has no error to judge by"
+        if abs(self.gain) <= 2 * self.gain_error:
+            return "neither a gain nor a loss, within twice its error"
+        return f"a {'gain' if self.gain > 0 else 'loss'}, above twice its error"
+
+
+def not_finite(rewards: Tensor) -> str | None:
+    """How many of `rewards` are not finite, in words; None if all are."""
+    count = int((~rewards.isfinite()).sum())
+    return f"{count} of {rewards.numel()} rewards are not finite" if count else None
+
+
+def _changes(component: str) -> bool:
+    """Whether it says more than the reward does, and depends on the policy."""
+    return component != "total" and not component.startswith(TARGET)
+
+
+def compare(run: Path, name: str, before: int, after: int) -> Comparison:
+    """Compare the scores kept for two steps; the conditions and seeds are the same, so the difference is paired."""
+    first, last = (json.loads((run / "heldout" / f"{name}_{step:08d}.json").read_text()) for step in (before, after))
+    if first["keys"] != last["keys"]:
+        raise ValueError(f"{name}: the two scorings have different conditions")
+    rewards = [torch.tensor(r["rewards"]).mean(1) for r in (first, last)]
+    gains = rewards[1] - rewards[0]
+    parts = {k: (float(np.mean(first["components"][k])), float(np.mean(v))) for k, v in last["components"].items()}
+    error = float(gains.std() / len(gains) ** 0.5)
+    return Comparison(float(rewards[0].mean()), float(rewards[1].mean()), float(gains.mean()), error, len(gains), parts)
+
+
+def before_after(run: Path, name: str, before: int, after: int, conditions: list[tuple[Tensor, Tensor, Tensor]]) -> Path:
+    """Draw content | style | target | two samples before | the same two after; returns the picture's path."""
+    samples = [np.load(run / "heldout" / f"{name}_{step:08d}.npz")["samples"] for step in (before, after)]
+    count = min(2, samples[0].shape[1])
+    cells = []
+    for i, images in enumerate(conditions[: min(map(len, samples))]):
+        cells.append([*images, *(torch.from_numpy(s[i][g]) for s in samples for g in range(count))])
+    titles = ["content", "style", "target", *["before"] * count, *["after GRPO"] * count]
+    path = run / "before_after.png"
+    _save_picture(draw_table(cells, titles), path)
+    return path

@@ -1,0 +1,376 @@
+"""A run on disk: its config, TensorBoard events, trajectories, merges, and checkpoints that appear whole or not at all.
+
+<run>/config.yaml                       the settings in force
+<run>/changes.yaml                      what --resume changed in them, and from which step on
+<run>/tensorboard/
+<run>/trajectories/
+<run>/merges/merge_0001/
+<run>/checkpoints/step_00000300/
+<run>/checkpoints/latest, best          relative links to two of them; files with their names where links cannot be made
+<run>/heldout/                          held-out scores at the start and the end (GRPO)
+<run>/model/                            the finished model
+<run>/.lock                             names the process that writes here
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.common.commands import quoted
+from launch.run.run_lock import LOCK, RunBusy, only_writer
+from stylevar.atomic import ASIDE, file_aside, folder_aside, remove, sync
+from stylevar.errors import UserError
+from stylevar.hub import followed
+from stylevar.text import check_path
+
+LINKS = ("latest", "best")
+TRAINING = "training.json"
+"""In `model/`: how the model came to be."""
+_CHECKPOINT = re.compile(r"step_(\d{8,})")
+_MERGE = re.compile(r"merge_(\d{4,})")
+_SCORES = re.compile(r".+_(\d{8,})\.(json|npz|png)")
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on: `checkpoint` of `step`, or None and 0 for a run that was cut short before its first one."""
+
+    run: Path
+    checkpoint: Path | None
+    step: int
+
+
+class RunFolder:
+    """One run's folder, written by one process. Make it with `create` (new run) or `open` (resumed run)."""
+
+    def __init__(self, path: Path, keep: int = 3) -> None:
+        if keep < 1:
+            raise UserError(f"{keep} checkpoints to keep: must be at least 1, or the run could not be resumed")
+        self.path = path
+        self.keep = keep
+        self.config = path / "config.yaml"
+        self.changes = path / "changes.yaml"
+        self.tensorboard = path / "tensorboard"
+        self.trajectories = path / "trajectories"
+        self.merges = path / "merges"
+        self.checkpoints = path / "checkpoints"
+        self.heldout = path / "heldout"
+        self.model = path / "model"
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], keep: int = 3) -> RunFolder:
+        """Lay out a new run at `path` and write its config.
+
+        Raises UserError if something is there already (nothing is touched then) or the place is not writable.
+        """
+        check_path(path, "run folder", utf8=True)
+        run = cls(path, keep)
+        run.check_free()
+        run._make_writable()
+        # The config comes first: what has one can be resumed, and what has none is no run yet.
+        with _explained(path):
+            _write_yaml(run.config, dict(config))
+        run._make_folders()
+        return run
+
+    @classmethod
+    def open(cls, path: Path, keep: int = 3) -> RunFolder:
+        """An existing run, to be continued; what an interrupted write left behind is removed."""
+        if not os.path.isdir(path):
+            raise UserError(f"run folder {path} does not exist: check the path, or start a new run without --resume")
+        run = cls(path, keep)
+        run._make_writable()
+        run._make_folders()
+        for folder in (run.path, run.trajectories, run.merges, run.checkpoints, run.heldout):
+            for leftover in folder.glob(f"{ASIDE}*"):
+                remove(leftover)
+        return run
+
+    def check_free(self) -> None:
+        """Raises UserError if there is something at this place already."""
+        if holds_run(self.path):
+            raise UserError(
+                f"run folder {self.path} already exists and is not empty: continue it with {quoted('--resume', self.path)}, "
+                "or choose another --name"
+            )
+
+    def resume_with(self, config: Mapping[str, Any], step: int) -> None:
+        """Make `config` the run's settings from `step` on, and note in changes.yaml what was different before.
+
+        The run is rewound to `step`, so changes noted for that step or later never came into force.
+        """
+        new = yaml.safe_load(yaml.safe_dump(dict(config)))
+        old = flat(_read_yaml(self.config) or {})
+        history: list[dict[str, Any]] = _read_yaml(self.changes) or []
+        for entry in reversed([entry for entry in history if entry["step"] >= step]):
+            old |= {name: values["from"] for name, values in entry["changed"].items()}
+        history = [entry for entry in history if entry["step"] < step]
+        now = flat(new)
+        names = [name for name in now if name in old and now[name] != old[name]]
+        if names and step:  # of a run that begins anew, nothing was done with the old ones
+            changed = {name: {"from": old[name], "to": now[name]} for name in names}
+            history.append({"step": step, "changed": changed})
+        # The history first: if the program ends in between, the next resume finds the old settings and takes it back.
+        if history:
+            _write_yaml(self.changes, history)
+        else:
+            self.changes.unlink(missing_ok=True)
+        _write_yaml(self.config, new)
+
+    @contextmanager
+    def final_model(self, steps: int, notes: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """As `checkpoint`, for the model of a run that has done all its `steps`, in `model/`.
+
+        `notes` are kept in its training.json.
+        """
+        with folder_aside(self.model) as aside:
+            yield aside
+            (aside / TRAINING).write_text(json.dumps({"steps": steps, **(notes or {})}, indent=2) + "\n")
+
+    def finished_at(self) -> int | None:
+        """How many steps the run had done when it wrote its finished model; None without a model, or if it is unknown."""
+        return finished_at(self.path)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return _numbered(self.checkpoints, _CHECKPOINT)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of `step` is, or will be."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def merge_path(self, index: int) -> Path:
+        """Where merge number `index` (1, 2, ...) is, or will be."""
+        return self.merges / f"merge_{index:04d}"
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """Yield an empty folder to write into; it becomes the checkpoint of `step` if the block ends without an error.
+
+        Then `latest` points to it, and all but the last `keep` checkpoints and the targets of the links are removed.
+        """
+        with folder_aside(self.checkpoint_path(step)) as aside:
+            yield aside
+        self._link("latest", step)
+        self._prune()
+
+    @contextmanager
+    def merge(self, index: int) -> Iterator[Path]:
+        """As `checkpoint`, for the files of merge number `index`; merges are never pruned."""
+        with folder_aside(self.merge_path(index)) as aside:
+            yield aside
+
+    def mark_best(self, step: int) -> None:
+        """Point `best` at the checkpoint of `step`, which has to exist; it is kept while it is the best."""
+        if not self.checkpoint_path(step).is_dir():
+            raise ValueError(f"no checkpoint of step {step} in {self.checkpoints}")
+        self._link("best", step)
+        self._prune()
+
+    def rewind(self, step: int, merges: int) -> None:
+        """Remove checkpoints after `step` and merges after number `merges`: the run will write them again."""
+        for later in (s for s in self.steps() if s > step):
+            remove(self.checkpoint_path(later))
+        for later in (m for m in _numbered(self.merges, _MERGE) if m > merges):
+            remove(self.merge_path(later))
+        for name in LINKS:
+            if self.linked(name) is None:
+                (self.checkpoints / name).unlink(missing_ok=True)
+        if self.checkpoint_path(step).is_dir():
+            self._link("latest", step)
+        for file in self.heldout.iterdir() if self.heldout.is_dir() else ():
+            match = _SCORES.fullmatch(file.name)
+            if match and int(match[1]) > step:
+                remove(file)
+        if (self.finished_at() or 0) > step:
+            remove(self.model)
+
+    def linked(self, name: str) -> Path | None:
+        """The checkpoint that `latest` or `best` stands for; None if there is none."""
+        folder = followed(self.checkpoints / name)
+        return folder.resolve() if folder.is_dir() else None
+
+    def missing(self) -> Path | None:
+        """What was removed of the run's own folders; None if all are there."""
+        folders = (self.tensorboard, self.trajectories, self.merges, self.checkpoints)
+        return next((folder for folder in folders if not folder.is_dir()), None)
+
+    def _make_writable(self) -> None:
+        with _explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A read-only file system or a full disk shows only when something is written.
+            with tempfile.NamedTemporaryFile(dir=self.path, prefix=ASIDE) as probe:
+                probe.write(b"\0")
+
+    def _make_folders(self) -> None:
+        with _explained(self.path):
+            for folder in (self.tensorboard, self.trajectories, self.merges, self.checkpoints):
+                folder.mkdir(exist_ok=True)
+
+    def _link(self, name: str, step: int) -> None:
+        aside, target = self.checkpoints / f"{ASIDE}{name}", self.checkpoint_path(step).name
+        aside.unlink(missing_ok=True)
+        try:
+            aside.symlink_to(target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            aside.write_text(f"{target}\n")
+            sync(aside)
+        os.replace(aside, self.checkpoints / name)
+        sync(self.checkpoints)
+
+    def _prune(self) -> None:
+        linked = [self.linked(name) for name in LINKS]
+        kept = {folder.name for folder in linked if folder is not None}
+        for step in self.steps()[: -self.keep]:
+            path = self.checkpoint_path(step)
+            if path.name not in kept:
+                remove(path)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, of GRPO or SFT."""
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder that `path` is, or lies in."""
+    if not path.exists():
+        return None
+    if is_run(path):
+        return path
+    return next((folder for folder in list(path.resolve().parents)[:3] if is_run(folder)), None)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, and then `path`-2, `path`-3, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+
+
+def first_free(path: Path) -> Path:
+    """The first of the `numbered` folders that is empty or not there."""
+    return next(folder for folder in numbered(path) if not holds_run(folder))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Hold the lock of the first of the `numbered` folders that holds no run and that nobody else is writing."""
+    with ExitStack() as lock:
+        for folder in numbered(path):
+            if holds_run(folder):
+                continue
+            try:
+                lock.enter_context(only_writer(folder))
+            except RunBusy:
+                continue
+            yield folder
+            return
+
+
+def holds_run(path: Path) -> bool:
+    """Whether there is anything in this folder, but a lock or what an interrupted write left behind."""
+    if not os.path.isdir(path):
+        return False
+    return any(entry.name != LOCK and not entry.name.startswith(ASIDE) for entry in path.iterdir())
+
+
+def finished_at(run: Path) -> int | None:
+    """See `RunFolder.finished_at`."""
+    try:
+        return json.loads((run / "model" / TRAINING).read_text()).get("steps")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"learner.lr": value}, in YAML's own types."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def find_resume(resume: str, runs: Path, name: str | None = None) -> ResumePoint | None:
+    """What `--resume` means.
+
+    A path names a run (its last complete checkpoint is used) or one of a run's checkpoints; UserError if there is
+    nothing to resume. "auto" takes run `name` in the folder `runs`, or without a name the run there with the newest
+    checkpoint, and returns None if there is none, so that one command line both starts a run and restarts it.
+    """
+    if resume != "auto":
+        return _resume_path(Path(resume))
+    if name is not None:
+        folder = runs / name
+        return _last(folder) if holds_run(folder) else None
+    points = [_last(folder) for folder in sorted(runs.iterdir()) if folder.is_dir()] if os.path.isdir(runs) else []
+    found = [(point.checkpoint.stat().st_mtime, point.step, point) for point in points if point.checkpoint]
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def _resume_path(path: Path) -> ResumePoint:
+    path = followed(path)
+    if not os.path.isdir(path):
+        raise UserError(f"--resume {path}: no such folder; name a run, one of its checkpoints, or auto")
+    checkpoint = path.resolve()  # through latest and best
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    if match and checkpoint.parent.name == "checkpoints":
+        return ResumePoint(checkpoint.parent.parent, checkpoint, int(match[1]))
+    point = _last(Path(os.path.abspath(path)))  # "." has no name that a run could have
+    if point.checkpoint is None and not RunFolder(point.run).config.is_file():
+        raise UserError(f"--resume {path}: holds neither a checkpoint nor a config.yaml; name a run, or start a new one")
+    return point
+
+
+def _last(run: Path) -> ResumePoint:
+    # The highest number rather than `latest`: a crash between the rename and the link must not lose a checkpoint.
+    folder = RunFolder(run)
+    steps = folder.steps()
+    return ResumePoint(run, folder.checkpoint_path(steps[-1]), steps[-1]) if steps else ResumePoint(run, None, 0)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"run folder {path} is not writable ({error.strerror or error}): choose another --runs or --name"
+        ) from error
+
+
+def _read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _write_yaml(path: Path, content: Any) -> None:
+    with file_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
+    matches = (pattern.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in matches if match)

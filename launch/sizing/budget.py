@@ -1,0 +1,271 @@
+"""How much a run computes at once, chosen so that its memory budget holds it.
+
+Batch sizes that the settings leave at 0 become the largest whose phases fit, by the plan of `memory.py`. The choice is a
+function of settings, architecture and budget. It is written into the run's config.yaml, since sums of other batches round
+differently: a resumed run must not choose anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from launch.common.text import parse_size, size
+from launch.configs.cluster import Role
+from launch.configs.grpo import GrpoConfig
+from launch.sizing.memory import ALWAYS, Batches, Component, MemoryPlan, RoleMemory
+from launch.sizing.phases import Workload
+from stylevar.config import ModelConfig
+
+GIB = 1 << 30
+RESERVE = 0.1
+"""Share of a budget that is kept for what the plan does not see: work space inside kernels, fragmentation."""
+PROCESS = 1 << 30
+"""Bytes of a process without a model, on a CPU: interpreter, libraries, buffers."""
+MOST_SAMPLED, MOST_DECODED = 128, 8
+"""Trajectories, and images, from which on larger batches are no faster. On an H200 fp32 convolutions of 32 images were 20 %
+slower than those of 8, and took 15 GiB of work space."""
+WITHOUT_BUDGET = {"update": 1.5 * GIB, "reference": 1.5 * GIB, "sample": 4 * GIB, "encode": 1.5 * GIB, "decode": 1.5 * GIB}
+"""Bytes that a phase may work on where nothing is said of a budget, as on CPUs: beyond, larger batches are slower there."""
+
+PHASES = {"micro": ("reference", "update"), "rollout": ("sample",), "images": ("encode", "decode")}
+"""Which phases each field of `Batches` bounds."""
+FLAGS = {"micro": "--micro-batch", "rollout": "--rollout-batch", "images": "--decode-batch"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings with nothing left open, and, if the budget does not hold even the least, what is missing."""
+
+    config: GrpoConfig
+    shortage: str | None = None
+
+    def facts(self) -> dict[str, object]:
+        """What was chosen, for reading."""
+        c = self.config
+        facts: dict[str, object] = {
+            "micro-batch": c.learner.micro_batch,
+            "rollout batch": c.rollout.rollout_batch,
+            "decode batch": c.rollout.decode_batch,
+        }
+        return facts | ({"optimizer on": "cpu"} if c.learner.optimizer_device == "cpu" else {})
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A process that the budget is for: which batch sizes are its own, and its memory as a function of them."""
+
+    name: str
+    fields: tuple[str, ...]
+    conditions: int
+    memory: Callable[[MemoryPlan], RoleMemory]
+
+
+def device_budget(config: GrpoConfig, device: torch.device) -> int | None:
+    """Bytes that a process may take of its device: as set, or what is free on a GPU now; None for no bound."""
+    if config.memory_budget is not None:
+        return parse_size(config.memory_budget)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def workload(config: GrpoConfig, arch: ModelConfig, on_gpu: bool, tokens_known: bool = False) -> Workload:
+    """What `config` computes with."""
+    return Workload(arch, config.learner, config.rollout, config.reward, tokens_known, config.precision, on_gpu)
+
+
+def choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | None], on_gpu: bool) -> Choice:
+    """Fill in micro-batch, rollout batch, decode batch and where the optimizer's moments lie, as far as they are open.
+
+    Args:
+        budgets: bytes of each role's process, None for no bound; the colocated process has the learner's.
+        on_gpu: the budgets are those of GPUs.
+    """
+    learner, rollout = config.learner, config.rollout
+    open_device = learner.optimizer_device == "auto" and on_gpu
+    if not on_gpu or open_device:  # where the model is on the CPU, its device is the CPU
+        config = _with(config, optimizer_device="device")
+    if learner.micro_batch and rollout.rollout_batch and rollout.decode_batch and not open_device:
+        return Choice(config)
+    choice = _choose(config, arch, budgets, on_gpu)
+    if choice.shortage is not None and open_device:
+        on_host = _choose(_with(config, optimizer_device="cpu"), arch, budgets, on_gpu)
+        choice = on_host if on_host.shortage is None else choice
+    return choice
+
+
+def _choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | None], on_gpu: bool) -> Choice:
+    chosen: dict[str, int] = {}
+    shortages = []
+    for share in _shares(config):
+        budget = budgets["rollout" if share.name == "rollout" else "learner"]
+        sizes, shortage = _choose_for(share, config, arch, budget, on_gpu)
+        chosen |= sizes
+        shortages += [shortage] if shortage else []
+    rollout = dataclasses.replace(config.rollout, rollout_batch=chosen["rollout"], decode_batch=chosen["images"])
+    config = dataclasses.replace(_with(config, micro_batch=chosen["micro"]), rollout=rollout)
+    return Choice(config, " ".join(shortages) or None)
+
+
+def _choose_for(
+    share: _Share, config: GrpoConfig, arch: ModelConfig, budget: int | None, on_gpu: bool
+) -> tuple[dict[str, int], str | None]:
+    """The largest sizes that fit one process, or the least and what is missing."""
+    candidates = _candidates(config, share.conditions)
+    recorded = config.rollout.cuda_graphs and "rollout" in share.fields
+    unrecorded = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, cuda_graphs=False))
+
+    def measured(end: int) -> _Measured:
+        batches = _batches(candidates, end)
+        return _Measured(batches, _memory(unrecorded, arch, share, batches, on_gpu, budget is not None))
+
+    most = measured(-1)
+    room = _room(most.memory, budget)
+    if not recorded and all(_fits(most, name, room) for name in share.fields):
+        return {name: getattr(most.batches, name) for name in share.fields}, None
+    least = measured(0)
+    chosen: dict[str, int] = {}
+    for name in sorted(share.fields, key=lambda name: name != "rollout"):
+        at = (_between(least, most, name, n) for n in candidates[name])
+        allowed = room
+        if recorded and name == "rollout":
+            # What it works on stays reserved beside all other phases: at most half, and what the least of them leaves.
+            others = max(bytes_ for phase, bytes_ in least.memory.phases.items() if phase != "sample")
+            allowed = {phase: min(bytes_ / 2, bytes_ - others) for phase, bytes_ in room.items()}
+        fitting = [between for between in at if _fits(between, name, allowed)] or [least]
+        chosen[name] = getattr(fitting[-1].batches, name)
+        if allowed is not room:
+            kept = fitting[-1].memory.phases["sample"]
+            room = {phase: bytes_ - kept for phase, bytes_ in room.items()}
+    at_least = _memory(config, arch, share, least.batches, on_gpu, budget is not None)
+    if budget is None or at_least.total <= budget * (1 - RESERVE):
+        return chosen, None
+    return chosen, _shortage(config, arch, share, on_gpu, budget, at_least)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    batches: Batches
+    memory: RoleMemory
+
+
+def _between(least: _Measured, most: _Measured, name: str, n: int) -> _Measured:
+    """An upper bound for the batch size `n` of one field.
+
+    A phase takes the largest of sums that grow linearly with its batch: a convex function, which stays below the line
+    between the two measured ends.
+    """
+    low, high = getattr(least.batches, name), getattr(most.batches, name)
+    share = 0.0 if low == high else (n - low) / (high - low)
+    bytes_ = {phase: (1 - share) * least.memory.phases[phase] + share * most.memory.phases[phase] for phase in PHASES[name]}
+    parts = tuple(Component(name, math.ceil(count), phase) for phase, count in bytes_.items())
+    return _Measured(dataclasses.replace(least.batches, **{name: n}), RoleMemory(parts))
+
+
+def _fits(measured: _Measured, name: str, room: Mapping[str, float]) -> bool:
+    return all(measured.memory.phases[phase] <= room[phase] for phase in PHASES[name])
+
+
+def _memory(
+    config: GrpoConfig, arch: ModelConfig, share: _Share, batches: Batches, on_gpu: bool, bounded: bool
+) -> RoleMemory:
+    process = PROCESS if bounded and not on_gpu else 0
+    return share.memory(MemoryPlan(workload(config, arch, on_gpu), share.conditions, process, batches))
+
+
+def _shares(config: GrpoConfig) -> list[_Share]:
+    if config.cluster.placement == "colocated":
+        return [_Share("colocated", tuple(PHASES), config.conditions, MemoryPlan.colocated)]
+    # The largest unit that any number of workers leads to: the choice does not depend on how many there are.
+    unit = config.cluster.unit or config.conditions // config.learner.minibatches
+    held = conditions_held(config)
+    return [
+        _Share("rollout", ("rollout", "images"), unit, MemoryPlan.rollout),
+        _Share("learner", ("micro",), unit, lambda plan: plan.learner(held)),
+    ]
+
+
+def conditions_held(config: GrpoConfig) -> int:
+    """Prepared conditions that each learner of a distributed run holds."""
+    return -(-config.conditions // config.cluster.learners) * (1 + config.cluster.max_staleness)
+
+
+def _with(config: GrpoConfig, **learner: Any) -> GrpoConfig:
+    return dataclasses.replace(config, learner=dataclasses.replace(config.learner, **learner))
+
+
+def _candidates(config: GrpoConfig, conditions: int) -> dict[str, Sequence[int]]:
+    """The sizes to choose from, ascending: equal parts of a group, or whole groups. What is set is the only candidate."""
+    group = config.rollout.group
+    parts = sorted({-(-group // share) for share in range(1, group + 1)})
+    most = min(MOST_SAMPLED, conditions * group)
+    sampled = [n for n in parts if n <= most] + [k * group for k in range(2, most // group + 1)]
+    given = {
+        "micro": config.learner.micro_batch,
+        "rollout": config.rollout.rollout_batch,
+        "images": config.rollout.decode_batch,
+    }
+    free = {"micro": parts, "rollout": sampled, "images": range(1, min(MOST_DECODED, most) + 1)}
+    return {name: [given[name]] if given[name] else free[name] for name in free}
+
+
+def _batches(candidates: Mapping[str, Sequence[int]], end: int) -> Batches:
+    return Batches(**{name: values[end] for name, values in candidates.items()})
+
+
+def _room(memory: RoleMemory, budget: int | None) -> dict[str, float]:
+    """Bytes that each phase may take."""
+    if budget is None:
+        return dict(WITHOUT_BUDGET)
+    left = budget * (1 - RESERVE) - (memory.total - max(memory.phases.values()))
+    return dict.fromkeys(memory.phases, left)
+
+
+def _shortage(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int, memory: RoleMemory) -> str:
+    """What the least needs, by component, and which flags would make it fit."""
+    worst = max(memory.phases, key=lambda phase: memory.phases[phase])
+    parts = [part for part in memory.components if part.phase in (ALWAYS, worst) and part.bytes > 0.01 * memory.total]
+    listed = ", ".join(f"{part.name} {size(part.bytes)}" for part in sorted(parts, key=lambda part: -part.bytes))
+    given = f"--memory-budget {config.memory_budget}" if config.memory_budget else f"a memory budget of {size(budget)}"
+    owner = "the run" if share.name == "colocated" else f"a {share.name} worker"
+    set_by_hand = [flag for name, flag in FLAGS.items() if name in share.fields and _given(config, name)]
+    lowered = f"Lower {', '.join(set_by_hand)}. " if set_by_hand else ""
+    return (
+        f"{given}, of which {size(budget * (1 - RESERVE))} can be planned with, cannot hold {owner}, even a trajectory at a "
+        f"time: it needs {size(memory.total)} in the phase {worst} ({listed}). {lowered}"
+        f"{_remedies(config, arch, share, on_gpu, budget)}"
+    )
+
+
+def _given(config: GrpoConfig, name: str) -> int:
+    return len(_candidates(config, config.conditions)[name]) == 1
+
+
+def _remedies(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int) -> str:
+    """Each flag that saves memory with the need that it leaves, and that of all together."""
+    smaller = max(1, config.learner.lora_rank // 4)
+    options: dict[str, Callable[[GrpoConfig], GrpoConfig]] = {}
+    if not config.learner.recompute:
+        options["--recompute"] = lambda c: _with(c, recompute=True)
+    if on_gpu and config.learner.optimizer_device != "cpu":
+        options["--optimizer-device cpu"] = lambda c: _with(c, optimizer_device="cpu")
+    if config.precision == "fp32":
+        options["--precision bf16"] = lambda c: dataclasses.replace(c, precision="bf16")
+    options[f"--lora-rank {smaller}"] = lambda c: _with(c, lora_rank=smaller)
+    everything, needs = config, {}
+    for flag, change in options.items():
+        everything = change(everything)
+        needs[flag] = _least(change(config), arch, share, on_gpu)
+    needs["all of these"] = _least(everything, arch, share, on_gpu)
+    listed = ", ".join(f"{size(need)} with {flag}" for flag, need in needs.items())
+    if min(needs.values()) <= budget * (1 - RESERVE):
+        return f"It would need {listed}"
+    return f"It would need {listed}: give it a larger device, or --placement distributed"
+
+
+def _least(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool) -> int:
+    return _memory(config, arch, share, _batches(_candidates(config, share.conditions), 0), on_gpu, True).total

@@ -1,0 +1,104 @@
+"""FLOPs of a step: 2 x the multiply-adds of matrix products, attention and convolutions, counted in the run's own code.
+
+Elementwise work is left out. Attention counts both of its products, and in the backward pass four; kernels that recompute
+the scores there do a quarter more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from launch.sizing.phases import Phases, Workload, over_depth, score
+from launch.sizing.trace import count_flops_of
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Counts by phase. Those per trajectory leave out what a group shares, which `per_trajectory` adds."""
+
+    encode: int
+    """Per condition: encoders, VQ encoder if the shards bring no tokens, adaLN."""
+    encode_again: int
+    """Per condition, by a learner in another process, which is told the VQ tokens."""
+    queries: int
+    """Per condition: guide queries of all blocks; rollout, reference and update each compute them."""
+    queries_backward: int
+    """Per condition."""
+    target: int
+    """Per condition: embedding the target for the reward."""
+    merge: int
+    """Per version of the adapters: the merged weights."""
+    rollout: int
+    """Per trajectory, without the decoder."""
+    decode: int
+    """Per trajectory."""
+    reward: int
+    """Per trajectory."""
+    forward: int
+    """Per trajectory: a teacher-forced pass, as of the reference and of each update."""
+    head_backward: int
+    """Per trajectory: the head's part of the backward pass, which an update's forward does, while the logits are there."""
+    backward: int
+    """Per trajectory, without the head."""
+
+    def per_trajectory(self, group: int) -> dict[str, float]:
+        """FLOPs of one trajectory by phase, with its share of what its group of G = `group` computes once.
+
+        `update backward` and `update forward` are of one pass over the trajectories.
+        """
+        return {
+            "condition": self.encode / group,
+            "rollout": self.rollout + self.queries / group,
+            "decode": float(self.decode),
+            "reward": self.reward + self.target / group,
+            "reference": self.forward + self.queries / group,
+            "update forward": self.forward + self.head_backward + self.queries / group,
+            "update backward": self.backward + self.queries_backward / group,
+        }
+
+    def per_step(self, conditions: int, group: int, passes: int, optimizer_steps: int, copies: int = 1) -> dict[str, float]:
+        """FLOPs of a step of B = `conditions` by phase.
+
+        Args:
+            passes: over the same trajectories.
+            optimizer_steps: in the whole step.
+            copies: how often each condition is encoded, and weights merged: once per process that does.
+        """
+        times = {"condition": copies, "update forward": passes, "update backward": passes}
+        counts = {
+            phase: conditions * group * flops * times.get(phase, 1) for phase, flops in self.per_trajectory(group).items()
+        }
+        return counts | {"merge": float(self.merge * (optimizer_steps + copies - 1))}
+
+
+def count_flops(work: Workload) -> Flops:
+    """Count a model's phases on the meta device, in seconds at any size: one and two blocks stand for all."""
+    counts = over_depth(work, _measure)
+    return Flops(**counts, **_reward(work))
+
+
+def _measure(phases: Phases) -> dict[str, int]:
+    counts = {}
+    state, counts["encode"] = count_flops_of(lambda: phases.encode(1))
+    _, counts["encode_again"] = count_flops_of(lambda: phases.encode(1, tokens_known=True))
+    with phases.adapters.merged():
+        _, counts["merge"] = count_flops_of(phases.adapters.refresh)
+        queries, counts["queries"] = count_flops_of(lambda: phases.queries(state))
+        _, counts["rollout"] = count_flops_of(lambda: phases.sample(state, queries, 1))
+        _, counts["decode"] = count_flops_of(lambda: phases.decode(1))
+        _, reference = count_flops_of(lambda: phases.reference(state, 1))
+        counts["forward"] = reference - counts["queries"]
+        (live, leaves, end), forward = count_flops_of(lambda: phases.forward(state, 1))
+        counts["head_backward"] = forward - reference
+        _, counts["backward"] = count_flops_of(lambda: torch.autograd.backward(end))
+        _, counts["queries_backward"] = count_flops_of(lambda: phases.backward_queries(live, leaves))
+    return counts
+
+
+def _reward(work: Workload) -> dict[str, int]:
+    size = work.arch.image_size
+    _, one = count_flops_of(lambda: score(work.reward, size, 1, 1))
+    _, two = count_flops_of(lambda: score(work.reward, size, 1, 2))
+    return {"reward": two - one, "target": 2 * one - two}

@@ -1,0 +1,270 @@
+"""Memory of each role by component, from the shapes of the run's own code on the meta device.
+
+What a phase takes beyond the weights is the most that is live at once while it runs; phases come one after another, so a
+process needs what is always there and the largest of its phases. Work space inside kernels, fragmentation and a GPU's
+context come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from launch.sizing.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
+from launch.sizing.trace import peak_bytes, saved_bytes
+from reward.base import RewardConfig
+from stylevar.conditions import ConditionState
+from stylevar.config import ModelConfig
+from stylevar.lowrank import MERGED
+
+ALWAYS = "always"
+_CACHED_BATCHES = 2  # of a ConditionCache
+
+
+@dataclass(frozen=True)
+class Component:
+    """`bytes` that are there in one `phase`, or always."""
+
+    name: str
+    bytes: int
+    phase: str = ALWAYS
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """The components of one process."""
+
+    components: tuple[Component, ...]
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Bytes of each phase, beyond what is always there."""
+        totals: dict[str, int] = {}
+        for part in self.components:
+            if part.phase != ALWAYS:
+                totals[part.phase] = totals.get(part.phase, 0) + part.bytes
+        return totals
+
+    @property
+    def total(self) -> int:
+        """The most that is there at once, in bytes."""
+        return sum(part.bytes for part in self.components if part.phase == ALWAYS) + max(self.phases.values(), default=0)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How much is computed at once."""
+
+    micro: int
+    """Trajectories of a group in a forward and backward pass, and in the reference pass."""
+    rollout: int
+    """Trajectories that are sampled."""
+    images: int
+    """Images that pass through the VQ-VAE."""
+
+    @classmethod
+    def of(cls, work: Workload, conditions: int) -> Batches:
+        """Those of the settings; where they give none, everything that `conditions` have."""
+        group, settings = work.rollout.group, work.rollout
+        every = conditions * group
+        return cls(work.learner.micro_batch or group, settings.rollout_batch or every, settings.decode_batch or every)
+
+
+class MemoryPlan:
+    """Measures a workload's phases and composes them into roles.
+
+    Args:
+        conditions: that are encoded, sampled and scored in one call; of all roles together a step's (B), of a distributed
+            run's a unit's.
+        process: bytes of the interpreter and its libraries, in every process.
+        batches: in place of the settings'.
+    """
+
+    def __init__(self, work: Workload, conditions: int, process: int = 0, batches: Batches | None = None) -> None:
+        self.work, self.process, self.conditions = work, process, conditions
+        batches = batches or Batches.of(work, conditions)
+        self.measured = measure(work, batches, conditions)
+
+    def rollout(self) -> RoleMemory:
+        """A rollout worker."""
+        return RoleMemory((*self._model(), *self._state(self.conditions), *self._sampling()))
+
+    def reward_worker(self) -> RoleMemory:
+        """A reward worker."""
+        return RoleMemory((*self._libraries(), *self._scoring()))
+
+    def learner(self, conditions: int) -> RoleMemory:
+        """A learner that holds `conditions` prepared conditions at a time."""
+        return RoleMemory((*self._model(), *self._state(conditions, cached=1), *self._learning(), *self._encoding()))
+
+    def colocated(self) -> RoleMemory:
+        """All roles in one process over one copy of the weights."""
+        parts = (*self._model(), *self._state(self.conditions), *self._sampling(), *self._scoring(), *self._learning())
+        return RoleMemory(parts)
+
+    def _libraries(self) -> list[Component]:
+        return [Component("interpreter and libraries", self.process)] if self.process else []
+
+    def _model(self) -> list[Component]:
+        m = self.measured
+        return [
+            *self._libraries(),
+            Component("transformer", m["transformer"]),
+            Component("VQ-VAE", m["VQ-VAE"]),
+            Component("adapters", m["adapters"]),
+            Component("merged weights", m["merged"]),
+        ]
+
+    def _state(self, conditions: int, cached: int = _CACHED_BATCHES) -> list[Component]:
+        return [Component("encoded conditions", cached * conditions * self.measured["state"])]
+
+    def _encoding(self) -> list[Component]:
+        return [Component("encoders", self.measured["encode"], "encode")]
+
+    def _sampling(self) -> list[Component]:
+        m = self.measured
+        # What a recorded rollout works on stays reserved for it.
+        phase = ALWAYS if self.work.rollout.cuda_graphs else "sample"
+        return [
+            *self._encoding(),
+            Component("guide queries", m["queries"], phase),
+            Component("KV cache", m["cache"], phase),
+            Component("logits and sampling", m["sample"] - m["cache"], phase),
+            Component("guide queries", m["queries"], "decode"),
+            Component("VQ-VAE decoder", m["decode"], "decode"),
+            Component("sampled images", self._pictures()),
+        ]
+
+    def _pictures(self) -> int:
+        """uint8, and twice: those of single runs are joined."""
+        return 2 * self.conditions * self.work.rollout.group * 3 * self.work.arch.image_size**2
+
+    def _scoring(self) -> list[Component]:
+        weights, activations = _reward(self.work.reward, self.work.arch, self.work.rollout.group, self.conditions)
+        return [Component("reward model", weights), Component("reward activations", activations, "score")]
+
+    def _learning(self) -> list[Component]:
+        m, adapters = self.measured, self.measured["adapters"]
+        # As the gradients of activations come, what was saved for them goes.
+        saved = min(m["saved"], m["update"])
+        on_host = self.work.on_gpu and self.work.learner.optimizer_device == "cpu"
+        return [
+            *([] if on_host else [Component("optimizer moments", 2 * adapters)]),
+            Component("gradients", adapters),
+            Component("adapter snapshots (peak, best)", 2 * adapters),
+            Component("logits and activations", m["reference"], "reference"),
+            Component("saved activations", saved, "update"),
+            Component("logits and backward", m["update"] - saved, "update"),
+        ]
+
+
+def parameter_counts(work: Workload) -> dict[str, int]:
+    """Parameters of the transformer, the VQ-VAE and the adapters."""
+    phases = Phases(work)
+    trainable = phases.adapters.parameters()
+    own = {id(p) for p in trainable}
+    return {
+        "transformer": sum(p.numel() for p in phases.model.parameters() if id(p) not in own),
+        "VQ-VAE": sum(p.numel() for p in phases.model.vae.parameters()),
+        "adapters": sum(p.numel() for p in trainable),
+    }
+
+
+def saved_activations(work: Workload, group: int) -> int:
+    """Bytes that autograd keeps between forward and backward of one condition's micro-batch of `group` trajectories."""
+
+    def measure(phases: Phases) -> dict[str, int]:
+        with phases.adapters.merged():
+            return {"saved": _saved(phases, phases.encode(1), group)}
+
+    return over_depth(work, measure)["saved"]
+
+
+def _weights(phases: Phases) -> dict[str, int]:
+    adapters = _bytes(phases.adapters.parameters())
+    with phases.adapters.merged():
+        merged = _bytes(_merged(phases))
+    vae = phases.model.vae
+    return {
+        "transformer": _bytes([*phases.model.parameters(), *phases.model.buffers()]) - adapters,
+        "VQ-VAE": _bytes([*vae.parameters(), *vae.buffers()]),
+        "adapters": adapters,
+        "merged": merged,
+    }
+
+
+@lru_cache(maxsize=8)
+def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]:
+    """Bytes by what they are for; see `MemoryPlan`."""
+    arch, group = work.arch, work.rollout.group
+    sampled, unit = min(group, batches.rollout), min(conditions, max(1, batches.rollout // group))
+    chunk = min(unit * sampled, batches.images)
+    phases = first_blocks(work, 1)
+    state = phases.encode(unit, tokens_known=True)
+    _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
+    _, decode = peak_bytes(lambda: phases.decode(chunk))
+    with phases.adapters.merged():
+        # A block hands on what the next one takes, and keeps nothing but its part of the cache, which is there at once.
+        queries = phases.queries(state)
+        _, sample = peak_bytes(lambda: phases.sample(state, queries, sampled))
+    # Keys and values [depth, 2, b, G, H, L, 64].
+    cache = arch.depth * 2 * unit * sampled * arch.tokens * arch.width * phases.model.compute_dtype.itemsize
+    blocks = over_depth(work, lambda phases: _measure(phases, batches.micro, unit))
+    return {**blocks, "encode": encode, "decode": decode, "sample": sample, "cache": cache}
+
+
+def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
+    """What grows with the depth."""
+    some = phases.encode(unit, tokens_known=True)
+    one = some.select(slice(0, 1))
+    with phases.adapters.merged():
+        queries = phases.queries(some)
+        _, reference = peak_bytes(lambda: phases.reference(one, micro))
+        saved = _saved(phases, one, micro)
+        _, update = peak_bytes(lambda: _update(phases, one, micro))
+    return {
+        **_weights(phases),
+        "state": _bytes(_tensors(some)) // unit,
+        "queries": _bytes(queries),
+        "reference": reference,
+        "saved": saved,
+        "update": update,
+    }
+
+
+def _saved(phases: Phases, state: ConditionState, group: int) -> int:
+    weights = [*phases.model.parameters(), *phases.model.buffers(), *phases.model.vae.parameters(), *_merged(phases)]
+    return saved_bytes(lambda: phases.forward(state, group), [*weights, *_tensors(state)])[1]
+
+
+def _update(phases: Phases, state: ConditionState, group: int) -> None:
+    queries, leaves, end = phases.forward(state, group)
+    torch.autograd.backward(end)
+    phases.backward_queries(queries, leaves)
+
+
+@lru_cache
+def _reward(config: RewardConfig, arch: ModelConfig, group: int, conditions: int) -> tuple[int, int]:
+    """Bytes of the reward's weights, and of scoring `conditions`, a batch of images at a time."""
+    distance = meta_scorer(config).distance
+    at_once = min(conditions, max(1, config.reward_batch // group))
+    _, activations = peak_bytes(lambda: score(config, arch.image_size, at_once, group))
+    return _bytes([*distance.parameters(), *distance.buffers()]), activations
+
+
+def _merged(phases: Phases) -> list[Tensor]:
+    return [getattr(layer, MERGED) for layer in phases.adapters.layers.values() if hasattr(layer, MERGED)]
+
+
+def _tensors(state: ConditionState) -> list[Tensor]:
+    return [state.start, state.guides, state.head_adaln, *state.adaln]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages beneath."""
+    storages = {id(s): s for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())

@@ -1,0 +1,222 @@
+"""A run's own phases on the meta device, where shapes flow and nothing is computed: for counting FLOPs and bytes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launch.sizing.trace import shapes_only
+from learner.grpo.update import GrpoLearner, LearnerConfig
+from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
+from reward.build import build_term, distance_class, weighted_sum
+from reward.scorer import RewardScorer
+from rollout.sampler import RolloutConfig, decode
+from stylevar.adapters import Adapters
+from stylevar.build import build_from_config
+from stylevar.conditions import ConditionState, encode_conditions, guide_queries
+from stylevar.config import ModelConfig
+from stylevar.contracts import PolicyVersion, Trajectories
+from stylevar.generate import Generation, generate
+from stylevar.policy import Precision
+from stylevar.sampling import Truncation
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run computes with: the model, and the settings that fix shapes and amounts."""
+
+    arch: ModelConfig
+    learner: LearnerConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    tokens_known: bool = False
+    """The shards bring VQ tokens along, so that conditions need no VQ encoder."""
+    precision: Precision = "fp32"
+    """What the blocks multiply in. The decoder counts as fp32, an upper bound: autocast knows no meta device."""
+    on_gpu: bool = False
+    """The model is on a GPU, so that the host's memory is another."""
+
+
+def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> dict[str, int]:
+    """`measure` of the whole model, from one and two of its blocks: all blocks are alike, so that it is exact."""
+    one = measure(first_blocks(work, 1))
+    if work.arch.depth == 1:
+        return one
+    two = measure(first_blocks(work, 2))
+    return {name: one[name] + (work.arch.depth - 1) * (two[name] - one[name]) for name in one}
+
+
+@lru_cache(maxsize=4)
+def first_blocks(work: Workload, blocks: int) -> Phases:
+    """The phases of the model's first `blocks`, built once. Gradients of an earlier measurement may be there."""
+    return Phases(work, blocks)
+
+
+class Phases:
+    """Each method does what a phase of a step does, through the same functions and for the same shapes."""
+
+    def __init__(self, work: Workload, blocks: int | None = None) -> None:
+        """`blocks` keeps only the first few of the transformer, at the full width."""
+        self.work = work
+        _, self.model = build_from_config(work.arch, META)
+        if blocks is not None:
+            del self.model.blocks[blocks:]
+        self.adapters = Adapters(self.model, work.learner.lora_rank)
+        if work.precision == "bf16":
+            self.model.compute_in(torch.bfloat16)
+        self.learner = GrpoLearner(self.adapters, work.learner, work.rollout.temperature)
+
+    @torch.no_grad()
+    def encode(self, conditions: int, tokens_known: bool = False) -> ConditionState:
+        """Encoders, VQ tokens unless they are known or lie in the shards, guide tokens and adaLN vectors."""
+        arch = self.work.arch
+        image = torch.empty(conditions, 3, arch.image_size, arch.image_size, device=META)
+        tokens = None
+        if self.work.tokens_known or tokens_known:
+            tokens = [torch.empty(2 * conditions, p * p, dtype=torch.int64, device=META) for p in arch.patch_nums]
+        with shapes_only():
+            return encode_conditions(self.model, image, image, tokens)
+
+    @torch.no_grad()
+    def queries(self, state: ConditionState) -> list[Tensor]:
+        return guide_queries(self.model, state)
+
+    def sample(self, state: ConditionState, queries: Sequence[Tensor], group: int) -> Generation:
+        """Everything of a rollout but the decoder."""
+        c = self.work.rollout
+        return generate(
+            self.model,
+            state,
+            queries,
+            group,
+            FirstToken(),
+            Truncation(c.top_k, c.top_p),
+            c.temperature,
+            kv_cache=c.kv_cache,
+            keep_support=c.logprob == "support",
+        )
+
+    @torch.no_grad()
+    def decode(self, images: int, at_once: int = 0) -> Tensor:
+        """uint8 images, decoded `at_once` at a time (0 for all)."""
+        return decode(self.model.vae, self.model.vae.quantize.empty(images), at_once)
+
+    def reference(self, state: ConditionState, group: int) -> Tensor:
+        """The reference pass over all conditions of `state`."""
+        return self.learner.reference_logprobs(state, self._trajectories(state.start.shape[0], group))
+
+    def forward(self, state: ConditionState, group: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The update's forward pass for one condition: queries, their leaves, and something to go back from."""
+        queries = guide_queries(self.model, state)
+        leaves = [q.detach().requires_grad_() for q in queries]
+        trajectories = self._trajectories(1, group)
+        logp, _ = self.learner.logprobs_to_learn(state, leaves, trajectories.tokens, trajectories.support)
+        return queries, leaves, logp.sum()
+
+    def backward_queries(self, queries: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+        """The end of the backward pass, which a group's trajectories share."""
+        torch.autograd.backward(queries, [leaf.grad for leaf in leaves if leaf.grad is not None])
+
+    def _trajectories(self, conditions: int, group: int) -> Trajectories:
+        length, vocab = self.work.arch.tokens, self.work.arch.V
+        tokens = torch.empty(conditions, group, length, dtype=torch.int16, device=META)
+        per_token = torch.empty(conditions, group, length, device=META)
+        support = None
+        if self.work.rollout.logprob == "support":
+            support = torch.empty(conditions, group, length, -(-vocab // 8), dtype=torch.uint8, device=META)
+        keys = tuple(map(str, range(conditions)))
+        seeds = torch.empty(conditions, group, dtype=torch.int64, device=META)
+        return Trajectories(keys, tokens, per_token, per_token, tokens, seeds, PolicyVersion(0, 0), support)
+
+
+class FirstToken:
+    """A stream that always draws token 0: without values there is nothing to draw from."""
+
+    def draw(self, probs: Tensor, at: slice) -> Tensor:
+        return torch.zeros(probs.shape[:-1], dtype=torch.int64, device=probs.device)
+
+
+# Patch sizes of the ViT-B backbones of each DreamSim model.
+_BACKBONES: dict[DreamSimType, tuple[int, ...]] = {
+    "dino_vitb16": (16,),
+    "dino_vitb16_patch": (16,),
+    "synclr_vitb16": (16,),
+    "clip_vitb32": (32,),
+    "open_clip_vitb32": (32,),
+    "ensemble": (16, 32, 32),
+}
+_DREAMSIM_SIZE = 224
+
+
+class _DreamSimShapes(PerceptualDistance):
+    """DreamSim without its weights, which need not be there to plan: timm's ViT-B has the shapes of its backbones."""
+
+    name = "dreamsim shapes"
+
+    def __init__(self, dreamsim_type: DreamSimType) -> None:
+        import timm  # slow to import, and not every run that asks for its batch sizes has this reward
+
+        super().__init__()
+        patches = _BACKBONES[dreamsim_type]
+        self.nets = nn.ModuleList(timm.create_model(f"vit_base_patch{p}_224", num_classes=0) for p in patches)
+        self.requires_grad_(False).eval()
+
+    def embed(self, images_01: Tensor) -> Embedding:
+        images_01 = F.interpolate(images_01, size=(_DREAMSIM_SIZE, _DREAMSIM_SIZE), mode="bicubic", antialias=True)
+        return (torch.cat([net(images_01) for net in self.nets], dim=1),)
+
+    def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        return {"total": 1 - torch.cosine_similarity(first[0], second[0], dim=-1)}
+
+
+class _Uncounted(PerceptualDistance):
+    """In place of a user's own class, which may do what has no meaning without values: counts for nothing, and says so."""
+
+    def __init__(self, spec: str) -> None:
+        super().__init__()
+        self.name = spec.rpartition(":")[2]
+        self.to(META)
+        warnings.warn(f"the plan does not count the memory and the FLOPs of --reward {spec}", stacklevel=2)
+
+    def embed(self, images_01: Tensor) -> Embedding:
+        return (images_01.mean((1, 2, 3)),)
+
+    def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        return {"total": first[0] - second[0]}
+
+
+def meta_scorer(config: RewardConfig) -> RewardScorer:
+    """The configured scorer, as far as shapes go; no weights are read."""
+    return RewardScorer(_distance(config), config.scale, config.reward_batch)
+
+
+def score(config: RewardConfig, image_size: int, conditions: int, group: int) -> None:
+    """Score a group of images against the target of each condition."""
+    shape = (3, image_size, image_size)
+    generated = torch.empty(conditions, group, *shape, dtype=torch.uint8, device=META)
+    target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
+    meta_scorer(config).score(generated, target)
+
+
+@lru_cache
+def _distance(config: RewardConfig) -> PerceptualDistance:
+    terms = config.terms()
+    shapes = [_term_shapes(term.name, config) for term in terms]
+    return shapes[0] if len(terms) == 1 else weighted_sum(terms, shapes).to(META)
+
+
+def _term_shapes(name: str, config: RewardConfig) -> PerceptualDistance:
+    if ":" in name:
+        return _Uncounted(name)
+    if name == "lite":  # its wheel is always there, and its names are those of its file
+        return build_term(name, config).to(META)
+    with META:
+        return (_DreamSimShapes(config.dreamsim_type) if name == "dreamsim" else distance_class(name)()).eval().to(META)

@@ -1,0 +1,1 @@
+"""Stylising a user's pictures with a trained model."""

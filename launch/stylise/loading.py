@@ -1,0 +1,96 @@
+"""Pairs of pictures as the model's squares, read while it works on the pairs before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from data.triplets import load_photo
+from launch.stylise.pictures import Failures, PairFiles
+from stylevar.errors import UserError
+from stylevar.pictures import Fit, Size, square, to_u8
+from stylevar.pipeline import style_fit
+
+T = TypeVar("T")
+KEPT = 512
+"""Pictures that are kept for the pairs to come: 100 MB at 256 pixels."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """A picture as the model sees it, uint8 [3, S, S], and the size of its file's picture."""
+
+    image_u8: Tensor
+    size: Size
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Two pictures under the name of their result."""
+
+    name: str
+    content: Square
+    style: Square
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs that are stylised at once, and how many before and between them could not be read."""
+
+    pairs: list[LoadedPair]
+    lost: int
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Contents and styles, uint8 [B, 3, S, S] each."""
+        contents, styles = ([getattr(pair, role).image_u8 for pair in self.pairs] for role in ("content", "style"))
+        return torch.stack(contents), torch.stack(styles)
+
+
+class PictureReader:
+    """Reads files as squares; the last few hundred are kept, and what cannot be read is noted once."""
+
+    def __init__(self, side: int, fit: Fit, failures: Failures) -> None:
+        """`side` = S of the squares; `fit` is that of contents."""
+        self.side, self.fit, self.failures = side, fit, failures
+        self._kept = lru_cache(maxsize=KEPT)(self._read)
+
+    def batches(self, pairs: Sequence[PairFiles], size: int) -> Iterator[Batch]:
+        """The pairs whose pictures can both be read, `size` at a time."""
+        loaded: list[LoadedPair] = []
+        lost = 0
+        for pair in pairs:
+            content, style = self._kept(pair.content, self.fit), self._kept(pair.style, style_fit(self.fit))
+            if content is None or style is None:
+                lost += 1
+            else:
+                loaded.append(LoadedPair(pair.name, content, style))
+            if len(loaded) == size:
+                yield Batch(loaded, lost)
+                loaded, lost = [], 0
+        if loaded or lost:
+            yield Batch(loaded, lost)
+
+    def _read(self, path: Path, fit: Fit) -> Square | None:
+        try:
+            # Twice the side leaves the last halving to the better filter.
+            photo = load_photo(path, short_side=2 * self.side)
+            return Square(to_u8(square(photo.image, self.side, fit)), photo.size)
+        except UserError as error:
+            self.failures.add(str(path), str(error))
+            return None
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made by a thread while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item

@@ -1,0 +1,101 @@
+"""What the app does, without its page: pictures and settings in, results and their history out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data.index import expand_shards
+from data.shards import TripletShards
+from data.triplets import load_photo
+from launch.common.defaults import DEMO_DATA
+from launch.stylise.best_of import Judge, Judged
+from stylevar.errors import UserError
+from stylevar.pictures import Fit, from_u8, restored, to_u8
+from stylevar.pipeline import Prepared, Sampling, StyleVARPipeline
+
+Captioned = list[tuple[Image.Image, str]]
+MAX_SAMPLES = 16
+EXAMPLE_PHOTOS = ("astronaut", "boats", "cat", "dahlia", "farmhouse", "pagoda", "raccoon", "sunset")
+EXAMPLE_STYLES = 8
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows: results and the best one's history, each with captions, and a line on how far it is.
+
+    `rewards` is a table in Markdown of what the results are worth, empty until they are finished.
+    """
+
+    results: Captioned
+    evolution: Captioned
+    status: str
+    rewards: str = ""
+
+
+class Session:
+    """A model and a judge of its results."""
+
+    def __init__(self, pipeline: StyleVARPipeline, judge: Judge) -> None:
+        self.pipeline, self.judge = pipeline, judge
+
+    def stylise(self, content: str | None, style: str | None, sampling: Sampling, fit: Fit = "crop") -> Iterator[View]:
+        """Stylise two files: a view after each scale, and a last one with rewards, best first. UserError for bad input."""
+        if not content or not style:
+            raise UserError(f"no {'style' if content else 'content'} picture: choose an example, or give one of your own")
+        if sampling.num_samples > MAX_SAMPLES:
+            raise UserError(f"{sampling.num_samples} samples: at most {MAX_SAMPLES}")
+        short_side = 2 * self.pipeline.image_size
+        pair = load_photo(content, short_side).image, load_photo(style, short_side).image
+        size = pair[0].size
+        frames: list[tuple[str, list[Image.Image]]] = []
+        for partial in self.pipeline.scales(*pair, sampling, fit, "square"):
+            frames.append((f"{partial.side}x{partial.side}", partial.decode()[0]))
+            shown = [(caption, [restored(image, size, fit, "aspect") for image in images]) for caption, images in frames]
+            caption, images = shown[-1]
+            history = [(earlier[0], at) for at, earlier in shown]
+            status = f"{caption} tokens ({partial.number} of {partial.total})"
+            yield View([(image, f"{i + 1}") for i, image in enumerate(images)], history, status)
+        judged = self._judged(self.pipeline.prepared(*pair, fit), frames[-1][1])
+        order = judged.order()[0].tolist()
+        results = [(images[i], f"{i + 1}: reward {judged.rewards[0, i]:.2f}") for i in order]
+        history = [(earlier[order[0]], at) for at, earlier in shown]
+        status = f"{len(images)} results, best first" if len(images) > 1 else "1 result"
+        yield View(results, history, status, _table(judged, order))
+
+    def _judged(self, pair: Prepared, squares: list[Image.Image]) -> Judged:
+        """What the results are worth."""
+        return self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
+
+
+def _table(judged: Judged, order: list[int]) -> str:
+    """Rewards and the distances behind them, in Markdown."""
+    head = ["result", "reward", *judged.parts]
+    columns = [judged.rewards[0], *(values[0] for values in judged.parts.values())]
+    rows = [[str(i + 1), *(f"{column[i]:.2f}" for column in columns)] for i in order]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return f"{table}\n\nA higher reward is better. It is made of the distances beside it: lower ones are better."
+
+
+def example_photos() -> list[str]:
+    """Files of a few of the demo's photographs."""
+    return [str(DEMO_DATA / "photos" / f"{name}.jpg") for name in EXAMPLE_PHOTOS]
+
+
+def example_styles(folder: Path, count: int = EXAMPLE_STYLES) -> list[str]:
+    """Files of `count` of the demo's style pictures, each of another style, unpacked into `folder`."""
+    triplets = TripletShards(expand_shards([str(DEMO_DATA / "heldout-*.tar")]))
+    files: dict[str, str] = {}
+    for number in range(len(triplets)):
+        condition = triplets.usable(number)
+        name = str(condition.meta["style_name"])
+        if name not in files:
+            files[name] = str(folder / f"{name}.png")
+            from_u8(condition.style).save(files[name])
+        if len(files) == count:
+            break
+    return list(files.values())

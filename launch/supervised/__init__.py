@@ -1,0 +1,1 @@
+"""An SFT run, in one process or in several."""

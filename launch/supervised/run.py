@@ -1,0 +1,233 @@
+"""One process of an SFT run, from its set-up to the export."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from data.mixture import MixtureOrder
+from data.overlap import warn_of_overlap
+from data.shards import TripletShards
+from launch.common.grids import GridRow, draw_grid
+from launch.configs.sft import SftConfig
+from launch.run.resume import check_steps
+from launch.run.run_folder import ResumePoint, RunFolder
+from launch.run.saving import saving
+from launch.run.telemetry import PhaseTimer, Telemetry, memory
+from launch.supervised.data import (
+    MicroBatches,
+    ResidentBatches,
+    corpora,
+    in_order,
+    load_steps,
+    loader_workers,
+    make_resident,
+    open_data,
+    pick,
+    spread,
+    token_cache_file,
+)
+from launch.supervised.start import starting_model
+from learner.parallel import rank_and_world, sum_over_ranks
+from learner.supervised.step import SftLearner, SftMetrics
+from learner.supervised.token_cache import TokenCache
+from rollout.sampler import GroupSampler, RolloutConfig
+from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch
+from stylevar.contracts import PolicyVersion
+from stylevar.errors import UserError
+from stylevar.sampling import trajectory_seed
+
+
+class ProgressBar(Protocol):
+    """What tqdm and Ray's own bars have in common."""
+
+    def update(self, n: int, /) -> object: ...
+
+    def set_description(self, desc: str, /) -> object: ...
+
+
+RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
+SAMPLES = 3
+PROGRAM = "sft.py"
+
+
+class SftRun:
+    """One process of a run: data, learner, folder and reports, from `start` (steps done) to `steps`.
+
+    All random numbers of a step follow from (seed, step), so a checkpoint needs none of them and neither validation nor
+    a restart changes what comes after. Of several processes, the first alone writes.
+    """
+
+    def __init__(self, config: SftConfig, point: ResumePoint | None, device: torch.device) -> None:
+        self.config = config
+        self.rank, self.world = rank_and_world()
+        checkpoint = None if point is None else point.checkpoint
+        # A resumed run needs its first checkpoint no more.
+        model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
+        self.data = open_data(config, model)
+        if self.rank == 0:
+            warn_of_overlap(self.data.train.index, {name: held_out.index for name, held_out in self.data.validation.items()})
+        model.vae.to(device)
+        tokens = TokenCache(model.vae) if self.data.in_memory and not config.augment.varies else None
+        self.learner = SftLearner(model.to(device), config.step, tokens)
+        self.steps = config.total_steps(len(self.data.train))
+        if point is not None:
+            check_steps(point, self.steps)
+        order = MixtureOrder(corpora(self.data.train), config.mixture, config.seed, self.steps, config.batch)
+        self.batches: MicroBatches | ResidentBatches
+        if tokens is None:
+            self.batches = MicroBatches(self.data.train, order, config.augment, config.micro_batch, self.rank, self.world)
+        else:
+            cache = token_cache_file(self.data.train, model.vae)
+            resident = make_resident(tokens, self.data.train, config.augment, device, cache)
+            self.batches = ResidentBatches(resident, order, config.micro_batch, self.rank, self.world)
+        self.start, self.best = 0, math.inf
+        self.timer = PhaseTimer(torch.cuda.synchronize if device.type == "cuda" else None)
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self.run = self._open(point)
+        with saving(self.run, PROGRAM):
+            self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0) if self.rank == 0 else None
+
+    def loop(self, bar: ProgressBar, stop: Callable[[], bool]) -> bool:
+        """Train to the end (True), or until `stop` says so and a checkpoint is written (False)."""
+        config, timer = self.config, self.timer
+        go_on = f"continue with: python launch/sft.py --resume {self.run.path}"
+        steps = load_steps(self.batches, self.start, self.steps, loader_workers(config, self.data), go_on)
+        logged = done = self.start
+        for step in range(self.start, self.steps):
+            with timer("data"):
+                micro_batches = next(steps)
+            lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
+            with timer("step"):
+                metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
+            done = step + 1
+            if not math.isfinite(metrics.loss):
+                raise UserError(
+                    f"the loss of step {done} is {metrics.loss}: resume from the last checkpoint in "
+                    f"{self.run.checkpoints} with a lower --lr or --grad-clip"
+                )
+            bar.update(1)
+            if self.telemetry and (done % config.log_every == 0 or done == self.steps):
+                bar.set_description(f"sft, loss {metrics.loss:.3f}")
+                self._log(self.telemetry, done, done - logged, lr, metrics)
+                logged = done
+            # Processes that disagree would wait for each other for ever.
+            stopping = float(sum_over_ranks(torch.tensor(float(stop()), device=self.learner.model.device))) > 0
+            self._milestones(done, stopping)
+            if stopping and done < self.steps:
+                break
+        if self.telemetry:
+            self.telemetry.close()
+        return done == self.steps
+
+    def _open(self, point: ResumePoint | None) -> RunFolder:
+        """The run's folder; the first process makes it ready."""
+        config = self.config
+        if self.rank:
+            return RunFolder(Path(config.runs) / config.name if point is None else point.run, config.keep_checkpoints)
+        settings = asdict(config.absolute())
+        if point is None:
+            return RunFolder.create(Path(config.runs) / config.name, settings, config.keep_checkpoints)
+        run = RunFolder.open(point.run, config.keep_checkpoints)
+        with saving(run, PROGRAM):
+            run.rewind(point.step, merges=0)
+            run.resume_with(settings, point.step)
+        return run
+
+    def _milestones(self, done: int, stopping: bool) -> None:
+        """Validation and checkpoint, where they are due after `done` steps."""
+        scheduled = done == self.steps or done % self.config.checkpoint_every == 0
+        loss = math.inf
+        if self.data.validation and (scheduled or done % self.config.eval_every == 0):
+            with self.timer("eval"):
+                loss = self._validate(done)
+        if scheduled or stopping:
+            better = scheduled and loss < self.best
+            self.best = loss if better else self.best
+            if self.telemetry:
+                self.telemetry.flush()
+                with self.timer("checkpoint"):
+                    self._save(done)
+                if better:
+                    self.run.mark_best(done)
+
+    def export(self) -> Path:
+        """Write the run's model folder and return it."""
+        best, latest = (self.run.linked(name) for name in ("best", "latest"))
+        source = best if self.config.export == "best" and best is not None else latest
+        assert source is not None
+        state = read_model_state(source / MODEL_FILE)
+        vae = self.config.absolute().vae
+        notes = {"vae": vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
+        with self.run.final_model(self.steps, notes) as folder:
+            save_model(state, self.learner.model.arch, folder, half=self.config.half)
+        return self.run.model
+
+    def _log(self, telemetry: Telemetry, done: int, steps: int, lr: float, metrics: SftMetrics) -> None:
+        """Report the last step, and times since the last report, `steps` steps ago."""
+        times = self.timer.take()
+        training = times["time/data"] + times["time/step"]
+        values = {"loss/train": metrics.loss, "accuracy/train": metrics.accuracy, "grad/norm": metrics.grad_norm, "lr": lr}
+        values["throughput/images_per_s"] = self.config.batch * steps / training
+        values["data/wait_share"] = times["time/data"] / training
+        values |= memory(self.learner.model.device)
+        telemetry.scalars(done, {**values, **times})
+
+    def _validate(self, done: int) -> float:
+        """Loss over all held-out tokens; reports every split, with a picture of samples from fixed seeds."""
+        config, learner = self.config, self.learner
+        totals = []
+        for split, triplets in self.data.validation.items():
+            batches = in_order(triplets, config.micro_batch, config.val_samples, self.rank, self.world)
+            sums = reduce(add, map(learner.validate, batches), self.learner.no_validation()).over_ranks()
+            totals.append(sums)
+            if not self.telemetry:
+                continue
+            self.telemetry.scalars(done, sums.scalars(split, config.step.topk))
+            self.telemetry.image_grid(done, f"samples/{split}", self._samples(triplets))
+            tqdm.write(
+                f"step {done}: {split} loss {sums.loss:.4f}, top-1 {sums.top1:.4f}, top-{config.step.topk} {sums.topk:.4f}"
+            )
+        return reduce(add, totals).loss
+
+    def _samples(self, triplets: TripletShards) -> Tensor:
+        """Some triplets of a split beside what the model makes of them, uint8 [3, H, W]."""
+        shown = pick(triplets, spread(len(triplets), self.config.image_conditions))
+        sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
+        drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
+        return draw_grid([GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)])
+
+    def _save(self, done: int) -> None:
+        learner, arch = self.learner, self.learner.model.arch
+        with self.run.checkpoint(done) as folder:
+            save_model(learner.best_model.state_dict(), arch, folder)
+            if learner.average is not None:
+                raw = {k: v.cpu().contiguous() for k, v in learner.model.state_dict().items()}
+                save_file(raw, str(folder / RAW_FILE))
+            save_torch(learner.state(), folder / OPTIMIZER_FILE)
+            best = None if math.isinf(self.best) else self.best
+            state = {"step": done, "best_heldout_loss": best, "seed": self.config.seed}
+            (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+
+    def _load(self, folder: Path) -> None:
+        """Inverse of `_save`, the model itself being loaded already."""
+        learner, raw = self.learner, folder / RAW_FILE
+        if raw.is_file() != (learner.average is not None):
+            raise UserError(f"--resume {folder}: was made with another --ema; resume with the run's own")
+        if learner.average is not None:
+            load_into(learner.model, read_model_state(raw), str(raw))
+        learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
+        state = json.loads((folder / STATE_FILE).read_text())
+        self.start, self.best = state["step"], state["best_heldout_loss"] or math.inf

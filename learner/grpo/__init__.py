@@ -1,0 +1,1 @@
+"""Learning from rewards: group-relative policy optimisation, one formula per file."""

@@ -1,0 +1,75 @@
+"""The clipped, PANW-weighted policy-gradient loss with a KL penalty (GRPO, Shao et al. 2024; the StyleVAR paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Unreduced loss of N trajectories: the caller can drop some, and accumulate micro-batches, before the mean.
+
+    total, policy  fp32 [N]      what to minimise, and its policy-gradient part; both carry gradients
+    raw_kl         fp32 [N]      PANW-weighted KL estimate before beta; detached, as is all below
+    clip_frac      fp32 [N]      fraction of tokens whose gradient the clip removed
+    ratio_mean     fp32 [N]      mean, min and max over the tokens of pi_new / pi_old
+    ratio_min      fp32 [N]
+    ratio_max      fp32 [N]
+    kl_tokens      fp32 [N, L]   KL estimate per token, for reports per scale
+    """
+
+    total: Tensor
+    policy: Tensor
+    raw_kl: Tensor
+    clip_frac: Tensor
+    ratio_mean: Tensor
+    ratio_min: Tensor
+    ratio_max: Tensor
+    kl_tokens: Tensor
+
+
+def grpo_loss(
+    new: Tensor,
+    old: Tensor,
+    ref: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    clip_eps: float = 0.2,
+    beta: float = 0.1,
+    kl_kind: KlKind = "k3",
+    on_policy: bool = False,
+    importance: Tensor | None = None,
+) -> LossTerms:
+    """Per token -min(r A, clip(r, 1 - eps, 1 + eps) A) + beta * KL, weighted and summed over the tokens.
+
+    new, old, ref: fp32 [N, L], log-probs of the sampled tokens under the policy being trained (with gradient), the one
+    that sampled them, and the reference. advantages: fp32 [N]. weights: fp32 [L], sum 1 (see `panw_weights`).
+    r = exp(new - old), its logarithm clamped to +-10. `on_policy` states that the tokens come from the current weights:
+    then r = exp(new - stop_gradient(new)), exactly 1 with the gradient of the log-prob, and `old` is not looked at, so
+    that rounding between sampler and learner never enters the ratio. `importance` fp32 [N, L], without gradient,
+    multiplies each token's policy term: a truncated importance weight of samples from older weights.
+    """
+    sampled = new.detach() if on_policy else old
+    ratio = (new - sampled).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # [N, L]
+    signal = advantages[:, None] if importance is None else advantages[:, None] * importance
+    gain = ratio * signal
+    clipped_gain = ratio.clamp(1 - clip_eps, 1 + clip_eps) * signal
+    policy = -(torch.minimum(gain, clipped_gain) @ weights)  # [N]
+    kl_tokens = kl_estimate(new, ref, kl_kind)  # [N, L]
+    kl = kl_tokens @ weights  # [N]
+    ratio = ratio.detach()
+    return LossTerms(
+        total=policy + beta * kl,
+        policy=policy,
+        raw_kl=kl.detach(),
+        clip_frac=(clipped_gain < gain).float().mean(dim=1),
+        ratio_mean=ratio.mean(dim=1),
+        ratio_min=ratio.amin(dim=1),
+        ratio_max=ratio.amax(dim=1),
+        kl_tokens=kl_tokens.detach(),
+    )

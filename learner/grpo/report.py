@@ -1,0 +1,111 @@
+"""What the trajectories of an optimizer step showed, and the TensorBoard scalars made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.grpo.advantage import Advantages
+from learner.grpo.loss import LossTerms
+from stylevar.contracts import StepMetrics
+
+COLUMNS = ("total", "policy", "raw_kl", "clip_frac", "ratio_mean")
+
+
+@dataclass
+class TrajectoryStats:
+    """Growing columns over the trajectories that one process went through in a pass; all on CPU.
+
+    values   {name: fp32 [N]}, of `COLUMNS`, "entropy", and where they are measured "importance", "mismatch_max", "..._mean"
+    kl_scales  fp32 [N, S], mean KL estimate per token of each scale
+    """
+
+    values: dict[str, list[Tensor]]
+    kl_scales: list[Tensor]
+
+    @staticmethod
+    def empty() -> TrajectoryStats:
+        return TrajectoryStats({}, [])
+
+    def add(self, terms: LossTerms, scales: Sequence[slice], **tokens: Tensor | None) -> None:
+        """The loss terms of some trajectories, and what else is known of their tokens, [n, L]: its mean is kept."""
+        for name in COLUMNS:
+            self._append(name, getattr(terms, name).detach())
+        for name, values in tokens.items():
+            if values is None:
+                continue
+            if name == "mismatch":
+                self._append("mismatch_max", values.amax(1))
+                self._append("mismatch_mean", values.mean(1))
+            else:
+                self._append(name, values.mean(1))
+        self.kl_scales.append(torch.stack([terms.kl_tokens[:, at].mean(1) for at in scales], dim=1).cpu())
+
+    def _append(self, name: str, values: Tensor) -> None:
+        self.values.setdefault(name, []).append(values.float().cpu())
+
+    def column(self, name: str) -> Tensor:
+        """fp32 [N]; empty if nothing of that name was measured."""
+        return torch.cat(self.values[name]) if name in self.values else torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One optimizer step in one process: its trajectories, which of them the guard kept (bool [N]), and what came of it."""
+
+    stats: TrajectoryStats
+    keep: Tensor
+    skipped: bool
+    grad_norm: float
+
+
+def step_metrics(
+    ranks: Sequence[Sequence[PassReport]], advantages: Sequence[Advantages], kl_beta: float, scales: int
+) -> StepMetrics:
+    """Means over the kept trajectories of all passes of all processes (`ranks`, in the order of their ranks).
+
+    `kl/raw` alone is over every trajectory with a finite KL: if the guard drops all of a policy that has run away, the
+    merge controller must still see how far it is (infinitely, if no KL is finite).
+    """
+    passes = [report for reports in ranks for report in reports]
+    keep = torch.cat([p.keep for p in passes])
+
+    def column(name: str) -> Tensor:
+        return torch.cat([p.stats.column(name) for p in passes])
+
+    def mean(name: str) -> float:
+        values = column(name)
+        return float(values[keep].mean()) if keep.any() else float("nan")
+
+    raw_kl = column("raw_kl")
+    raw_kl = raw_kl[raw_kl.isfinite()]
+    kl = float(raw_kl.mean()) if len(raw_kl) else float("inf")
+    std, zero = torch.cat([a.std.cpu() for a in advantages]), [a.frac_zero_std * len(a.std) for a in advantages]
+    own = ranks[0]  # the optimizer is the same everywhere
+    metrics = {
+        "reward/std": float(std.mean()),
+        "reward/frac_zero_std": sum(zero) / len(std),
+        "kl/raw": kl,
+        "loss/policy": mean("policy"),
+        "loss/kl": kl_beta * kl,
+        "loss/total": mean("total"),
+        "policy/ratio_mean": mean("ratio_mean"),
+        "policy/clip_frac": mean("clip_frac"),
+        "policy/entropy": mean("entropy"),
+        "grad/norm": own[-1].grad_norm,
+        "guard/dropped": float((~keep).sum()),
+        "guard/skipped_steps": float(sum(p.skipped for p in own)),
+    }
+    mismatch = column("mismatch_max")
+    if len(mismatch):
+        metrics["policy/logprob_mismatch_max"] = float(mismatch.max())
+        metrics["policy/logprob_mismatch_mean"] = float(column("mismatch_mean").mean())
+    if len(column("importance")):
+        metrics["policy/importance_mean"] = mean("importance")
+    kl_scales = torch.cat([part for p in passes for part in p.stats.kl_scales] or [torch.zeros(0, scales)])
+    for s in range(scales):
+        metrics[f"kl/per_scale/{s}"] = float(kl_scales[keep, s].mean()) if keep.any() else float("nan")
+    return metrics

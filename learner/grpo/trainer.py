@@ -1,0 +1,116 @@
+"""A policy in training: its adapters, their optimizer, and the snapshots that merges and rollbacks go back to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from learner.grpo.lesson import Lesson, UpdateResult
+from learner.grpo.merging import MergeAction
+from learner.grpo.update import GrpoLearner, LearnerConfig
+from stylevar.adapters import AdapterState
+from stylevar.checkpoint import save_model, save_torch
+from stylevar.clock import Clock, untimed
+from stylevar.conditions import ConditionState, encode_batch
+from stylevar.contracts import ConditionBatch, PolicyVersion
+from stylevar.errors import UserError
+from stylevar.policy import Policy
+
+FACTS, OPTIMIZER, ADAPTER = "worker.json", "optimizer.pt", "adapter"
+
+
+class Trainer:
+    """What a learner holds, alone or as one of several, which all do the same."""
+
+    def __init__(self, policy: Policy, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
+        """`clock` is told of the phases of an update."""
+        self.policy, self.adapters = policy, policy.adapters
+        self.learner = GrpoLearner(policy.adapters, config, temperature, clock)
+        self.snapshots: dict[str, AdapterState] = {}
+
+    def encode(self, batch: ConditionBatch) -> ConditionState:
+        """The conditions as the learner needs them; no update changes them."""
+        return encode_batch(self.policy.model, batch)
+
+    def update(self, step: int, minibatches: Sequence[Sequence[Lesson]], fresh: bool = True) -> UpdateResult:
+        """See `GrpoLearner.update`; a step that changed the adapters makes a new version."""
+        result = self.learner.update(step, minibatches, fresh)
+        if result.changed:
+            self._changed()
+        return result
+
+    def apply(self, action: MergeAction) -> AdapterState | None:
+        """Carry out what the merge controller decided; returns the adapters that were baked into the base, if any were."""
+        baked = None
+        if action is MergeAction.SNAPSHOT:
+            self.snapshots["peak"] = self.adapters.state()
+            return None
+        if action is MergeAction.SNAPSHOT_BEST_HELDOUT:
+            self.snapshots["heldout"] = self.adapters.state()
+            return None
+        if action is MergeAction.REWARD_ROLLBACK:
+            self.adapters.load(self.snapshots["heldout"])
+            self.snapshots.pop("peak", None)
+            self._changed()
+        elif action.merges:
+            baked = self.snapshots["peak"]
+            self.policy.merge(baked)
+            self.snapshots.clear()
+        else:
+            self.snapshots.clear()
+            self._changed()
+            self.policy.restart()
+        self.learner.reset_optimizer()
+        return baked
+
+    def save_base(self, folder: Path) -> None:
+        """Write the base model, without the adapters, into an existing folder."""
+        save_model(self.adapters.base_state(), self.adapters.model.arch, folder)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the current policy, adapters baked in, into an existing folder."""
+        save_model(self.adapters.baked_state(), self.adapters.model.arch, folder)
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write all that a run needs to go on into an existing folder; `base` says where its base model lies."""
+        self.adapters.save(folder / ADAPTER)
+        for name, state in self.snapshots.items():
+            save_file({k: v.contiguous().cpu() for k, v in state.items()}, str(folder / f"snapshot_{name}.safetensors"))
+        save_torch(self.learner.state_dict(), folder / OPTIMIZER)
+        self.adapters.model.arch.save(folder / "config.json")
+        facts = {"version": list(self.policy.version), "base": base, "fingerprint": self.adapters.fingerprint()}
+        facts["device"] = self.policy.device.type  # another one adds up in another order
+        (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Inverse of `save`, onto the base and version that `saved_base` tells. UserError if that is another base."""
+        self.adapters.load_folder(folder / ADAPTER)
+        device = self.policy.device
+        for name in ("peak", "heldout"):
+            path = folder / f"snapshot_{name}.safetensors"
+            if path.is_file():
+                self.snapshots[name] = load_file(str(path), device=str(device))
+        # The optimizer moves what it is given to where its own state lies.
+        self.learner.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+        facts = json.loads((folder / FACTS).read_text())
+        comparable = device.type == "cpu" == facts.get("device", "cpu")
+        if comparable and self.adapters.fingerprint() != facts["fingerprint"]:
+            raise UserError(
+                f"{folder} does not restore the weights it was saved from: the base model has changed since "
+                "(check --init, or start a new run)"
+            )
+
+    def _changed(self) -> None:
+        version = self.policy.version
+        self.policy.version = version._replace(updates=version.updates + 1)
+
+
+def saved_base(checkpoint: Path) -> tuple[str | None, PolicyVersion]:
+    """Of a checkpoint in a run's folder: the merged base that it stands on (None: --init), and its version."""
+    facts = json.loads((checkpoint / FACTS).read_text())
+    base = None if facts["base"] == "init" else str(checkpoint.parent.parent / facts["base"])
+    return base, PolicyVersion(*facts["version"])

@@ -1,0 +1,315 @@
+"""One GRPO step: reference pass, clipped PANW-weighted loss in micro-batches, guarded optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from learner.grpo.advantage import AdvantageNorm, Advantages, group_advantages
+from learner.grpo.guard import guard_trajectories, too_few_left
+from learner.grpo.kl import MAX_LOG_RATIO, KlKind
+from learner.grpo.lesson import Lesson, UpdateResult
+from learner.grpo.loss import LossTerms, grpo_loss
+from learner.grpo.panw import panw_weights
+from learner.grpo.report import PassReport, TrajectoryStats, step_metrics
+from learner.optimizer import OptimizerDevice, build_optimizer, load_moments
+from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
+from stylevar.adapters import Adapters
+from stylevar.clock import Clock, untimed
+from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features
+from stylevar.contracts import Trajectories
+from stylevar.errors import UserError
+from stylevar.logprobs import token_logprobs
+from stylevar.recompute import recomputed
+from stylevar.transformer import StyleVAR
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The GRPO update."""
+
+    lora_rank: int = 256
+    """Rank of the adapters; alpha is twice the rank."""
+    lr: float = 1e-5
+    """AdamW learning rate."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moment decays."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    grad_clip: float = 1.0
+    """Bound on the global norm of the gradient."""
+    clip_eps: float = 0.2
+    """The ratio is clipped to [1 - eps, 1 + eps]."""
+    kl_beta: float = 0.1
+    """Weight of the KL penalty."""
+    kl_estimator: KlKind = "k3"
+    """Estimator of KL(policy || reference) from samples; paper is the published code's, with the signs reversed."""
+    panw_gamma: float = 0.7
+    """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weighs all tokens alike."""
+    adv_norm: AdvantageNorm = "std"
+    """Divide advantages by the group's standard deviation, or not."""
+    kl_limit: float = 5.0
+    """Step guard: trajectories with a larger raw KL are dropped from the step."""
+    updates_per_rollout: int = 1
+    """Passes over the same trajectories."""
+    minibatches: int = 1
+    """Optimizer steps per pass, each on an equal share of the conditions."""
+    micro_batch: int = 0
+    """Trajectories of a group per forward and backward pass; 0 for as many as the memory budget holds."""
+    recompute: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
+    optimizer_device: OptimizerDevice = "auto"
+    """Where AdamW's moments lie: beside the model (device) or in the host's memory (cpu, slower); auto asks the budget."""
+    mismatch_limit: float = 0.0
+    """The most that log-probs of rollout and learner may differ at equal weights; 0 chooses by precision (fp32: 1e-4)."""
+    importance_cap: float = 0.0
+    """Weigh tokens from older weights by their probability now over that then, at most this (try 2); 0 for no weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "grad_clip", "kl_limit"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
+        if self.mismatch_limit < 0:
+            raise UserError(f"--mismatch-limit {self.mismatch_limit}: must be at least 0 (0 chooses by precision)")
+        if self.importance_cap < 0:
+            raise UserError(f"--importance-cap {self.importance_cap}: must be at least 0 (0 for none); try 2")
+        if not 0 < self.clip_eps < 1:
+            raise UserError(f"--clip-eps {self.clip_eps}: must lie between 0 and 1")
+        if self.updates_per_rollout < 1 or self.minibatches < 1 or self.micro_batch < 0:
+            raise UserError(
+                f"--updates-per-rollout {self.updates_per_rollout} --minibatches {self.minibatches} "
+                f"--micro-batch {self.micro_batch}: the first two must be at least 1, the last at least 0"
+            )
+
+
+class LogprobMismatch(RuntimeError):
+    """Sampler and learner disagree on log-probs at equal weights: the update would not follow its own samples."""
+
+
+class _Recorded(NamedTuple):
+    """What is known of some trajectories of a group: [g, L] each, but the advantages [g]."""
+
+    old: Tensor
+    reference: Tensor
+    advantages: Tensor
+    importance: Tensor | None
+
+    def only(self, keep: Tensor) -> _Recorded:
+        importance = None if self.importance is None else self.importance[keep]
+        return _Recorded(self.old[keep], self.reference[keep], self.advantages[keep], importance)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A lesson with its advantages, its recorded log-probs, and the proximal ones once they are known (all [B, G, L])."""
+
+    lesson: Lesson
+    advantages: Advantages
+    old: Tensor
+    proximal: Tensor
+
+
+class GrpoLearner:
+    """Holds the adapters' optimizer and turns scored trajectories into an update of the adapters."""
+
+    def __init__(self, adapters: Adapters, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
+        """`clock` is told of the phases "update_forward", "update_backward", "optimizer" and "merge"."""
+        self._clock = clock
+        self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
+        self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
+        self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """A fresh optimizer, as after a merge or a rollback."""
+        c = self.config
+        settings = {"lr": c.lr, "betas": c.adam_betas, "weight_decay": c.weight_decay}
+        self.optimizer = build_optimizer(self.adapters.parameters(), c.optimizer_device, **settings)
+        # They stay from now on: taken during an update, they would lie scattered among the activations that come and
+        # go, and the holes between them would be of no use.
+        for parameter in self.adapters.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_moments(self.optimizer, state)
+
+    def logprobs(
+        self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs of `tokens` [B, G, L] and the entropies of their distributions, fp32 [B, G, L] each."""
+        x = teacher_forced_features(self.model, state, queries, tokens)
+        x = self.model.head_input(x, state.head_adaln)
+        return token_logprobs(self.model.head, x, tokens, self.temperature, support)
+
+    def logprobs_to_learn(
+        self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`logprobs` for a backward pass, which with `recompute` runs the blocks again."""
+        with recomputed(self.model.blocks) if self.config.recompute else nullcontext():
+            return self.logprobs(state, queries, tokens, support)
+
+    @torch.no_grad()
+    def reference_logprobs(self, state: ConditionState, trajectories: Trajectories) -> Tensor:
+        """Log-probs of the trajectories under the base weights, fp32 [B, G, L]."""
+        rows = []
+        with self.adapters.off():
+            for b in range(len(trajectories.keys)):
+                one = state.select(slice(b, b + 1))
+                queries = guide_queries(self.model, one)
+                parts = [self.logprobs(one, queries, t, s)[0] for t, s, _ in self._micro_batches(trajectories, b)]
+                rows.append(torch.cat(parts, dim=1))
+        return torch.cat(rows)
+
+    def _micro_batches(self, trajectories: Trajectories, b: int) -> list[tuple[Tensor, Tensor | None, slice]]:
+        """Tokens [1, g, L], support, and where they lie in the group of condition b."""
+        group = trajectories.tokens.shape[1]
+        size = self.config.micro_batch or group
+        spans = [slice(g, min(g + size, group)) for g in range(0, group, size)]
+        support = trajectories.support
+        return [(trajectories.tokens[b : b + 1, g], None if support is None else support[b : b + 1, g], g) for g in spans]
+
+    def update(self, step: int, minibatches: Sequence[Sequence[Lesson]], fresh: bool = True) -> UpdateResult:
+        """One GRPO step: an optimizer step on each minibatch, as often as the settings say.
+
+        Within a process group every process brings its own lessons, equally many minibatches each; a minibatch may be
+        empty here and there. All end with the same adapters.
+
+        Args:
+            step: for error messages.
+            fresh: the trajectories come from the weights as they are; the first pass's ratio is then exactly 1.
+        Raises:
+            LogprobMismatch: fresh, and the first pass's log-probs differ from the recorded by more than `mismatch_limit`.
+        """
+        c = self.config
+        studies = [[self._study(lesson) for lesson in lessons] for lessons in minibatches]
+        passes: list[PassReport] = []
+        for first in [True] + [False] * (c.updates_per_rollout - 1):
+            for some in studies:
+                if passes:
+                    with self._clock("merge"):
+                        self.adapters.refresh()
+                passes.append(self._pass(step, some, on_policy=fresh and not passes, first=first))
+        mine = [study.advantages for some in studies for study in some]
+        everyone = gather_over_ranks((passes, mine))
+        advantages = [a for _, all_of_rank in everyone for a in all_of_rank]
+        metrics = step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
+        kl = torch.cat([p.stats.column("raw_kl") for p in passes[-c.minibatches :]])
+        values = torch.cat([a.values.cpu() for a in mine]) if mine else torch.zeros(0, 1)
+        return UpdateResult(metrics, not all(p.skipped for p in passes), values, kl.view(values.shape))
+
+    def _study(self, lesson: Lesson) -> _Study:
+        rows, device = lesson.trajectories, self.model.device
+        old = rows.logp if rows.support is None else rows.logp - rows.kept_mass
+        advantages = group_advantages(lesson.rewards.to(device), self.config.adv_norm)
+        return _Study(lesson, advantages, old, torch.empty_like(old))
+
+    def _pass(self, step: int, studies: Sequence[_Study], on_policy: bool, first: bool) -> PassReport:
+        """Accumulate gradients over the lessons of a minibatch, then one optimizer step unless the guard forbids it."""
+        c = self.config
+        self.optimizer.zero_grad(set_to_none=False)
+        stats = TrajectoryStats.empty()
+        for study in studies:
+            for b in range(len(study.lesson.trajectories.keys)):
+                self._accumulate(step, study, b, on_policy, first, stats)
+        decision = guard_trajectories(stats.column("total"), stats.column("raw_kl"), c.kl_limit)
+        counts = torch.tensor([float(decision.keep.sum()), float(decision.keep.numel())], device=self.model.device)
+        kept, seen = (int(count) for count in sum_over_ranks(counts).tolist())
+        skipped, grad_norm = too_few_left(kept, seen), float("nan")
+        with self._clock("optimizer"):
+            if not skipped:
+                grad_norm = self._optimize(kept)
+                skipped = not math.isfinite(grad_norm)
+        return PassReport(stats, decision.keep, skipped, grad_norm)
+
+    def _optimize(self, kept: int) -> float:
+        """Step on the mean over the `kept` trajectories of all ranks, if its norm, which is returned, is finite."""
+        parameters = self.adapters.parameters()
+        sum_gradients(parameters)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(kept)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip, error_if_nonfinite=False)
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return float(norm)
+
+    def _accumulate(self, step: int, study: _Study, b: int, on_policy: bool, first: bool, stats: TrajectoryStats) -> None:
+        """Add the gradients of one condition's group, summed over its trajectories."""
+        c, lesson, scales = self.config, study.lesson, self.model.arch.scale_slices()
+        one = lesson.state.select(slice(b, b + 1))
+        with self._clock("update_forward"):
+            queries = guide_queries(self.model, one)
+        # The group shares these queries: their gradient is gathered at a leaf and sent back once.
+        leaves = [q.detach().requires_grad_() for q in queries]
+        for tokens, support, span in self._micro_batches(lesson.trajectories, b):
+            with self._clock("update_forward"):
+                new, entropy = (t.squeeze(0) for t in self.logprobs_to_learn(one, leaves, tokens, support))
+            old = study.old[b, span]
+            mismatch = self._mismatch(step, new.detach(), old) if on_policy else None
+            importance = None
+            if c.importance_cap:
+                if first:
+                    study.proximal[b, span] = new.detach()
+                importance = importance_weights(study.proximal[b, span], old, c.importance_cap)
+                old = study.proximal[b, span]
+            at_one = on_policy or (first and c.importance_cap > 0)
+            recorded = _Recorded(old, lesson.reference[b, span], study.advantages.values[b, span], importance)
+            term = self._loss(new, recorded, at_one)
+            keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
+            with self._clock("update_backward"):
+                if c.kl_beta == 0 and not recorded.advantages.any():
+                    pass  # equal rewards and no KL penalty: the gradient is exactly zero
+                elif keep.all():
+                    term.total.sum().backward()
+                elif keep.any():
+                    # Once more without the dropped ones: 0 * NaN would still poison the gradients.
+                    kept_support = None if support is None else support[:, keep]
+                    again = self.logprobs_to_learn(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
+                    self._loss(again, recorded.only(keep), at_one).total.sum().backward()
+            stats.add(term, scales, entropy=entropy, mismatch=mismatch, importance=importance)
+        wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]
+        if wanted:
+            with self._clock("update_backward"):
+                torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
+
+    def _loss(self, new: Tensor, recorded: _Recorded, on_policy: bool) -> LossTerms:
+        c, r = self.config, recorded
+        shape = (self.weights, c.clip_eps, c.kl_beta, c.kl_estimator)
+        return grpo_loss(new, r.old, r.reference, r.advantages, *shape, on_policy, r.importance)
+
+    def _mismatch(self, step: int, new: Tensor, old: Tensor) -> Tensor:
+        """|learner - rollout| per token [g, L]; raises if any is above the limit."""
+        difference = (new - old).abs()
+        worst = int(difference.argmax())
+        if not difference.flatten()[worst] <= self.mismatch_limit:
+            token = worst % new.shape[1]
+            scale = int(self.model.lvl_1L[0, token])
+            raise LogprobMismatch(
+                f"step {step}: at scale {scale} (token {token}) the rollout recorded log-prob {old.flatten()[worst]:.6f}, "
+                f"the learner computes {new.flatten()[worst]:.6f} with the same weights; the limit is "
+                f"{self.mismatch_limit:g}. Sample with --kv-cache exact in fp32, or raise --mismatch-limit"
+            )
+        return difference
+
+
+def usual_mismatch(model: StyleVAR) -> float:
+    """The bound on differences of log-probs that rounding alone stays below, in the precision of `model`."""
+    if model.compute_dtype == torch.bfloat16:
+        return 0.2
+    rounded = model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return 0.05 if rounded else 1e-4
+
+
+def importance_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """min(pi_proximal / pi_behaviour, cap) per token, from log-probs of any shape: the policy as it was when an update
+    began over the older one that sampled (truncated importance sampling, Ionides 2008)."""
+    return (proximal - behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp_max(cap)
