@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 import torch
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -11,3 +12,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # nohup and some CI runners have programs ignore signals, which ours respect and pass on: tests send them.
 for number in (signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-interface", action="store_true", help="write tests/golden/interface.json anew")

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import runpy
-import sys
-from contextlib import redirect_stdout
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,8 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from launch.prepare import COMMANDS
+from command_flags import SUBCOMMANDS, commands, flags
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("stylevar", "data", "reward", "rollout", "learner", "launch")
@@ -32,7 +27,6 @@ PROSE = [
     *PAGES,
     *ROOT.glob("data/**/*.md"),
 ]
-SUBCOMMANDS = {"prepare": COMMANDS, "bench": ("data", "scale", "step", "infer", "cost")}
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 OTHERS = {
     "--head": "ray start",
@@ -48,45 +42,11 @@ EXAMPLES = re.compile(r"data/[\w-]*\*[\w-]*\.tar|data/(omnistyle|imagepulse|own|
 """Paths that a reader has, and the repository has not."""
 WRITTEN = ("summary.md",)
 """Files that a program writes."""
-FORMER = ("merge.py",)
-"""Programs that only tell their new name."""
 
 
 def test_the_prose_is_found() -> None:
     assert len(PROSE) > 10
     assert len(commands()) > 10
-
-
-def commands() -> list[list[str]]:
-    """Every program of `launch/`, and every subcommand, as words."""
-    files = [path for path in sorted((ROOT / "launch").glob("*.py")) if path.name not in FORMER]
-    programs = [path for path in files if "__main__" in path.read_text(encoding="utf-8")]
-    found = []
-    for path in programs:
-        found.append([str(path)])
-        found += [[str(path), name] for name in SUBCOMMANDS.get(path.stem, ())]
-    return found
-
-
-@cache
-def flags() -> dict[tuple[str, ...], frozenset[str]]:
-    """The flags of every command, as its help lists them: ("prepare", "folder") has "--out", "--dataset", ..."""
-    by_command = {}
-    for program, *words in commands():
-        out = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
-            patch.setattr(sys, "argv", [program, *words, "--help"])
-            patch.setattr(sys, "path", list(sys.path))
-            patch.setenv("COLUMNS", "100")
-            with pytest.raises(SystemExit) as end:
-                runpy.run_path(program, run_name="__main__")
-        assert end.value.code == 0, out.getvalue()
-        # A flag begins its line, and what is said of it stands further to the right.
-        lines = re.findall(r"^[ │]{1,4}((?:-\w, )?--[a-z].*)", out.getvalue(), re.MULTILINE)
-        assert lines or not words, program
-        names = [name for line in lines for name in re.findall(r"(?:^|, )(--[a-z][\w.-]*)", line.partition("  ")[0])]
-        by_command[(Path(program).stem, *words)] = frozenset(names)
-    return by_command
 
 
 @cache
