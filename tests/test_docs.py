@@ -35,6 +35,7 @@ OTHERS = {
     "--working-dir": "ray job submit",
     "--logdir": "tensorboard",
     "--shm-size": "docker run",
+    "--update-interface": "our pytest",
     "--help": "every command",
 }
 """Flags of other programs, and one that no list of flags needs."""
