@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learner.grpo.advantage import AdvantageNorm, Advantages, group_advantages
-from learner.grpo.guard import guard_trajectories, too_few_left
+from learner.grpo.guard import may_teach, too_few_left
 from learner.grpo.kl import MAX_LOG_RATIO, KlKind
 from learner.grpo.lesson import Lesson, UpdateResult
 from learner.grpo.loss import LossTerms, grpo_loss
@@ -220,15 +220,15 @@ class GrpoLearner:
         for study in studies:
             for b in range(len(study.lesson.trajectories.keys)):
                 self._accumulate(step, study, b, on_policy, first, stats)
-        decision = guard_trajectories(stats.column("total"), stats.column("raw_kl"), c.kl_limit)
-        counts = torch.tensor([float(decision.keep.sum()), float(decision.keep.numel())], device=self.model.device)
+        keep = may_teach(stats.column("total"), stats.column("raw_kl"), c.kl_limit)
+        counts = torch.tensor([float(keep.sum()), float(keep.numel())], device=self.model.device)
         kept, seen = (int(count) for count in sum_over_ranks(counts).tolist())
         skipped, grad_norm = too_few_left(kept, seen), float("nan")
         with self._clock("optimizer"):
             if not skipped:
                 grad_norm = self._optimize(kept)
                 skipped = not math.isfinite(grad_norm)
-        return PassReport(stats, decision.keep, skipped, grad_norm)
+        return PassReport(stats, keep, skipped, grad_norm)
 
     def _optimize(self, kept: int) -> float:
         """Step on the mean over the `kept` trajectories of all ranks, if its norm, which is returned, is finite."""
@@ -264,7 +264,7 @@ class GrpoLearner:
             at_one = on_policy or (first and c.importance_cap > 0)
             recorded = _Recorded(old, lesson.reference[b, span], study.advantages.values[b, span], importance)
             term = self._loss(new, recorded, at_one)
-            keep = guard_trajectories(term.total, term.raw_kl, c.kl_limit).keep
+            keep = may_teach(term.total, term.raw_kl, c.kl_limit)
             with self._clock("update_backward"):
                 if c.kl_beta == 0 and not recorded.advantages.any():
                     pass  # equal rewards and no KL penalty: the gradient is exactly zero
@@ -282,9 +282,18 @@ class GrpoLearner:
                 torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
 
     def _loss(self, new: Tensor, recorded: _Recorded, on_policy: bool) -> LossTerms:
-        c, r = self.config, recorded
-        shape = (self.weights, c.clip_eps, c.kl_beta, c.kl_estimator)
-        return grpo_loss(new, r.old, r.reference, r.advantages, *shape, on_policy, r.importance)
+        return grpo_loss(
+            new,
+            recorded.old,
+            recorded.reference,
+            recorded.advantages,
+            weights=self.weights,
+            clip_eps=self.config.clip_eps,
+            beta=self.config.kl_beta,
+            kl_kind=self.config.kl_estimator,
+            on_policy=on_policy,
+            importance=recorded.importance,
+        )
 
     def _mismatch(self, step: int, new: Tensor, old: Tensor) -> Tensor:
         """|learner - rollout| per token [g, L]; raises if any is above the limit."""
