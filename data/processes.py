@@ -43,9 +43,14 @@ def process_pool(workers: int, start: Callable[..., None] | None = None, *argume
 
 
 def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if start is not None:
         start(*arguments)
+
+
+def end_with_parent(_: int = 0) -> None:
+    """Let this process end when the program that started it does, even if that is killed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

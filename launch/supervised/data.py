@@ -19,6 +19,7 @@ from data.augment import AugmentConfig, augment
 from data.convert.split import SPLITS
 from data.index import TripletIndex, expand_shards, index_triplets
 from data.mixture import MixtureOrder
+from data.processes import end_with_parent
 from data.resident import ResidentTriplets
 from data.shard_writer import ROLES
 from data.shards import TripletShards
@@ -151,6 +152,8 @@ def _read_ahead(batches: Numbered[BatchT], numbers: Sequence[int], workers: int,
         # As bytes through a pipe. Tensors would go through /dev/shm, which is small in containers: when it is full, a
         # loading process can neither send anything nor say so, and both sides wait for ever.
         collate_fn=pickle.dumps,
+        # They ignore the signals with which a loader ends its processes, so they watch for its end.
+        worker_init_fn=end_with_parent,
         prefetch_factor=PREFETCHED,
         multiprocessing_context=process_context(__name__),
     )

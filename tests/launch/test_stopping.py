@@ -72,6 +72,15 @@ def test_sft_saves_when_its_whole_group_is_signalled(tmp_path, number):
     assert len(checkpoints(tmp_path / "runs" / "sft")) == 1
 
 
+def test_no_loading_process_outlives_a_program_that_is_killed(tmp_path):
+    program = start("sft.py", *sft_flags(tmp_path, "--memory-gb", "0", "--loader-workers", "2"))
+    read_until(program, b"loss")
+    children = psutil.Process(program.pid).children(recursive=True)
+    assert children
+    program.kill()
+    psutil.wait_procs(children)
+
+
 @pytest.mark.slow
 def test_sft_in_several_processes_ends_on_ctrl_c_without_a_reader(tmp_path):
     program = start("sft.py", *sft_flags(tmp_path, "--workers", "2"))
