@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import psutil
 import pytest
 import tiny
@@ -78,7 +79,8 @@ def test_no_loading_process_outlives_a_program_that_is_killed(tmp_path):
     children = psutil.Process(program.pid).children(recursive=True)
     assert children
     program.kill()
-    psutil.wait_procs(children)
+    _, alive = psutil.wait_procs(children, patience.HANG)
+    assert not alive
 
 
 @pytest.mark.slow
