@@ -24,6 +24,7 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.reports import StepReport
 from launch.rl.run import execute
 from launch.run.run_folder import find_resume
+from learner.grpo.update import LearnerConfig
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}
@@ -84,6 +85,18 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
     assert set(scalars(undisturbed, "policy/staleness").values()) == {0.0}
     assert {*scalars(undisturbed, "policy/ratio_mean").values()} == {1.0}
     assert min(scalars(undisturbed, "sync/bytes").values()) > 0
+
+
+def test_gradient_credit_is_the_colocated_run_however_many_learn(inputs, tmp_path):
+    """The reward's gradient goes from the reward workers to the learners, the curvature over all learners."""
+    fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit="gradient", kl_estimator="full"), **NO_MERGES}
+    alone = execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
+    two = replace(ONE, learners=2, rollout_workers=2)
+    shared = run(config(inputs, tmp_path, "shared", cluster=two, **fields))
+    assert_same_rows(rows(shared), rows(alone), atol=2e-3)
+    for name, value in adapters(shared).items():
+        torch.testing.assert_close(value, adapters(alone)[name], atol=2e-3, rtol=2e-2)
+    assert min(scalars(shared, "credit/spread").values()) > 0
 
 
 class Disturbed(DistributedRun):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learner.grpo.advantage import group_advantages
+from learner.credit.trajectory import group_advantages
 from stylevar.errors import UserError
 
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from learner.credit.base import Advantages, Credit, CreditMethod
+from learner.lesson import Lesson
 from stylevar.errors import UserError
 
 AdvantageNorm = Literal["std", "none"]
 
 
-@dataclass(frozen=True)
-class Advantages:
-    """Advantages of B groups of G trajectories.
+class TrajectoryCredit(CreditMethod):
+    """Every token of a trajectory has the trajectory's advantage, as published."""
 
-    values         fp32 [B, G]   mean 0 over each group
-    mean, std      fp32 [B]      of the group's rewards; std is the unbiased one
-    frac_zero_std  in [0, 1]     fraction of groups whose std lies under the floor: they teach (almost) nothing
-    """
+    def __init__(self, norm: AdvantageNorm = "std") -> None:
+        self.norm = norm
 
-    values: Tensor
-    mean: Tensor
-    std: Tensor
-    frac_zero_std: float
+    def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
+        """See `group_advantages`."""
+        advantages = [group_advantages(lesson.rewards.to(lesson.reference.device), self.norm) for lesson in lessons]
+        return [Credit(some, some.values[..., None]) for some in advantages]
 
 
 @torch.no_grad()
