@@ -16,7 +16,7 @@ from learner.credit.base import Credit, CreditMethod
 from learner.credit.gradient import GradientCredit
 from learner.credit.trajectory import AdvantageNorm, TrajectoryCredit
 from learner.grpo.guard import may_teach, too_few_left
-from learner.grpo.half_gradients import HalfGradients
+from learner.grpo.half_gradients import HalfGradients, SignalToNoise
 from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
 from learner.grpo.loss import LossTerms, code_loss, grpo_loss
 from learner.grpo.panw import panw_weights
@@ -75,7 +75,8 @@ class LearnerConfig:
     panw_gamma: float = 0.7
     """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weighs all tokens alike."""
     adv_norm: AdvantageNorm = "std"
-    """Divide advantages by the group's standard deviation, or not."""
+    """Divide advantages by the group's standard deviation (std), or not (none); or compare each reward with the mean of the
+    others (leave-one-out)."""
     kl_limit: float = 5.0
     """Step guard: trajectories with a larger raw KL are dropped from the step."""
     updates_per_rollout: int = 1
@@ -183,7 +184,7 @@ class GrpoLearner:
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
-        self.credit = build_credit(config, self.model.vae)
+        self.credit, self._signal = build_credit(config, self.model.vae), SignalToNoise()
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -197,18 +198,19 @@ class GrpoLearner:
             parameter.grad = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and beside it what the credit remembers."""
-        return {
-            **self.optimizer.state_dict(),
-            **{f"credit.{name}": value for name, value in self.credit.state_dict().items()},
-        }
+        """The optimizer's state, and beside it what the credit and the measurement of its signal remember."""
+        credit = {f"credit.{name}": value for name, value in self.credit.state_dict().items()}
+        return {**self.optimizer.state_dict(), **credit, "signal": self._signal.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        credit = {name.removeprefix("credit."): value for name, value in state.items() if name.startswith("credit.")}
+        """Inverse of `state_dict`; earlier versions kept the optimizer's state alone."""
+        rest = dict(state)
+        credit = {name.removeprefix("credit."): rest.pop(name) for name in state if name.startswith("credit.")}
         if credit:
             self.credit.load_state_dict(credit)
-        load_moments(self.optimizer, {name: value for name, value in state.items() if not name.startswith("credit.")})
+        if "signal" in rest:
+            self._signal.sums = rest.pop("signal")
+        load_moments(self.optimizer, rest)
 
     def features(self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor) -> Tensor:
         """What the head is given for `tokens` [B, G, L], fp32 [B, G, L, C]."""
@@ -286,6 +288,8 @@ class GrpoLearner:
         everyone = gather_over_ranks((passes, mine))
         advantages = [a for _, all_of_rank in everyone for a in all_of_rank]
         metrics = step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
+        if "credit/half_cosine" in metrics:
+            metrics["credit/snr"] = self._signal.update(metrics["credit/half_cosine"])
         kl = torch.cat([p.stats.column("raw_kl") for p in passes[-c.minibatches :]])
         values = torch.cat([a.values.cpu() for a in mine]) if mine else torch.zeros(0, 1)
         return UpdateResult(metrics, not all(p.skipped for p in passes), values, kl.view(values.shape))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.cluster.distributed import DistributedRun
+from launch.common.ray_cluster import init_patiently
 from launch.common.stop import StopRequest
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
@@ -32,7 +33,7 @@ NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield write_inputs(tmp_path_factory.mktemp("inputs"))
     ray.shutdown()
 
