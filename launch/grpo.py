@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +26,7 @@ from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_
 from launch.dry_run.plan import plan
 from launch.rl.colocated_actor import ColocatedActor
 from launch.rl.run import PROGRAM, execute, report
+from launch.rl.worker import Worker
 from launch.run.resume import NothingLeft, check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run.run_lock import only_writer
@@ -64,7 +64,7 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
         RunFolder(config.runs / config.name).check_free()
 
 
-def start_worker(config: GrpoConfig, stop: StopRequest) -> Any:
+def start_worker(config: GrpoConfig, stop: StopRequest) -> Worker:
     """Connect to Ray (the cluster of a job, or one of our own) and take the worker that --placement names."""
     there = join_cluster()
     if config.cluster.placement == "distributed":

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
 import ray
@@ -20,6 +19,7 @@ from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig, demo
 from launch.dry_run.plan import Plan
 from launch.rl.colocated_actor import ColocatedActor
+from launch.rl.worker import Worker
 
 WARM_UP = 2
 
@@ -78,7 +78,7 @@ class Scale:
 
     def _measure(self, config: GrpoConfig, into: Measured) -> None:
         there = join_cluster()
-        worker: Any = ColocatedActor(config, there) if config.cluster.placement == "colocated" else DistributedRun()
+        worker: Worker = ColocatedActor(config, there) if config.cluster.placement == "colocated" else DistributedRun()
         process = psutil.Process()
         try:
             worker.setup(replace(config, steps=self.steps + WARM_UP), None)

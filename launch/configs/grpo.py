@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import yaml
 
@@ -15,7 +15,7 @@ from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
-from launch.configs.io import absolute_patterns, absolute_source, from_plain
+from launch.configs.io import RunKind, absolute_patterns, absolute_source, from_plain
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
@@ -54,6 +54,7 @@ class GrpoConfig:
     """A GRPO run. `--preset demo` (the default) is the embedded demo, `--preset paper` is for real data; `--config FILE`
     starts from a run's file."""
 
+    kind: ClassVar[RunKind] = "grpo"
     preset: Literal["paper", "demo"] = "paper"
     """Where the defaults of all other flags come from: demo if nothing is said, paper for real data."""
     config: Path | None = None

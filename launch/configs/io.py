@@ -8,9 +8,32 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, overload
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, overload
 
 from stylevar.errors import UserError
+
+RunKind = Literal["grpo", "sft"]
+
+
+def kind_of(settings: Mapping[str, Any]) -> RunKind:
+    """Which program's run a config.yaml is of. Older versions did not write it down; of theirs only SFT's have `epochs`."""
+    said = settings.get("kind", "sft" if "epochs" in settings else "grpo")
+    return "sft" if said == "sft" else "grpo"
+
+
+class RunConfig(Protocol):
+    """The settings of a whole run."""
+
+    kind: ClassVar[RunKind]
+
+    def absolute(self) -> RunConfig:
+        """The same settings with absolute paths."""
+        ...
+
+
+def as_kept(config: RunConfig) -> dict[str, Any]:
+    """What a run's config.yaml holds: its kind, and its settings with absolute paths, from which it can be started again."""
+    return {"kind": config.kind, **to_plain(config.absolute())}
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -27,7 +50,11 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
-    """The config of the dataclass `kind` from what `to_plain` made of it. UserError, with `source`, for unknown keys."""
+    """The config of the dataclass `kind` from what `to_plain` or `as_kept` made of it.
+
+    Raises UserError, with `source`, for unknown keys and for another kind of run.
+    """
+    values = without_kind(kind, values, source)
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
@@ -44,6 +71,16 @@ def from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
         return Path(value) if hint is Path else value
 
     return kind(**{name: typed(hints[name], value) for name, value in values.items()})
+
+
+def without_kind(config: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A run's settings but for its kind, which older versions did not write down."""
+    expected: RunKind | None = getattr(config, "kind", None)
+    if expected is None or "kind" not in values:
+        return dict(values)
+    if values["kind"] != expected:
+        raise UserError(f"{source} is of another kind of run ({values['kind']}): give that of a run of kind {expected}")
+    return {name: value for name, value in values.items() if name != "kind"}
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

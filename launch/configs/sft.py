@@ -6,14 +6,14 @@ import math
 import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
 from launch.common.defaults import DEMO_VAE
-from launch.configs.io import absolute_patterns, absolute_source
+from launch.configs.io import RunKind, absolute_patterns, absolute_source, without_kind
 from learner.supervised.schedule import ScheduleConfig
 from learner.supervised.step import SftStepConfig
 from stylevar.config import ModelConfig, default_alphas
@@ -60,6 +60,7 @@ class ModelShape:
 class SftConfig:
     """An SFT run. With --resume, the run's own settings are the defaults of all flags; flags that differ are kept in it."""
 
+    kind: ClassVar[RunKind] = "sft"
     shards: tuple[str, ...] = ()
     """Training triplets: WebDataset shards, as files, patterns or folders. Of prepared sets the split "train" is taken."""
     val_shards: tuple[str, ...] = ()
@@ -198,7 +199,7 @@ def load_config(path: Path) -> SftConfig:
     """Read an SFT run's config.yaml. UserError if it is missing or something else."""
     try:
         values = yaml.safe_load(path.read_text())
-        return _typed(SftConfig, values)
+        return _typed(SftConfig, without_kind(SftConfig, values, str(path)))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of an SFT run") from error
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from launch.configs.io import kind_of
 from launch.run.model import Release
 from launch.run.run_folder import run_of
 from launch.run_report.record import paired, read_run
@@ -19,7 +20,10 @@ from launch.run_report.settings import flat
 from stylevar.checkpoint import VAE_FILE
 from stylevar.errors import UserError
 
-_OF_THE_PLACE = {"name", "runs", "resume", "config", "device", "threads", "plan", "cluster", "memory_gb", "memory_budget"}
+_OF_THE_PLACE = {
+    *("kind", "name", "runs", "resume", "config"),
+    *("device", "threads", "plan", "cluster", "memory_gb", "memory_budget"),
+}
 """Settings that say nothing of the result, or too much of the machine."""
 _DATA = ("shards", "val_shards", "heldout", "novel")
 _STAGES = 5
@@ -122,7 +126,7 @@ def _stages(run: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             return
-        yield ("SFT" if "epochs" in settings else "GRPO"), settings
+        yield kind_of(settings).upper(), settings
         init = settings.get("init")
         run = run_of(Path(init)) if isinstance(init, str) else None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
@@ -126,23 +127,28 @@ class Numbered(Protocol[BatchT]):
 
 def load_steps(
     batches: Numbered[BatchT], start: int, steps: int, workers: int, lost: str = "start again"
-) -> Iterator[list[BatchT]]:
+) -> Generator[list[BatchT], None, None]:
     """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked).
 
-    Raises the UserErrors of `batches`, and one if a process is killed; `lost` says how to go on after that.
+    Raises the UserErrors of `batches`, and one if a process is killed; `lost` says how to go on after that. However it
+    ends, the processes end with it.
     """
     numbers = range(start * batches.per_step, steps * batches.per_step)
-    items = _read_ahead(batches, numbers, workers, lost) if workers else map(batches.__getitem__, numbers)
-    for _ in range(start, steps):
-        some = []
-        for item in itertools.islice(items, batches.per_step):
-            if isinstance(item, UserError):
-                raise item
-            some.append(item)
-        yield some
+    items = _read_ahead(batches, numbers, workers, lost) if workers else (batches[number] for number in numbers)
+    # Closed at once: the traceback of an error could keep the processes alive, and the program would wait for them.
+    with closing(items):
+        for _ in range(start, steps):
+            some = []
+            for item in itertools.islice(items, batches.per_step):
+                if isinstance(item, UserError):
+                    raise item
+                some.append(item)
+            yield some
 
 
-def _read_ahead(batches: Numbered[BatchT], numbers: Sequence[int], workers: int, lost: str) -> Iterator[BatchT | UserError]:
+def _read_ahead(
+    batches: Numbered[BatchT], numbers: Sequence[int], workers: int, lost: str
+) -> Generator[BatchT | UserError, None, None]:
     """The micro-batches `numbers`, in order, from `workers` processes."""
     loader = DataLoader(
         cast(Dataset, batches),  # all that a loader asks of one is __getitem__
