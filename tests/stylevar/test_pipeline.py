@@ -134,6 +134,13 @@ def test_mistakes(pipe, settings, words) -> None:
         pipe(**({"content": tiny.picture(1), "style": tiny.picture(2)} | settings))
 
 
+@pytest.mark.parametrize("settings", [{"top_k": -1}, {"top_p": 2.0}, {"kv_cache": "both"}])
+def test_the_released_entry_point_refuses_the_same_settings(pipe, settings) -> None:
+    style, content, _ = small_model.inputs(pipe.model, 1)
+    with pytest.raises(UserError, match=f"^{next(iter(settings))}="):
+        pipe.model.autoregressive_infer(1, style, content, **settings)
+
+
 def test_a_cut_file_that_is_read_only_now(pipe, tmp_path) -> None:
     (tmp_path / "cut.png").write_bytes(tiny.png(1, 40)[:700])
     with Image.open(tmp_path / "cut.png") as cut, pytest.raises(UserError, match="content 0 cannot be used"):
