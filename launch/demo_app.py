@@ -59,7 +59,14 @@ def build_page(session: Session, examples: Path) -> Any:
     def stylise(content: str | None, style: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         samples, strength, temperature, top_k, top_p, seed, fit = values
         try:
-            sampling = Sampling(int(samples), int(seed or 0), strength, int(top_k), top_p, temperature)
+            sampling = Sampling(
+                int(samples),
+                int(seed or 0),
+                style_strength=strength,
+                top_k=int(top_k),
+                top_p=top_p,
+                temperature=temperature,
+            )
             for view in session.stylise(content, style, sampling, fit):
                 yield view.results, view.evolution, view.status, view.rewards
         except UserError as error:

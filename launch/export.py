@@ -19,8 +19,9 @@ import tyro
 
 from launch.common import cli
 from launch.release.files import check_config, check_target, stored_state, target_of, write
-from launch.run.model import Take, load_release
+from stylevar.checkpoint import read_model
 from stylevar.errors import UserError
+from stylevar.source import Take, locate
 from stylevar.text import printable
 
 
@@ -76,12 +77,14 @@ def main(config: ReleaseConfig) -> None:
 
         check_access(config.push)
         summary = None if config.eval is None else read_summary(config.eval)
-    release = load_release(config.source, config.take, config.base, config.vae, config.alphas, config.revision)
+    files = locate(config.source, config.revision, config.base, config.take)
+    release = read_model(files, config.vae, config.alphas)
+    vae = files.vae_file(config.vae) if config.with_vae else None
     state = stored_state(release, config.dtype)
     if target is not None:
         check_config(target, release.arch, config.overwrite)
-        write(release, state, target)
-        how = "adapters baked in" if release.baked else "no adapters"
+        write(release, state, target, vae)
+        how = "adapters baked in" if files.base else "no adapters"
         parameters = sum(v.numel() for v in state.values())
         print(f"{printable(target.weights)}: {len(state)} tensors, {parameters:,} values, {how}; read back, all equal")
         print(f"{printable(target.config)}: the architecture and the style weight of each scale; keep it beside the weights")
@@ -90,7 +93,7 @@ def main(config: ReleaseConfig) -> None:
 
         with tempfile.TemporaryDirectory(prefix="stylevar-") as folder:
             staged = target_of(Path(folder), config.with_vae)
-            write(release, state, staged)
+            write(release, state, staged, vae)
             upload = Upload(config.push, config.branch, config.private, config.message, config.licence)
             print(push(Path(folder), release, upload, summary))
 

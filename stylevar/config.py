@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stylevar.errors import UserError
+from stylevar.errors import BadSetting, UserError
+from stylevar.sampling_config import SamplingConfig
 
 PAPER_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAPER_ALPHAS = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.8)
@@ -23,42 +24,6 @@ def default_alphas(scales: int) -> tuple[float, ...]:
         return PAPER_ALPHAS
     at = np.linspace(0.0, len(PAPER_ALPHAS) - 1.0, scales)
     return tuple(round(float(a), 4) for a in np.interp(at, range(len(PAPER_ALPHAS)), PAPER_ALPHAS))
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """How a model is sampled where nothing else is asked for; by default as published."""
-
-    temperature: float = 1.0
-    """The policy is softmax(logits / temperature)."""
-    top_k: int = 900
-    """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(
-                f"sampling with temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: they must be "
-                "positive, at least 0, and in [0, 1]"
-            )
-
-
-def sampling_over(
-    defaults: SamplingDefaults, temperature: float | None, top_k: int | None, top_p: float | None
-) -> SamplingDefaults:
-    """`defaults` with what is given in their place. Raises UserError, named as flags, for what is out of bounds."""
-    if top_k is not None and top_k < 0:
-        raise UserError(f"--top-k {top_k}: must be at least 0")
-    if top_p is not None and not 0 <= top_p <= 1:
-        raise UserError(f"--top-p {top_p}: must lie in [0, 1]")
-    if temperature is not None and not temperature > 0:
-        raise UserError(f"--temperature {temperature}: must be positive")
-    return SamplingDefaults(
-        defaults.temperature if temperature is None else temperature,
-        defaults.top_k if top_k is None else top_k,
-        defaults.top_p if top_p is None else top_p,
-    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +55,7 @@ class ModelConfig:
     """Features of the content and style encoders: 512 is ResNet-18, 128 a ResNet-18 of a quarter of the channels."""
     alphas: tuple[float, ...] = PAPER_ALPHAS
     """Weight of the style stream at each scale, in [0, 1]; the content stream gets the rest."""
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How this model is best sampled: no part of its shape, but what its users start from."""
 
     def __post_init__(self) -> None:
@@ -141,10 +106,11 @@ class ModelConfig:
         return slices
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `sampling` only where it is not the published one."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if self.sampling == SamplingDefaults():
-            del values["sampling"]
+        """Plain values; of `sampling` only what is not as published."""
+        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        published, own = asdict(SamplingConfig()), values.pop("sampling")
+        if changed := {k: v for k, v in own.items() if v != published[k]}:
+            values["sampling"] = changed
         return values
 
     @staticmethod
@@ -155,7 +121,10 @@ class ModelConfig:
             raise UserError(f"unknown keys in the model config: {unknown}; known are {sorted(known)}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "sampling" in arguments:
-            arguments["sampling"] = SamplingDefaults(**arguments["sampling"])
+            try:
+                arguments["sampling"] = SamplingConfig(**arguments["sampling"])
+            except BadSetting as error:
+                raise UserError(f"sampling: {error}") from error
         return ModelConfig(**arguments)
 
     def save(self, path: Path) -> None:

@@ -29,7 +29,7 @@ from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
 from stylevar.policy import Precision, allow_tf32
 from stylevar.released import ReleasedStyleVAR
-from stylevar.sampling import SharedStream, Truncation
+from stylevar.sampling import SharedStream
 from stylevar.transformer import StyleVAR
 
 
@@ -165,8 +165,7 @@ class Infer:
 
         @torch.no_grad()
         def naive() -> Tensor:
-            stream, truncation = SharedStream(0, model.device), Truncation(self.top_k, self.top_p)
-            sampled = plain.sample(plain.read(style, content), stream, truncation)
+            sampled = plain.sample(plain.read(style, content), SharedStream(0, model.device), work.rollout)
             model.vae.fhat_to_img(sampled.f_hat)
             return sampled.tokens
 

@@ -67,7 +67,8 @@ class GrpoConfig:
     """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. Its own settings are the
     defaults of all flags, and flags that differ are kept in it."""
     init: str = "model.safetensors"
-    """The SFT model: a file, a folder, or a hub id owner/name[:file]."""
+    """The model to start from: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+    owner/name[:file]."""
     vae: str = "vqvae.safetensors"
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     revision: str | None = None

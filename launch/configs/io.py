@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, overload
 
 from stylevar.errors import UserError
+from stylevar.hub import followed
 
 RunKind = Literal["grpo", "sft"]
 
@@ -99,8 +100,13 @@ def absolute_source(source: None) -> None: ...
 
 
 def absolute_source(source: str | None) -> str | None:
-    """A local file or folder by its absolute path, so that it is found from any folder; a hub id, or None, as it is."""
-    return os.path.abspath(source) if source is not None and os.path.exists(source) else source
+    """A local file or folder by its absolute path, so that it is found from any folder; a hub id, or None, as it is.
+
+    A run's `latest` or `best` becomes the checkpoint that it names now, since it will name others.
+    """
+    if source is None or not os.path.exists(source):
+        return source
+    return os.path.abspath(followed(Path(source)))
 
 
 def absolute_patterns(patterns: Sequence[str]) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from launch.common.defaults import DEMO_DATA
 from reward.base import RewardConfig
-from stylevar.config import SamplingDefaults, sampling_over
 from stylevar.errors import UserError
+from stylevar.sampling_config import SamplingChoice
 
 Against = Literal["auto", "target", "inputs", "both"]
 
@@ -20,9 +20,9 @@ class EvalConfig:
 
     methods: tuple[str, ...] | None = None
     """What to evaluate; by default the demo's model, and that of the newest run in `runs` if its pictures have the same
-    size. As NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file, a folder, a hub
-    id, or a checkpoint of a GRPO run (adapters on their base); methods are copy, color-transfer and adain, and adain=FILE
-    gives its decoder."""
+    size. As NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file of weights, a
+    model's folder, a run, one of its checkpoints or merges, or a hub id; methods are copy, color-transfer and adain, and
+    adain=FILE gives its decoder."""
     checkpoint: str | None = None
     """Evaluate this one checkpoint in place of --methods."""
     out: Path | None = None
@@ -47,16 +47,7 @@ class EvalConfig:
     """Seed of the samples: one depends on it, on its condition's key, and on its number alone."""
     vae: str | None = None
     """VQ-VAE of all checkpoints; by default the one beside each, or the one that its run names."""
-    style_strength: float = 0.0
-    """From -1 (more content) to 1 (more style)."""
-    top_k: int | None = None
-    """Only the best K tokens may be drawn; 0 for all. By default what each model's config.json says, else 900."""
-    top_p: float | None = None
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
-    temperature: float | None = None
-    """Higher for more varied, lower for safer results. By default the model's, else 1."""
-    kv_cache: Literal["exact", "paper"] = "exact"
-    """paper reproduces how the released weights were sampled."""
+    sampling: SamplingChoice = field(default_factory=SamplingChoice)
     coupled: bool = True
     """Let checkpoints share random numbers, so that differences are theirs; it costs a few per cent of the sampling time."""
     adain_vgg: Path | None = None
@@ -86,9 +77,6 @@ class EvalConfig:
         for name in ("limit", "workers", "size"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: must be at least 0")
-        if not -1 <= self.style_strength <= 1:
-            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        sampling_over(SamplingDefaults(), self.temperature, self.top_k, self.top_p)
         if (self.content is None) != (self.style is None):
             raise UserError("--content and --style belong together: give both, or --shards alone")
         if self.content is not None and self.against in ("target", "both"):

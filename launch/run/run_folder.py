@@ -32,10 +32,9 @@ from launch.common.commands import quoted
 from launch.run.run_lock import LOCK, RunBusy, only_writer
 from stylevar.atomic import ASIDE, file_aside, folder_aside, remove, sync
 from stylevar.errors import UserError
-from stylevar.hub import followed
+from stylevar.hub import LINKS, followed
 from stylevar.text import check_path
 
-LINKS = ("latest", "best")
 TRAINING = "training.json"
 """In `model/`: how the model came to be."""
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
@@ -240,20 +239,6 @@ class RunFolder:
             path = self.checkpoint_path(step)
             if path.name not in kept:
                 remove(path)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run, of GRPO or SFT."""
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
-
-
-def run_of(path: Path) -> Path | None:
-    """The run's folder that `path` is, or lies in."""
-    if not path.exists():
-        return None
-    if is_run(path):
-        return path
-    return next((folder for folder in list(path.resolve().parents)[:3] if is_run(folder)), None)
 
 
 def numbered(path: Path) -> Iterator[Path]:

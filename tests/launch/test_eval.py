@@ -29,6 +29,7 @@ from launch.evaluation.stylizer import Method, parse_methods
 from reward.base import MissingWeights, RewardConfig
 from reward.scorer import build_scorer
 from stylevar.errors import UserError
+from stylevar.sampling_config import SamplingChoice
 
 TRIPLETS = 5
 
@@ -70,7 +71,7 @@ def config(files: Path, out: Path, **settings) -> EvalConfig:
         "out": out,
         "shards": (str(files / "heldout-*.tar"),),
         "batch": 2,
-        "top_k": 20,
+        "sampling": SamplingChoice(top_k=20),
         "device": "cpu",
     }
     return EvalConfig(**{**given, **settings})

@@ -28,11 +28,12 @@ from launch.configs.sft import SftConfig
 from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import GrpoRun, execute
 from launch.rl.worker import LearnerLost
-from launch.run.model import load_model, load_release
 from launch.run.resume import check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, finished_at, flat
 from launch.run.run_lock import only_writer
+from stylevar.checkpoint import load_pair, read_model
 from stylevar.errors import UserError
+from stylevar.source import locate
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +297,9 @@ def test_a_run_without_links_is_resumed_evaluated_and_released(inputs, whole, tm
     assert program("--resume", run / "checkpoints" / "latest") == 0
     assert rows(run) == rows(whole)
     for name in ("latest", "best"):
-        expected = load_model(str(whole / "checkpoints" / name)).state_dict()
-        for state in (load_model(str(run / "checkpoints" / name)).state_dict(), load_release(str(run), name).state):
+        expected = load_pair(str(whole / "checkpoints" / name))[1].state_dict()
+        exported = read_model(locate(str(run), take=name)).state
+        for state in (load_pair(str(run / "checkpoints" / name))[1].state_dict(), exported):
             assert all(torch.equal(state[key], expected[key]) for key in state)
 
 
