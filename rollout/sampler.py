@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from stylevar.bounds import Remedy, check_bounds
 from stylevar.capture import Captured, Record, cuda_graph
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch, guide_queries
+from stylevar.config import Temperature, TopK, TopP
 from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.errors import UserError
 from stylevar.generate import generate
@@ -26,37 +29,27 @@ from stylevar.vqvae import VQVAE
 class RolloutConfig:
     """How trajectories are sampled."""
 
-    group: int = 16
+    group: Annotated[int, Ge(2), Remedy("a group of one has no spread to learn from")] = 16
     """Trajectories per condition (G), at least 2."""
-    top_k: int = 900
+    top_k: TopK = 900
     """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
+    top_p: TopP = 0.96
     """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """The policy is softmax(logits / temperature)."""
     kv_cache: Literal["exact", "paper"] = "exact"
     """exact samples from the policy that the learner sees; paper reproduces the released cache."""
     logprob: Literal["full", "support"] = "full"
     """Log-probs under the full softmax (as published), or renormalised over the tokens that could be drawn."""
-    rollout_batch: int = 0
+    rollout_batch: Annotated[int, Ge(0)] = 0
     """The most trajectories that are sampled at once; 0 for as many as the memory budget holds."""
-    decode_batch: int = 0
+    decode_batch: Annotated[int, Ge(0)] = 0
     """The most images that pass through the VQ-VAE at once; 0 for as many as the memory budget holds."""
     cuda_graphs: bool = False
     """Record the kernels of a rollout once per shape and replay them: fewer waits between small ones; takes memory."""
 
     def __post_init__(self) -> None:
-        if self.group < 2:
-            raise UserError(
-                f"--group {self.group}: a group needs at least 2 trajectories, or there is no spread to learn from"
-            )
-        if self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(f"--top-k {self.top_k} --top-p {self.top_p}: must be at least 0, and in [0, 1]")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature {self.temperature}: must be positive")
-        for name in ("rollout_batch", "decode_batch"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0 (0 is automatic)")
+        check_bounds(self)
 
     def at_once(self, conditions: int, group: int | None = None) -> int:
         """Of so many conditions, how many are sampled together, at least one; without a bound all of them."""

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from PIL import Image
 from torch import Tensor
 
+from stylevar.bounds import check_bounds
 from stylevar.checkpoint import MODEL_FILE, VAE_FILE, load_pair
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
-from stylevar.config import SamplingDefaults, sampling_over
+from stylevar.config import SamplingDefaults, StyleStrength, Temperature, TopK, TopP, sampling_over
 from stylevar.errors import UserError
 from stylevar.generate import Scale, generate_scales
 from stylevar.hub import fetch, fetch_beside
@@ -38,27 +40,23 @@ Pictures = Image.Image | Sequence[Image.Image]
 class Sampling:
     """How results are drawn."""
 
-    num_samples: int = 1
+    num_samples: Annotated[int, Ge(1)] = 1
     """Results per pair."""
     seed: int = 0
     """Seed; a result depends on it, on the name of its pair and on its number, not on the other pairs."""
-    style_strength: float = 0.0
+    style_strength: StyleStrength = 0.0
     """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
-    top_k: int | None = None
+    top_k: TopK | None = None
     """Only the best K tokens may be drawn; 0 for all. By default what the model's config.json says, else 900."""
-    top_p: float | None = None
+    top_p: TopP | None = None
     """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
-    temperature: float | None = None
+    temperature: Temperature | None = None
     """Higher for more varied, lower for safer results. By default the model's, else 1."""
     kv_cache: Literal["exact", "paper"] = "exact"
     """paper reproduces how the released weights were sampled."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UserError(f"--num-samples {self.num_samples}: must be at least 1")
-        if not -1 <= self.style_strength <= 1:
-            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        self.over(SamplingDefaults())
+        check_bounds(self)
 
     def over(self, defaults: SamplingDefaults) -> SamplingDefaults:
         """The settings that hold for a model with these defaults. Raises UserError if one is out of bounds."""
