@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
 import tyro
+from annotated_types import Ge, Gt, Le
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch.common import cli
+from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_DATA
 from launch.common.device import choose_device
 from launch.common.stop import STOPPED, StopRequest
@@ -33,6 +35,7 @@ from learner.supervised.vqvae import TokenizerLearner, TokenizerStepConfig, mirr
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.checkpoint import load_matching, read_vae_state, save_vae
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
@@ -73,17 +76,17 @@ class TrainVqvaeConfig:
     """Go on from the last state in --out."""
     shape: TokenizerShape = field(default_factory=TokenizerShape)
     step: TokenizerStepConfig = field(default_factory=TokenizerStepConfig)
-    steps: int = 2000
+    steps: Annotated[int, Gt(0)] = 2000
     """Optimizer steps."""
-    minutes: float = math.inf
+    minutes: Annotated[float, Gt(0), Le(math.inf)] = math.inf
     """End after so many minutes of training, should `steps` take longer; the learning rate falls in time for that."""
-    batch: int = 32
+    batch: Annotated[int, Gt(0)] = 32
     """Images per step."""
-    warmup: int = 100
+    warmup: Annotated[int, Ge(0)] = 100
     """Steps over which the learning rate rises to its peak; then a cosine to zero."""
-    revive_every: int = 25
+    revive_every: Annotated[int, Gt(0)] = 25
     """Steps between revivals of unused codes, during the first two thirds of the training."""
-    eval_every: int = 250
+    eval_every: Annotated[int, Gt(0)] = 250
     """Steps between measurements; weights and state are saved then."""
     half: bool = False
     """Store the weights' matrices in fp16."""
@@ -93,15 +96,11 @@ class TrainVqvaeConfig:
     """Where the model is trained; auto takes a GPU if there is one."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "minutes", "batch", "revive_every", "eval_every"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        if self.warmup < 0 or self.threads < 0:
-            raise UserError(f"--warmup {self.warmup} --threads {self.threads}: must be at least 0")
+        check_bounds(self)
 
     def model_config(self) -> ModelConfig:
         """The full model config, of which the VQ-VAE takes its part."""

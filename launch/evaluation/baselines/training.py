@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import yaml
+from annotated_types import Ge, Gt, Le
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.augment import AugmentConfig
-from launch.common.cpus import available_cpus
+from launch.common.cpus import Threads, available_cpus
 from launch.common.device import choose_device, set_threads
 from launch.common.grids import draw_table
 from launch.common.stop import StopRequest
@@ -26,9 +27,11 @@ from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_heldo
 from launch.evaluation.baselines.vgg_file import load_vgg
 from launch.run.event_file import EventFile
 from launch.supervised.data import load_steps, spread
+from learner.optimizer import Decay
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.images import to_device, u8_to_01
 
@@ -51,44 +54,37 @@ class TrainAdainConfig:
     """VGG-19's weights: vgg_normalised.pth of the AdaIN authors, or torchvision's vgg19."""
     init: Path | None = None
     """Go on from this decoder of the same encoder, instead of from random weights."""
-    steps: int = 4000
+    steps: Annotated[int, Gt(0)] = 4000
     """Optimizer steps."""
-    batch: int = 8
+    batch: Annotated[int, Gt(0)] = 8
     """Pairs per step."""
-    lr: float = 1e-3
+    lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate."""
-    style_weight: float = 10.0
+    style_weight: Annotated[float, Ge(0)] = 10.0
     """Weight of the style loss against the content loss."""
-    identity_weight: float = 0.0
+    identity_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the pixel distance of contents from themselves decoded; not in the paper, but saves many steps."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("cosine"))
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(rotation=0.0, brightness=0.0, flip=True))
-    ema: float = 0.99
+    ema: Decay = 0.99
     """Decay of the moving average of the weights, which is what is saved; 0 saves the weights themselves."""
     seed: int = 0
     """Seed of the initial weights, the pairs and their variation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
-    loader_workers: int | None = None
+    loader_workers: Annotated[int, Ge(0)] | None = None
     """Processes that read and vary pictures; by default one per core but one, and none if all fit into memory."""
-    memory_gb: float = 2.0
+    memory_gb: Annotated[float, Ge(0), Le(math.inf)] = 2.0
     """Triplets that fit into this much memory are decoded only once."""
-    log_every: int = 20
+    log_every: Annotated[int, Gt(0)] = 20
     """Steps between entries in TensorBoard."""
-    save_every: int = 500
+    save_every: Annotated[int, Gt(0)] = 500
     """Steps between decoders and pictures written."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "log_every", "save_every"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        for name in ("style_weight", "identity_weight", "threads", "loader_workers"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"--ema {self.ema}: must lie in [0, 1)")
+        check_bounds(self)
         if (self.encoder == "vgg") != (self.vgg is not None):
             raise UserError("--encoder vgg and --vgg FILE go together: give both, or neither for the built-in encoder")
 
