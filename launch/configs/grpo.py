@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from annotated_types import Ge
 
 from launch.common.cpus import Threads
@@ -17,7 +16,7 @@ from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
-from launch.configs.io import absolute_patterns, absolute_source, from_plain
+from launch.configs.io import absolute_patterns, absolute_source, load_settings
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
@@ -248,13 +247,5 @@ def flag(argv: Sequence[str], name: str) -> str | None:
 
 
 def load_config(path: Path) -> GrpoConfig:
-    """Read a run's config.yaml. UserError if it is missing, not YAML, or has unknown keys."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"config {path} does not exist: give a run's config.yaml") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path} is no YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, Mapping):
-        raise UserError(f"config {path} holds no mapping: give a run's config.yaml")
-    return from_plain(GrpoConfig, values, str(path))
+    """Read a GRPO run's config.yaml. UserError if it is missing or something else."""
+    return load_settings(GrpoConfig, path, "a GRPO run")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from annotated_types import Ge, Gt, Le
 
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
 from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_VAE
-from launch.configs.io import absolute_patterns, absolute_source
+from launch.configs.io import absolute_patterns, absolute_source, load_settings
 from learner.supervised.schedule import ScheduleConfig
 from learner.supervised.step import SftStepConfig
 from stylevar.bounds import check_bounds
@@ -191,26 +190,4 @@ the held-out triplets by which the best checkpoint was chosen."""
 
 def load_config(path: Path) -> SftConfig:
     """Read an SFT run's config.yaml. UserError if it is missing or something else."""
-    try:
-        values = yaml.safe_load(path.read_text())
-        return _typed(SftConfig, values)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of an SFT run") from error
-    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is not the config of an SFT run ({error}): name the folder of one") from error
-
-
-def _typed(kind: Any, values: dict[str, Any]) -> Any:
-    nested = {f.name: f.default_factory for f in fields(kind) if is_dataclass(f.default_factory)}
-
-    def typed(name: str, value: Any) -> Any:
-        if name in nested:
-            return _typed(nested[name], value)
-        return _tuples(value)
-
-    return kind(**{name: typed(name, value) for name, value in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    """YAML knows lists only; the config's fields are tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return load_settings(SftConfig, path, "an SFT run")

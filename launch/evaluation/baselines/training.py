@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import yaml
 from annotated_types import Ge, Gt, Le
 from PIL import Image
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from launch.common.cpus import Threads, available_cpus
 from launch.common.device import choose_device, set_threads
 from launch.common.grids import draw_table
 from launch.common.stop import StopRequest
+from launch.configs.io import to_plain
 from launch.evaluation.baselines.adain import AdaIN
 from launch.evaluation.baselines.adain_loss import AdaINLoss, adain_loss
 from launch.evaluation.baselines.decoder import build_decoder, load_decoder, save_decoder
@@ -34,6 +34,7 @@ from stylevar.atomic import file_aside
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.images import to_device, u8_to_01
+from stylevar.yaml_files import write_yaml
 
 DECODER_FILE = "decoder.safetensors"
 SHOWN = 6
@@ -176,9 +177,7 @@ class AdainRun:
         out = self.config.out
         try:
             (out / "tensorboard").mkdir(parents=True, exist_ok=True)
-            with file_aside(out / "config.yaml") as aside:
-                values = {name: _plain(value) for name, value in asdict(self.config).items()}
-                aside.write_text(yaml.safe_dump(values, sort_keys=False))
+            write_yaml(out / "config.yaml", to_plain(self.config))
         except OSError as error:
             raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another place") from error
 
@@ -213,13 +212,6 @@ class AdainRun:
             stylised = full.samples(repeated, styles, keys, 1, 0)[:, 0]
             rows.append([content, plain.samples(repeated[:1], styles[:1], keys[:1], 1, 0)[0, 0], *stylised])
         return draw_table(rows, ["content", "rebuilt", *(f"style {i + 1}" for i in range(len(styles)))])
-
-
-def _plain(value: object) -> object:
-    """For YAML."""
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 def train(config: TrainAdainConfig) -> tuple[Path, bool]:
