@@ -183,7 +183,7 @@ def in_order(
 
     Each of `world` processes gets other ones.
     """
-    rows = spread(len(triplets), samples or len(triplets))[rank::world]
+    rows = strided(len(triplets), samples or len(triplets))[rank::world]
     for start in range(0, len(rows), size):
         yield pick(triplets, rows[start : start + size])
 
@@ -193,8 +193,12 @@ def pick(triplets: TripletShards, indices: Sequence[int]) -> ConditionBatch:
     return ConditionBatch.stack([triplets.usable(i) for i in indices])
 
 
-def spread(length: int, count: int) -> list[int]:
-    """Up to `count` of `length` numbers at equal distances, the same each time."""
+def strided(length: int, count: int) -> list[int]:
+    """Up to `count` of `length` numbers, at equal distances from 0 on; the last is among them only if all are.
+
+    GRPO's `data.conditions.spread` takes both ends. The two cannot become one: a resumed run must score the same held-out
+    triplets as before.
+    """
     count = min(count, length)
     return [i * length // count for i in range(count)]
 

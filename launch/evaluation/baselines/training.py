@@ -26,7 +26,7 @@ from launch.evaluation.baselines.encoders import STRIDE, Encoder, LiteEncoder
 from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
 from launch.evaluation.baselines.vgg_file import load_vgg
 from launch.run.event_file import EventFile
-from launch.supervised.data import load_steps, spread
+from launch.supervised.data import load_steps, strided
 from learner.optimizer import Decay
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
@@ -169,7 +169,7 @@ class AdainRun:
         heldout = self.triplets
         if self.config.heldout:
             heldout = open_heldout(self.config.heldout, size)
-        found = [heldout.usable(row) for row in spread(len(heldout), 32)]
+        found = [heldout.usable(row) for row in strided(len(heldout), 32)]
         styles = torch.stack([c.style for c in found]).roll(len(found) // 2, 0)
         return PairBatch(torch.stack([c.content for c in found]), styles)
 
@@ -200,7 +200,7 @@ class AdainRun:
 
     def pictures(self) -> Tensor:
         """A table of held-out contents against styles, uint8 [3, H, W]; the second column is each content rebuilt."""
-        shown = spread(len(self.heldout.content), SHOWN)
+        shown = strided(len(self.heldout.content), SHOWN)
         contents, styles = self.heldout.content[shown], self.heldout.style[shown]
         full = AdaIN(self.encoder, self.average, device=self.device)
         plain = AdaIN(self.encoder, self.average, 0.0, self.device)
