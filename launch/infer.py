@@ -53,8 +53,8 @@ class InferConfig:
     """Folder for CONTENT__STYLE.png and grid.png; or, for a single result, a .png file (its grid is beside it). By default
     runs/infer, or where that is taken runs/infer-2 and so on."""
     content: tuple[Path, ...] = ()
-    """Pictures that are to be stylised: files, folders and patterns (quoted or not). Of an animation the first frame.
-    Without contents, styles and pairs, a few of the demo's pictures are taken."""
+    """Pictures that are to be stylised: files, folders, patterns (quoted or not) and .txt lists of files. Of an animation
+    the first frame. Without contents, styles and pairs, a few of the demo's pictures are taken."""
     style: tuple[Path, ...] = ()
     """Pictures in the wanted style, likewise; every content is combined with every style."""
     pairs: Path | None = None

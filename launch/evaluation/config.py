@@ -33,7 +33,7 @@ class EvalConfig:
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
     """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
-    """Evaluate without targets instead: content pictures, as a picture, a folder, or a .txt list of files."""
+    """Evaluate without targets instead: content pictures, as a picture, a folder, a pattern, or a .txt list of files."""
     style: Path | None = None
     """Style pictures, likewise."""
     pairing: Literal["all", "zip"] = "all"
