@@ -31,13 +31,13 @@ from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_DATA
 from launch.common.device import choose_device
 from launch.common.stop import STOPPED, StopRequest
+from launch.configs.shape import VaeShape
 from learner.supervised.vqvae import TokenizerLearner, TokenizerStepConfig, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
 from stylevar.bounds import check_bounds
 from stylevar.checkpoint import load_matching, read_vae_state, save_vae
-from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.sampling import trajectory_seed
@@ -46,20 +46,8 @@ from stylevar.vqvae import VQVAE
 WEIGHTS, STATE = "vqvae.safetensors", "state.pt"
 
 
-@dataclass(frozen=True)
-class TokenizerShape:
-    """The part of the model config that the VQ-VAE needs."""
-
-    patch_nums: tuple[int, ...] = (1, 2, 4, 6, 8, 10)
-    """Side of the token map of each scale."""
-    V: int = 2048
-    """Codebook size."""
-    Cvae: int = 32
-    """Channels of the latent."""
-    ch: int = 32
-    """Base channels."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
-    """Channel multiplier of each level; every level after the first halves the resolution."""
+def _small() -> VaeShape:
+    return VaeShape((1, 2, 4, 6, 8, 10), V=2048, Cvae=32, ch=32, ch_mult=(1, 1, 2, 4))
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,7 @@ class TrainVqvaeConfig:
     """Start from this VQ-VAE instead of from scratch; tensors of another shape start anew and are named."""
     resume: bool = False
     """Go on from the last state in --out."""
-    shape: TokenizerShape = field(default_factory=TokenizerShape)
+    shape: VaeShape = field(default_factory=_small)
     step: TokenizerStepConfig = field(default_factory=TokenizerStepConfig)
     steps: Annotated[int, Gt(0)] = 2000
     """Optimizer steps."""
@@ -101,12 +89,6 @@ class TrainVqvaeConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-
-    def model_config(self) -> ModelConfig:
-        """The full model config, of which the VQ-VAE takes its part."""
-        shape = self.shape
-        alphas = default_alphas(len(shape.patch_nums))
-        return ModelConfig(shape.patch_nums, shape.V, shape.Cvae, shape.ch, shape.ch_mult, alphas=alphas)
 
 
 def load_images(patterns: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +126,7 @@ class TokenizerRun:
     def __init__(self, config: TrainVqvaeConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        arch = config.model_config()
+        arch = config.shape.model_config()
         self.images = torch.cat(load_images(config.shards, arch.image_size)).to(device)
         content, target = load_images(config.heldout, arch.image_size)
         self.heldout = {"photographs": content.to(device), "stylised": target.to(device)}

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from launch.benchmarks.model import SMALL, ModelShape
+from launch.benchmarks.model import SMALL
 from launch.benchmarks.step import Effort, RandomRewards, build_policy, run_steps, use_threads
 from launch.common.cpus import Threads
 from launch.common.device import choose_device
 from launch.common.text import duration, table
 from launch.configs.grpo import GrpoConfig
+from launch.configs.shape import ModelShape
 from launch.rl.colocated import ColocatedWorker
 from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig

@@ -14,12 +14,13 @@ from annotated_types import Ge
 from torch import Tensor
 
 from launch.benchmarks.compare import check, naive_flops
-from launch.benchmarks.model import ModelShape, random_conditions
+from launch.benchmarks.model import build_model, random_conditions
 from launch.benchmarks.naive import NaiveModel
 from launch.benchmarks.step import Effort, use_threads
 from launch.common.cpus import Threads
 from launch.common.device import choose_device
 from launch.common.text import duration, operations, share, table
+from launch.configs.shape import ModelShape
 from launch.run.telemetry import memory
 from launch.sizing.flops import count_flops
 from launch.sizing.peak import product_peak
@@ -131,7 +132,7 @@ class Infer:
         """Build the model and time every batch size, smallest first."""
         use_threads(self.threads)
         device = choose_device(self.device)
-        model = self.model.build()
+        model = build_model(self.model)
         model.vae.to(device)
         model.to(device)
         allow_tf32(self.tf32)

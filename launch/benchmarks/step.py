@@ -15,13 +15,14 @@ from annotated_types import Ge
 from torch import Tensor
 
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
-from launch.benchmarks.model import ModelShape, enliven, random_conditions
+from launch.benchmarks.model import build_model, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases, refuse_unknown
 from launch.benchmarks.result import PhaseResult
 from launch.common.cpus import Threads
 from launch.common.device import choose_device, set_threads
 from launch.common.text import duration, size, table
 from launch.configs.grpo import GrpoConfig
+from launch.configs.shape import ModelShape
 from launch.rl.colocated import ColocatedWorker
 from launch.sizing.flops import count_flops
 from launch.sizing.memory import saved_activations
@@ -255,6 +256,6 @@ def use_threads(threads: int) -> None:
 
 def build_policy(config: GrpoConfig, shape: ModelShape, device: torch.device) -> Policy:
     """A policy of random weights, whose adapters have an effect."""
-    policy = Policy(config.policy_source(), device, shape.build(config.seed))
+    policy = Policy(config.policy_source(), device, build_model(shape, config.seed))
     enliven(policy.adapters, config.seed)
     return policy

@@ -15,47 +15,24 @@ from data.mixture import MixtureConfig
 from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_VAE
 from launch.configs.io import absolute_patterns, absolute_source, load_settings
+from launch.configs.shape import ModelShape
 from learner.supervised.schedule import ScheduleConfig
 from learner.supervised.step import SftStepConfig
 from stylevar.bounds import check_bounds
-from stylevar.config import Alpha, ModelConfig, default_alphas
+from stylevar.config import Alpha
 from stylevar.errors import UserError
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ScratchShape(ModelShape):
     """The model's size, for training from scratch; with --init and --var the checkpoint decides."""
 
-    depth: int = 4
-    """Transformer blocks; also the number of heads. The width is 64 * depth."""
-    style_enc_dim: int = 128
-    """Features of the content and style encoders; 512 is ResNet-18."""
     shared_aln: bool = False
     """One adaLN projection for all blocks, with a learned offset per block: a quarter fewer weights."""
-    patch_nums: tuple[int, ...] = (1, 2, 4, 7, 10)
-    """Side of the token map of each scale, coarse to fine."""
-    V: int = 1024
-    """Codebook size of the VQ-VAE."""
-    Cvae: int = 16
-    """Channels of the VQ-VAE's latent."""
-    ch: int = 32
-    """Base channels of the VQ-VAE."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
-    """Channel multiplier of each VQ-VAE level; every level after the first halves the resolution."""
 
-    def model_config(self, alphas: tuple[float, ...] | None) -> ModelConfig:
-        """The full model config, with the published style weights unless `alphas` are given."""
-        return ModelConfig(
-            patch_nums=self.patch_nums,
-            V=self.V,
-            Cvae=self.Cvae,
-            ch=self.ch,
-            ch_mult=self.ch_mult,
-            depth=self.depth,
-            shared_aln=self.shared_aln,
-            style_enc_dim=self.style_enc_dim,
-            alphas=default_alphas(len(self.patch_nums)) if alphas is None else alphas,
-        )
+
+def _small() -> ScratchShape:
+    return ScratchShape((1, 2, 4, 7, 10), V=1024, Cvae=16, ch=32, ch_mult=(1, 1, 2, 4), depth=4, style_enc_dim=128)
 
 
 @dataclass(frozen=True)
@@ -82,7 +59,7 @@ class SftConfig:
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale, in place of the checkpoint's or the published ones."""
-    shape: ModelShape = field(default_factory=ModelShape)
+    shape: ScratchShape = field(default_factory=_small)
     step: SftStepConfig = field(default_factory=SftStepConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
