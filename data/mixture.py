@@ -79,13 +79,13 @@ class MixtureOrder:
             spans = [(step * self.batch, (step + 1) * self.batch)]
         else:
             spans = list(zip(self._taken[step].tolist(), self._taken[step + 1].tolist(), strict=True))
-        found = []
+        picks: list[Pick] = []
         for members, order, span in zip(self._members, self._orders, spans, strict=True):
-            found += [Pick(int(members[order.at(i)]), i // order.n) for i in range(*span)]
+            picks += [Pick(int(members[order.at(i)]), i // order.n) for i in range(*span)]
         if self._taken is not None:  # no process of several shall get one corpus only
-            shuffled = np.random.Generator(np.random.PCG64(_hash(self.seed, f"slots {step}"))).permutation(len(found))
-            found = [found[i] for i in shuffled]
-        return found
+            shuffled = np.random.Generator(np.random.PCG64(_hash(self.seed, f"slots {step}"))).permutation(len(picks))
+            picks = [picks[i] for i in shuffled]
+        return picks
 
     def share(self, step: int, rank: int, world: int) -> list[Pick]:
         """The part of `picks` that process `rank` of `world` takes: together they take all, none twice."""

@@ -7,6 +7,7 @@ python launch/prepare.py check data/omnistyle
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class TokenConfig:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """What all sources have in common."""
 
     source: tyro.conf.Positional[Path]
@@ -108,8 +109,9 @@ class Source:
         if vae is not None:
             print(f"{tokenize(self.out, vae)} triplets tokenised")
 
+    @abstractmethod
     def blocks(self, dataset: str) -> Sequence[Block]:
-        raise NotImplementedError
+        """The corpus in parts that are converted one by one, with `dataset` in their names. UserError if it is none."""
 
     def named(self) -> str:
         """The source, as it is written down to tell it from others."""

@@ -44,10 +44,10 @@ class ReportConfig:
 
 def newest(runs: Path) -> Path:
     """The newest run in `runs`. UserError if there is none."""
-    found = newest_first(runs)
-    if not found:
+    candidates = newest_first(runs)
+    if not candidates:
         raise UserError(f"no run in the folder {runs}: start one with launch/grpo.py, or name the folder of a run")
-    return found[0]
+    return candidates[0]
 
 
 def main(config: ReportConfig) -> None:

@@ -80,7 +80,7 @@ class ConditionCache:
         return state
 
     @torch.no_grad()
-    def tokenised(self, batch: ConditionBatch) -> ConditionBatch:
+    def tokenized(self, batch: ConditionBatch) -> ConditionBatch:
         """`batch` with the VQ tokens of contents and styles, int16 [B, 3, L] on CPU; -1 where a target's are not known."""
         if batch.tokens is not None:
             return batch

@@ -32,12 +32,12 @@ def configs() -> list[type]:
     sources = {path: path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     named = {name for source in sources.values() for name in re.findall(r"^(\w+) = Annotated\[", source, re.MULTILINE)}
     words = re.compile(rf"\b({'|'.join(['Annotated', *sorted(named)])})\b")
-    found = []
+    kinds = []
     for path, source in sorted(sources.items()):
         if "@dataclass" in source and words.search(source):
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-            found += [kind for kind in vars(module).values() if dataclasses.is_dataclass(kind) and inspect.isclass(kind)]
-    own = {kind for kind in found if not inspect.isabstract(kind) and any(bounds(hint) for hint in hints(kind).values())}
+            kinds += [kind for kind in vars(module).values() if dataclasses.is_dataclass(kind) and inspect.isclass(kind)]
+    own = {kind for kind in kinds if not inspect.isabstract(kind) and any(bounds(hint) for hint in hints(kind).values())}
     return sorted(own, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
 
 

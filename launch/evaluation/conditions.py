@@ -126,20 +126,20 @@ def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
 
 def _usable(files: Sequence[Path], size: int) -> set[Path]:
     """Those that can be read; the others are logged. UserError if none can."""
-    found = set()
+    usable = set()
     for file in dict.fromkeys(files):
         try:
             load_image_u8(file, size)
         except UserError as error:
             logger.warning("left out: %s", printable(error))
             continue
-        found.add(file)
-    if not found:
+        usable.add(file)
+    if not usable:
         raise UserError(f"none of the {len(files)} pictures can be read, such as {clipped(files[0])}")
-    return found
+    return usable
 
 
 def reference_images(batch: ConditionBatch) -> dict[str, Tensor]:
     """What can be compared with, uint8 [B, 3, H, W] by name; "target" is there only if there are targets."""
-    found = {"content": batch.content, "style": batch.style}
-    return found | ({"target": batch.target} if batch.target.shape[1] == 3 else {})
+    inputs = {"content": batch.content, "style": batch.style}
+    return inputs | ({"target": batch.target} if batch.target.shape[1] == 3 else {})

@@ -169,9 +169,9 @@ class AdainRun:
         heldout = self.triplets
         if self.config.heldout:
             heldout = open_heldout(self.config.heldout, size)
-        found = [heldout.usable(row) for row in strided(len(heldout), 32)]
-        styles = torch.stack([c.style for c in found]).roll(len(found) // 2, 0)
-        return PairBatch(torch.stack([c.content for c in found]), styles)
+        conditions = [heldout.usable(row) for row in strided(len(heldout), 32)]
+        styles = torch.stack([c.style for c in conditions]).roll(len(conditions) // 2, 0)
+        return PairBatch(torch.stack([c.content for c in conditions]), styles)
 
     def _make_folder(self) -> None:
         out = self.config.out
