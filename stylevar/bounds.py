@@ -109,7 +109,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _numbers(value: Any, hint: Any, limits: Limits = Limits()) -> Iterator[tuple[Any, Limits]]:
-    """What stands in `value` where its type `hint` has numbers, each with its limits."""
+    """What stands in `value` where its type `hint` has numbers, each with its own limits, or those of what it is part of."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (int, float):
         yield value, limits
@@ -118,14 +118,14 @@ def _numbers(value: Any, hint: Any, limits: Limits = Limits()) -> Iterator[tuple
     elif origin in (Union, UnionType):
         if value is not None:
             for option in arguments:
-                yield from _numbers(value, option)
+                yield from _numbers(value, option, limits)
     elif origin is tuple:
         kinds = repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments
         for item, kind in zip(value, kinds, strict=False):
-            yield from _numbers(item, kind)
+            yield from _numbers(item, kind, limits)
     elif origin is dict:
         for item in value.values():
-            yield from _numbers(item, arguments[1])
+            yield from _numbers(item, arguments[1], limits)
 
 
 def _shown(value: Any) -> str:

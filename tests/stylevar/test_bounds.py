@@ -26,6 +26,8 @@ class Config:
     threads: Annotated[int, Ge(0), Remedy("0 takes all cores")] = 0
     steps: Annotated[int, Ge(1)] | None = None
     sizes: tuple[Annotated[int, Ge(1)], ...] = ()
+    rounds: Annotated[int | None, Ge(1)] = None
+    shares: Annotated[tuple[float, ...], Ge(0), Le(1)] = ()
     betas: tuple[Annotated[float, Ge(0)], Annotated[float, Lt(1)]] = (0.9, 0.9)
     weights: tuple[tuple[str, Annotated[float, Ge(0)]], ...] = ()
     least: dict[str, float] = field(default_factory=dict)
@@ -73,6 +75,8 @@ def test_what_is_within_its_bounds_passes(fields: dict[str, Any]) -> None:
         ({"decay": 1}, "--decay 1: must lie in [0, 1); try 0.99"),
         ({"threads": -1}, "--threads -1: must be at least 0; 0 takes all cores"),
         ({"steps": 0}, "--steps 0: must be at least 1"),
+        ({"rounds": 0}, "--rounds 0: must be at least 1"),
+        ({"shares": (0.5, 1.5)}, "--shares 0.5 1.5: each must lie in [0, 1]"),
         ({"sizes": (4, 0)}, "--sizes 4 0: each must be at least 1"),
         ({"betas": (-0.1, 0.5)}, "--betas -0.1 0.5: each must be at least 0"),
         ({"betas": (0.1, 1.0)}, "--betas 0.1 1.0: each must be below 1"),
