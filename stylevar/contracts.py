@@ -114,10 +114,14 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards fp32 [B, G] (higher is better) and the components they were made of, each fp32 [B, G]."""
+    """Rewards fp32 [B, G] (higher is better) and the components they were made of, each fp32 [B, G].
+
+    `gradient`, if it was asked for: bf16 [B, G, 3, H, W], of the reward with respect to the image in [0, 1].
+    """
 
     rewards: Tensor
     components: dict[str, Tensor]
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)

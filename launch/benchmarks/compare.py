@@ -74,7 +74,7 @@ def compare_step(
     adapters, learner = worker.adapters, worker.trainer.learner
     with adapters.merged():
         ours = worker.sampler.sample(batch, c.seed, 0, worker.policy.version)
-    reference = learner.reference_logprobs(worker.conditions.get(batch), ours)
+    reference = learner.reference(worker.conditions.get(batch), ours)
     timer = PhaseTimer(torch.cuda.synchronize if worker.device.type == "cuda" else None)
     steps = NaiveSteps(adapters, Truncation(c.rollout.top_k, c.rollout.top_p), timer)
     alike, difference = [], 0.0

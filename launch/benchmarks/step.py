@@ -47,10 +47,11 @@ TRANSFORMER = ("rollout", "reference", "update forward", "update backward")
 class RandomRewards:
     """Rewards that cost nothing, and of which no two are alike."""
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores:
+    def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores:
         """See `RewardScorer.score`."""
         rewards = torch.randn(generated_u8.shape[:2], device=generated_u8.device)
-        return Scores(rewards, {"total": -rewards})
+        slopes = torch.randn_like(generated_u8, dtype=torch.bfloat16) if gradient else None
+        return Scores(rewards, {"total": -rewards}, slopes)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,12 @@ class DistributedRun:
         self._reward = Pool(
             placement.names("reward", cluster.reward_workers),
             lambda number: placement.create("reward", number),
-            lambda actor: actor.setup.remote(config.reward, placement.device, placement.threads("reward", config.threads)),
+            lambda actor: actor.setup.remote(
+                config.reward,
+                placement.device,
+                placement.threads("reward", config.threads),
+                config.learner.needs_gradient,
+            ),
             self._calls,
             cluster.max_restarts,
             lambda number: not placement.is_lost(("reward", number)),
@@ -92,7 +97,15 @@ class DistributedRun:
         self._usage = RoleUsage(config.name, members, {"rollout": self._rollout, "reward": self._reward})
         self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
         in_turn = placement.device == "cpu" and placement.crowded(config.threads)
-        self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn)
+        self._flow = UnitFlow(
+            self._reader,
+            self._rollout,
+            self._reward,
+            self._learners,
+            self._weights.sync,
+            in_turn,
+            config.learner.needs_gradient,
+        )
         self._failover = Failover(placement, self._rollout, self._reward, self._learners)
         self._source = self._source_of(checkpoint)
         self._rollout.start()

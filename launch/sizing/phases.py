@@ -111,15 +111,15 @@ class Phases:
 
     def reference(self, state: ConditionState, group: int) -> Tensor:
         """The reference pass over all conditions of `state`."""
-        return self.learner.reference_logprobs(state, self._trajectories(state.start.shape[0], group))
+        return self.learner.reference(state, self._trajectories(state.start.shape[0], group))
 
     def forward(self, state: ConditionState, group: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """The update's forward pass for one condition: queries, their leaves, and something to go back from."""
         queries = guide_queries(self.model, state)
         leaves = [q.detach().requires_grad_() for q in queries]
         trajectories = self._trajectories(1, group)
-        logp, _ = self.learner.logprobs_to_learn(state, leaves, trajectories.tokens, trajectories.support)
-        return queries, leaves, logp.sum()
+        terms = self.learner.terms_to_learn(state, leaves, trajectories.tokens, trajectories.support)
+        return queries, leaves, terms.logp.sum()
 
     def backward_queries(self, queries: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
         """The end of the backward pass, which a group's trajectories share."""

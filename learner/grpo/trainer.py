@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from learner.grpo.lesson import Lesson, UpdateResult
 from learner.grpo.merging import MergeAction
 from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.lesson import Lesson, UpdateResult
 from stylevar.adapters import AdapterState
 from stylevar.checkpoint import save_model, save_torch
 from stylevar.clock import Clock, untimed
@@ -26,10 +26,17 @@ FACTS, OPTIMIZER, ADAPTER = "worker.json", "optimizer.pt", "adapter"
 class Trainer:
     """What a learner holds, alone or as one of several, which all do the same."""
 
-    def __init__(self, policy: Policy, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
-        """`clock` is told of the phases of an update."""
+    def __init__(
+        self,
+        policy: Policy,
+        config: LearnerConfig,
+        temperature: float = 1.0,
+        clock: Clock = untimed,
+        steps: int | None = None,
+    ) -> None:
+        """See `GrpoLearner`."""
         self.policy, self.adapters = policy, policy.adapters
-        self.learner = GrpoLearner(policy.adapters, config, temperature, clock)
+        self.learner = GrpoLearner(policy.adapters, config, temperature, clock, steps)
         self.snapshots: dict[str, AdapterState] = {}
 
     def encode(self, batch: ConditionBatch) -> ConditionState:

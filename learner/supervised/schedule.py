@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from learner.schedule import rate
 from stylevar.bounds import check_bounds
 
 
@@ -31,10 +31,7 @@ class ScheduleConfig:
 
     def learning_rate(self, step: int, steps: int, peak: float) -> float:
         """Learning rate of `step` (0 ... steps - 1)."""
-        if step < self.warmup:
-            return peak * (step + 1) / self.warmup
         if self.schedule == "step":
-            return peak if step < self.lr_drop_at * steps else peak * self.lr_drop
-        done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
-        left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return peak * (self.lr_end + (1 - self.lr_end) * left)
+            dropped = step >= max(self.warmup, self.lr_drop_at * steps)
+            return peak * rate("constant", step, steps, self.warmup) * (self.lr_drop if dropped else 1.0)
+        return peak * rate(self.schedule, step, steps, self.warmup, self.lr_end)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.cluster.distributed import DistributedRun
+from launch.common.ray_cluster import init_patiently
 from launch.common.stop import StopRequest
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
@@ -24,6 +25,7 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.reports import StepReport
 from launch.rl.run import execute
 from launch.run.run_folder import find_resume
+from learner.grpo.update import LearnerConfig
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}
@@ -31,7 +33,7 @@ NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield write_inputs(tmp_path_factory.mktemp("inputs"))
     ray.shutdown()
 
@@ -84,6 +86,18 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
     assert set(scalars(undisturbed, "policy/staleness").values()) == {0.0}
     assert {*scalars(undisturbed, "policy/ratio_mean").values()} == {1.0}
     assert min(scalars(undisturbed, "sync/bytes").values()) > 0
+
+
+def test_gradient_credit_is_the_colocated_run_however_many_learn(inputs, tmp_path):
+    """The reward's gradient goes from the reward workers to the learners, the curvature over all learners."""
+    fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit="gradient", kl_estimator="full"), **NO_MERGES}
+    alone = execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
+    two = replace(ONE, learners=2, rollout_workers=2)
+    shared = run(config(inputs, tmp_path, "shared", cluster=two, **fields))
+    assert_same_rows(rows(shared), rows(alone), atol=2e-3)
+    for name, value in adapters(shared).items():
+        torch.testing.assert_close(value, adapters(alone)[name], atol=2e-3, rtol=2e-2)
+    assert min(scalars(shared, "credit/spread").values()) > 0
 
 
 class Disturbed(DistributedRun):

@@ -10,6 +10,7 @@ import pytest
 import ray
 from grpo_files import config, write_inputs
 
+from launch.common.ray_cluster import init_patiently
 from launch.configs.grpo import GrpoConfig
 from launch.rl.colocated_actor import ColocatedActor
 from launch.rl.run import execute
@@ -19,7 +20,7 @@ from stylevar.errors import UserError
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield {"CPU": 2.0}
     ray.shutdown()
 
