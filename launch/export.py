@@ -19,7 +19,9 @@ import tyro
 
 from launch.common import cli
 from launch.release.files import check_config, check_target, stored_state, target_of, write
+from stylevar.bounds import check_bounds
 from stylevar.checkpoint import read_model
+from stylevar.config import Alpha
 from stylevar.errors import UserError
 from stylevar.source import Take, locate
 from stylevar.text import printable
@@ -41,7 +43,7 @@ class ReleaseConfig:
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default that of the run."""
     with_vae: bool = False
     """Copy the VQ-VAE too, as vqvae.safetensors."""
-    alphas: tuple[float, ...] | None = None
+    alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale, in place of those saved with the model."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) of a source on the hub."""
@@ -62,6 +64,7 @@ class ReleaseConfig:
     """Summary of an evaluation (JSON), for the card."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.out is None and self.push is None:
             raise UserError("nothing to do: give --out FILE, --push OWNER/NAME, or both")
         if self.push is None and (self.private or self.branch or self.message or self.eval):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from stylevar.bounds import Remedy, check_bounds
 from stylevar.capture import Captured, Record, cuda_graph
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch
@@ -27,26 +29,20 @@ from stylevar.transformer import StyleVAR
 class RolloutConfig(SamplingConfig):
     """How trajectories are sampled."""
 
-    group: int = 16
+    group: Annotated[int, Ge(2), Remedy("a group of one has no spread to learn from")] = 16
     """Trajectories per condition (G), at least 2."""
     logprob: Literal["full", "support"] = "full"
     """Log-probs under the full softmax (as published), or renormalised over the tokens that could be drawn."""
-    rollout_batch: int = 0
+    rollout_batch: Annotated[int, Ge(0)] = 0
     """The most trajectories that are sampled at once; 0 for as many as the memory budget holds."""
-    decode_batch: int = 0
+    decode_batch: Annotated[int, Ge(0)] = 0
     """The most images that pass through the VQ-VAE at once; 0 for as many as the memory budget holds."""
     cuda_graphs: bool = False
     """Record the kernels of a rollout once per shape and replay them: fewer waits between small ones; takes memory."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         super().__post_init__()
-        if self.group < 2:
-            raise UserError(
-                f"--group {self.group}: a group needs at least 2 trajectories, or there is no spread to learn from"
-            )
-        for name in ("rollout_batch", "decode_batch"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0 (0 is automatic)")
 
     def at_once(self, conditions: int) -> int:
         """Of so many conditions, how many are sampled together, at least one; without a bound all of them."""
@@ -77,7 +73,7 @@ class ConditionCache:
         return state
 
     @torch.no_grad()
-    def tokenised(self, batch: ConditionBatch) -> ConditionBatch:
+    def tokenized(self, batch: ConditionBatch) -> ConditionBatch:
         """`batch` with the VQ tokens of contents and styles, int16 [B, 3, L] on CPU; -1 where a target's are not known."""
         if batch.tokens is not None:
             return batch

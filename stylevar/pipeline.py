@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from PIL import Image
 from torch import Tensor
 
@@ -36,15 +38,10 @@ Pictures = Image.Image | Sequence[Image.Image]
 class Sampling(SamplingChoice):
     """How results are drawn."""
 
-    num_samples: int = 1
+    num_samples: Annotated[int, Ge(1)] = 1
     """Results per pair."""
     seed: int = 0
     """Seed; a result depends on it, on the name of its pair and on its number, not on the other pairs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_samples < 1:
-            raise BadSetting("num_samples", self.num_samples, "must be at least 1")
 
 
 @dataclass(frozen=True)

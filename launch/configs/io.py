@@ -1,4 +1,4 @@
-"""Settings as they are kept: as plain YAML and back, with absolute paths."""
+"""Settings as they are kept: as YAML's own types and back, with absolute paths."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, overload
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, overload
 
 from stylevar.errors import UserError
 from stylevar.hub import followed
+from stylevar.yaml_files import read_yaml
 
+ConfigT = TypeVar("ConfigT")
 RunKind = Literal["grpo", "sft"]
 
 
@@ -38,11 +40,13 @@ def as_kept(config: RunConfig) -> dict[str, Any]:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config as nested dicts of YAML's own types."""
+    """A config, or settings in a dict, as nested dicts of YAML's own types."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {name: plain(v) for name, v in value.items()}
         if isinstance(value, (tuple, list)):
             return [plain(v) for v in value]
         return str(value) if isinstance(value, Path) else value
@@ -50,20 +54,35 @@ def to_plain(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
-def from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
+def load_settings(kind: type[ConfigT], path: Path, what: str) -> ConfigT:
+    """The config of the dataclass `kind` that is kept in the file `path`; `what` says whose it is, such as "an SFT run".
+
+    Raises UserError if the file cannot be read or holds something else.
+    """
+    values = read_yaml(path, f"give the config.yaml of {what}")
+    refusal = f"{path} is not the config of {what}"
+    try:
+        return from_plain(kind, values, refusal)
+    except TypeError as error:
+        raise UserError(f"{refusal} ({error}): correct it, or give another") from error
+
+
+def from_plain(kind: type, values: Mapping[str, Any], refusal: str) -> Any:
     """The config of the dataclass `kind` from what `to_plain` or `as_kept` made of it.
 
-    Raises UserError, with `source`, for unknown keys and for another kind of run.
+    Raises UserError, which begins with `refusal`, for anything else, such as another kind of run.
     """
-    values = without_kind(kind, values, source)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{refusal}: it needs names with values in place of {values!r:.40}")
+    values = without_kind(kind, values, refusal)
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise UserError(f"{source} has unknown keys {unknown} for {kind.__name__}: remove them or correct their names")
+        raise UserError(f"{refusal}: it has unknown keys {unknown}; remove them or correct their names")
 
     def typed(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint):
-            return from_plain(typing.cast(type, hint), value, source)
+            return from_plain(typing.cast(type, hint), value, refusal)
         if get_origin(hint) in (types.UnionType, typing.Union):
             options = [h for h in get_args(hint) if h is not type(None)]
             return None if value is None else typed(options[0], value)
@@ -74,21 +93,23 @@ def from_plain(kind: type, values: Mapping[str, Any], source: str) -> Any:
     return kind(**{name: typed(hints[name], value) for name, value in values.items()})
 
 
-def without_kind(config: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+def without_kind(config: type, values: Mapping[str, Any], refusal: str) -> dict[str, Any]:
     """A run's settings but for its kind, which older versions did not write down."""
     expected: RunKind | None = getattr(config, "kind", None)
     if expected is None or "kind" not in values:
         return dict(values)
     if values["kind"] != expected:
-        raise UserError(f"{source} is of another kind of run ({values['kind']}): give that of a run of kind {expected}")
+        raise UserError(f"{refusal}: it is of a run of kind {values['kind']}; give that of a run of kind {expected}")
     return {name: value for name, value in values.items() if name != "kind"}
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """A list of YAML's; or what an older version wrote for a set of shards, one pattern or null."""
+    """A list of YAML's, with the lists in it; or what an older version wrote for a set of shards, one pattern or null."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    if not isinstance(value, list):
+        return (value,)
+    return tuple(_as_tuple(item) if isinstance(item, list) else item for item in value)
 
 
 @overload

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from launch.configs.io import kind_of
@@ -18,6 +17,7 @@ from launch.run_report.settings import flat
 from stylevar.checkpoint import VAE_FILE, ModelWeights
 from stylevar.errors import UserError
 from stylevar.source import run_of
+from stylevar.yaml_files import read_yaml
 
 _OF_THE_PLACE = {
     *("kind", "name", "runs", "resume", "config"),
@@ -122,7 +122,7 @@ def _stages(run: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
         file = None if run is None else run / "config.yaml"
         if file is None or not file.is_file():
             return
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = read_yaml(file, "restore the run's config")
         if not isinstance(settings, dict):
             return
         yield kind_of(settings).upper(), settings

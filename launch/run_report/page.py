@@ -10,7 +10,6 @@ from html import escape
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from launch.run_report.charts import hacking_charts, phases, step_span, time_charts, training_charts
@@ -19,6 +18,7 @@ from launch.run_report.hacking import SENSES, Change, Inspection, inspect
 from launch.run_report.looks import SCRIPT, STYLE
 from launch.run_report.record import Mark, Picture, RunRecord, paired
 from launch.run_report.settings import changed_settings
+from stylevar.yaml_files import yaml_text
 
 _QUALITY = 80
 _TOP_PHASES = 12
@@ -308,8 +308,7 @@ def _configuration(record: RunRecord) -> str:
         return ""
     rows = [[f"<code>{escape(k)}</code>", escape(str(v)), escape(str(d))] for k, v, d in changed_settings(record)]
     table = _table(["setting", "here", "by default"], rows) if rows else ""
-    whole = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
-    return f"{table}<details><summary>config.yaml</summary><pre>{escape(whole)}</pre></details>"
+    return f"{table}<details><summary>config.yaml</summary><pre>{escape(yaml_text(record.config))}</pre></details>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], headless: bool = False) -> str:

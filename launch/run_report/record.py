@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
 from launch.configs.io import RunKind, kind_of
@@ -21,6 +20,7 @@ from launch.run.run_folder import finished_at
 from launch.run.telemetry import HOST
 from stylevar.errors import UserError
 from stylevar.text import check_path
+from stylevar.yaml_files import read_yaml
 
 EVENT = "merge/event/"
 """Prefix of the scalars that mark a merge or a rollback: the rest is the name of what was done."""
@@ -126,12 +126,14 @@ def read_run(path: Path) -> RunRecord:
 def _read_config(record: RunRecord) -> None:
     file = record.path / "config.yaml"
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no settings")
+        values = read_yaml(file, "restore it")
+    except UserError as error:
+        record.notes.append(f"config.yaml is left out: {error}")
+        return
+    if isinstance(values, dict):
         record.config = values
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        record.notes.append(f"config.yaml is left out: {_reason(error)}")
+    else:
+        record.notes.append("config.yaml is left out: it holds no settings")
 
 
 def _read_events(record: RunRecord) -> None:

@@ -55,17 +55,17 @@ def open_data(config: SftConfig, model: StyleVAR) -> SftData:
     """Find the triplets of a run. UserError as `TripletShards`, and if there is nothing to train on."""
     size = model.arch.image_size
     index = index_triplets(expand_shards(config.shards))
-    found = {"train": index.of_split("train"), **_validation(index, config)}
-    if not len(found["train"]):
+    parts = {"train": index.of_split("train"), **_validation(index, config)}
+    if not len(parts["train"]):
         only = ", ".join(index.splits)
         raise UserError(f"{config.shards[0]} holds no triplet of the split train, only {only}: add the train shards")
-    bytes_decoded = sum(len(some) for some in found.values()) * len(ROLES) * 3 * size**2
+    bytes_decoded = sum(len(part) for part in parts.values()) * len(ROLES) * 3 * size**2
     in_memory = bytes_decoded <= config.memory_gb * 1e9
     # Tokens of pictures that change anew each time are of no use, and an in-memory run makes its own.
     vae = None if in_memory or config.augment.varies else model.vae.fingerprint()
     # Those that become resident are decoded once, then.
-    kept = [name for name in found if in_memory and (name != "train" or config.augment.varies)]
-    sets = {name: TripletShards(some, size, cache=name in kept, vae=vae) for name, some in found.items()}
+    kept = [name for name in parts if in_memory and (name != "train" or config.augment.varies)]
+    sets = {name: TripletShards(part, size, cache=name in kept, vae=vae) for name, part in parts.items()}
     for name in kept:
         sets[name].validate()
     return SftData(sets.pop("train"), sets, in_memory)
@@ -96,10 +96,12 @@ class MicroBatches(Dataset):
         picks = self.order.share(step, self.rank, self.world)
         start, end = (len(picks) * m // self.per_step for m in (micro, micro + 1))
         try:
-            found = [augment(self.train.usable(p.sample), self.config, self.order.seed, p.epoch) for p in picks[start:end]]
+            triplets = [
+                augment(self.train.usable(p.sample), self.config, self.order.seed, p.epoch) for p in picks[start:end]
+            ]
         except UserError as error:
             return error
-        return ConditionBatch.stack(found)
+        return ConditionBatch.stack(triplets)
 
 
 class ResidentBatches:
@@ -189,7 +191,7 @@ def in_order(
 
     Each of `world` processes gets other ones.
     """
-    rows = spread(len(triplets), samples or len(triplets))[rank::world]
+    rows = strided(len(triplets), samples or len(triplets))[rank::world]
     for start in range(0, len(rows), size):
         yield pick(triplets, rows[start : start + size])
 
@@ -199,8 +201,12 @@ def pick(triplets: TripletShards, indices: Sequence[int]) -> ConditionBatch:
     return ConditionBatch.stack([triplets.usable(i) for i in indices])
 
 
-def spread(length: int, count: int) -> list[int]:
-    """Up to `count` of `length` numbers at equal distances, the same each time."""
+def strided(length: int, count: int) -> list[int]:
+    """Up to `count` of `length` numbers, at equal distances from 0 on; the last is among them only if all are.
+
+    GRPO's `data.conditions.spread` takes both ends. The two cannot become one: a resumed run must score the same held-out
+    triplets as before.
+    """
     count = min(count, length)
     return [i * length // count for i in range(count)]
 
@@ -229,5 +235,5 @@ def token_cache_file(triplets: TripletShards, vae: VQVAE) -> Path:
 
 def corpora(train: TripletShards) -> dict[str, np.ndarray]:
     """{name: its sample numbers} of what is trained on."""
-    found = {name: train.index.of_dataset(name) for name in train.index.datasets}
-    return {name: rows for name, rows in found.items() if len(rows)}
+    rows_of = {name: train.index.of_dataset(name) for name in train.index.datasets}
+    return {name: rows for name, rows in rows_of.items() if len(rows)}

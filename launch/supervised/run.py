@@ -38,7 +38,7 @@ from launch.supervised.data import (
     make_resident,
     open_data,
     pick,
-    spread,
+    strided,
     token_cache_file,
 )
 from launch.supervised.start import starting_model
@@ -232,7 +232,7 @@ class SftRun:
 
     def _samples(self, triplets: TripletShards) -> Tensor:
         """Some triplets of a split beside what the model makes of them, uint8 [3, H, W]."""
-        shown = pick(triplets, spread(len(triplets), self.config.image_conditions))
+        shown = pick(triplets, strided(len(triplets), self.config.image_conditions))
         sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
         drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
         return draw_grid([GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)])
