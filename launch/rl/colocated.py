@@ -52,7 +52,10 @@ class ColocatedWorker:
         self.sets = ConditionSets(
             config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
         )
-        self.assemble(choice.config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
+        config = choice.config
+        if checkpoint is None:
+            config = config.with_heldout_sampling(policy.model.arch.sampling)
+        self.assemble(config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
@@ -112,7 +115,7 @@ class ColocatedWorker:
         monitor, version = self.config.monitor, self.policy.version
         chosen = spread(self.sets.sizes()[name], conditions)
         tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
-        sampler = GroupSampler(self.policy.model, self.config.rollout, streams=CoupledStreams)
+        sampler = GroupSampler(self.policy.model, self.config.heldout_sampling(), streams=CoupledStreams)
         with self.adapters.merged():
             for start in range(0, len(chosen), monitor.eval_unit):
                 batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
