@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.sizing.trace import shapes_only
+from launch.sizing.trace import ShapesOnly
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_term, distance_class, weighted_sum
@@ -82,7 +82,7 @@ class Phases:
         tokens = None
         if self.work.tokens_known or tokens_known:
             tokens = [torch.empty(2 * conditions, p * p, dtype=torch.int64, device=META) for p in arch.patch_nums]
-        with shapes_only():
+        with ShapesOnly():
             return encode_conditions(self.model, image, image, tokens)
 
     @torch.no_grad()
