@@ -120,7 +120,7 @@ class GroupSampler:
         """`streams` turns seeds into tokens; CoupledStreams costs more, and makes policies comparable.
 
         `clock` is told of the phase "decode".
-        With `cuda_graphs` the policy's merged weights must stay where they are (`Adapters.keep_merged`).
+        With `cuda_graphs` the policy's effective weights must stay where they are (`Adapters.keep_in_place`).
         """
         self.model, self.config, self.streams = model, config, streams
         if config.cuda_graphs and model.device.type != "cuda" and record is cuda_graph:

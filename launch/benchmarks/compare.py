@@ -72,7 +72,7 @@ def compare_step(
     c = worker.config
     batch = random_conditions(c.conditions, worker.policy.image_size, seed=-1).to(worker.device)
     adapters, learner = worker.adapters, worker.trainer.learner
-    with adapters.merged():
+    with adapters.effective_weights():
         ours = worker.sampler.sample(batch, c.seed, 0, worker.policy.version)
     reference = learner.reference_logprobs(worker.conditions.get(batch), ours)
     timer = PhaseTimer(torch.cuda.synchronize if worker.device.type == "cuda" else None)
@@ -91,9 +91,9 @@ def compare_step(
     times = {tag.removeprefix("time/").replace("_", " "): spent for tag, spent in timer.take().items()}
     trajectories = c.conditions * c.rollout.group
     counted = {phase: float(trajectories * count) for phase, count in naive_flops(work).items()}
-    phases = [*times, "merge"]
+    phases = [*times, "effective weights"]
     mine = Side({p: seconds[p] for p in phases}, {p: flops[p] for p in phases})
-    return Comparison(Side(times | {"merge": 0.0}, counted), mine, tokens_equal, difference)
+    return Comparison(Side(times | {"effective weights": 0.0}, counted), mine, tokens_equal, difference)
 
 
 def check(tokens_equal: float, logprob_difference: float, device: torch.device) -> None:

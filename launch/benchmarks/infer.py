@@ -132,7 +132,6 @@ class Infer:
         allow_tf32(self.tf32)
         if self.precision == "bf16":
             model.hold_in(torch.bfloat16)
-            model.vae.decode_in_bf16 = device.type == "cuda"
         if self.compile:
             model.compile_blocks()
         settings = RolloutConfig(top_k=self.top_k, top_p=self.top_p)

@@ -35,7 +35,17 @@ from stylevar.errors import UserError
 from stylevar.policy import Policy, Precision
 
 RewardName = Literal["none", "lite", "dreamsim"]
-PHASES = ("condition", "merge", "rollout", "decode", "reward", "reference", "update forward", "update backward", "optimizer")
+PHASES = (
+    "condition",
+    "effective weights",
+    "rollout",
+    "decode",
+    "reward",
+    "reference",
+    "update forward",
+    "update backward",
+    "optimizer",
+)
 TRANSFORMER = ("rollout", "reference", "update forward", "update backward")
 """The phases that consist of the transformer's blocks and head."""
 

@@ -44,7 +44,7 @@ def costs_from_flops(flops: Flops, config: GrpoConfig, adapters: int, tflops: fl
     """Costs on devices that sustain `tflops`; `adapters` is the number of trainable parameters. Reading is left out."""
     rate, group = tflops * 1e12, config.rollout.group
     each = flops.per_trajectory(group)
-    merge = flops.merge / rate
+    weights = flops.effective_weights / rate
     # AdamW reads weight, gradient and two moments, and writes all but the gradient.
     optimizer = 7 * 4 * adapters / DEVICE_BYTES_PER_S
     return Costs(
@@ -55,10 +55,10 @@ def costs_from_flops(flops: Flops, config: GrpoConfig, adapters: int, tflops: fl
         score=group * each["reward"] / rate,
         reference=group * each["reference"] / rate,
         update=group * (each["update forward"] + each["update backward"]) / rate,
-        optimizer=optimizer + merge,
+        optimizer=optimizer + weights,
         reduce=_reduce_seconds(config, adapters),
         publish=_wire_seconds(config, adapters),
-        sync=_wire_seconds(config, adapters) + merge,
+        sync=_wire_seconds(config, adapters) + weights,
         driver=DRIVER_SECONDS,
     )
 
@@ -107,7 +107,7 @@ class Measurement:
             known = sampler.conditions.tokenised(batch)
             state = sampler.conditions.get(batch)
             start = adapters.state()
-            with adapters.merged():
+            with adapters.effective_weights():
 
                 def load() -> None:
                     adapters.load(start)
@@ -124,7 +124,7 @@ class Measurement:
                 publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))
                 reference = self._seconds(lambda: self.learner.reference_logprobs(state, trajectories))
                 step = self._seconds(self._optimizer_step)
-                merge = self._seconds(adapters.refresh)
+                weights = self._seconds(adapters.refresh)
                 load()
                 lesson = Lesson(state, trajectories, self.learner.reference_logprobs(state, trajectories), scores.rewards)
                 update = self._seconds(lambda: self.learner.update(0, lesson.split(1)), after=load)
@@ -139,7 +139,7 @@ class Measurement:
             score=whole * score / conditions,
             reference=whole * reference / conditions,
             update=whole * max(0.0, update - step) / conditions,
-            optimizer=step + merge,
+            optimizer=step + weights,
             reduce=_reduce_seconds(config, trainable),
             publish=publish,
             sync=_wire_seconds(config, trainable) + sync,

@@ -225,7 +225,7 @@ class Plan:
             ("score", costs.score, "condition"),
             ("reference", costs.reference, "condition"),
             ("forward and backward", costs.update, "condition"),
-            ("optimizer and merge", costs.optimizer, "optimizer step"),
+            ("optimizer and weights", costs.optimizer, "optimizer step"),
         ]
         if not self.colocated:
             parts += [("load adapters", costs.sync, "version"), ("average gradients", costs.reduce, "optimizer step")]

@@ -39,13 +39,13 @@ class Costs:
     update: float
     """Forward and backward pass, per condition."""
     optimizer: float
-    """One optimizer step with the merged weights after it."""
+    """One optimizer step, and the effective weights after it."""
     reduce: float
     """Averaging the gradients of several learners, per optimizer step."""
     publish: float
     """Making the adapters ready to travel, per step, by a learner in another process."""
     sync: float
-    """Loading one version of the adapters into one rollout worker, and merging the weights."""
+    """Loading one version of the adapters into one rollout worker, and computing its effective weights."""
     driver: float
     """What the driver does between two steps."""
 

@@ -23,6 +23,8 @@ from stylevar.text import check_path
 
 EVENT = "merge/event/"
 """Prefix of the scalars that mark a merge or a rollback: the rest is the name of what was done."""
+RENAMED = {"time/merge": "time/effective_weights"}
+"""Curves that older versions wrote under another name."""
 Array = NDArray[Any]
 
 
@@ -148,11 +150,14 @@ def _read_events(record: RunRecord) -> None:
     # It would tell of every purge of a resumed run.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 1}).Reload()
-    for tag in events.Tags()["scalars"]:
-        points = {event.step: event.value for event in events.Scalars(tag)}  # of a step that was redone, the last
+    curves: dict[str, dict[int, float]] = {}
+    for tag in sorted(events.Tags()["scalars"], key=lambda tag: tag not in RENAMED):  # older names, older values first
+        points = curves.setdefault(RENAMED.get(tag, tag), {})
+        points.update((event.step, event.value) for event in events.Scalars(tag))  # of a step that was redone, the last
+        record.last_time = max(record.last_time, max(event.wall_time for event in events.Scalars(tag)))
+    for tag, points in curves.items():
         steps = sorted(points)
         record.scalars[tag] = Series(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
-        record.last_time = max(record.last_time, max(event.wall_time for event in events.Scalars(tag)))
     for tag in events.Tags()["images"]:
         record.pictures[tag] = [Picture(event.step, event.encoded_image_string) for event in events.Images(tag)]
     record.starts = [start for file in files if (start := _start(file)) is not None]

@@ -28,8 +28,8 @@ class Flops:
     """Per condition."""
     target: int
     """Per condition: embedding the target for the reward."""
-    merge: int
-    """Per version of the adapters: the merged weights."""
+    effective_weights: int
+    """Per version of the adapters."""
     rollout: int
     """Per trajectory, without the decoder."""
     decode: int
@@ -64,13 +64,13 @@ class Flops:
         Args:
             passes: over the same trajectories.
             optimizer_steps: in the whole step.
-            copies: how often each condition is encoded, and weights merged: once per process that does.
+            copies: how many processes encode each condition, and compute the effective weights.
         """
         times = {"condition": copies, "update forward": passes, "update backward": passes}
         counts = {
             phase: conditions * group * flops * times.get(phase, 1) for phase, flops in self.per_trajectory(group).items()
         }
-        return counts | {"merge": float(self.merge * (optimizer_steps + copies - 1))}
+        return counts | {"effective weights": float(self.effective_weights * (optimizer_steps + copies - 1))}
 
 
 def count_flops(work: Workload) -> Flops:
@@ -83,8 +83,8 @@ def _measure(phases: Phases) -> dict[str, int]:
     counts = {}
     state, counts["encode"] = count_flops_of(lambda: phases.encode(1))
     _, counts["encode_again"] = count_flops_of(lambda: phases.encode(1, tokens_known=True))
-    with phases.adapters.merged():
-        _, counts["merge"] = count_flops_of(phases.adapters.refresh)
+    with phases.adapters.effective_weights():
+        _, counts["effective_weights"] = count_flops_of(phases.adapters.refresh)
         queries, counts["queries"] = count_flops_of(lambda: phases.queries(state))
         _, counts["rollout"] = count_flops_of(lambda: phases.sample(state, queries, 1))
         _, counts["decode"] = count_flops_of(lambda: phases.decode(1))

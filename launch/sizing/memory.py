@@ -19,7 +19,7 @@ from launch.sizing.trace import peak_bytes, saved_bytes
 from reward.base import RewardConfig
 from stylevar.conditions import ConditionState
 from stylevar.config import ModelConfig
-from stylevar.lowrank import MERGED
+from stylevar.lowrank import kept_effective
 
 ALWAYS = "always"
 _CACHED_BATCHES = 2  # of a ConditionCache
@@ -116,7 +116,7 @@ class MemoryPlan:
             Component("transformer", m["transformer"]),
             Component("VQ-VAE", m["VQ-VAE"]),
             Component("adapters", m["adapters"]),
-            Component("merged weights", m["merged"]),
+            Component("effective weights", m["effective"]),
         ]
 
     def _state(self, conditions: int, cached: int = _CACHED_BATCHES) -> list[Component]:
@@ -178,7 +178,7 @@ def saved_activations(work: Workload, group: int) -> int:
     """Bytes that autograd keeps between forward and backward of one condition's micro-batch of `group` trajectories."""
 
     def measure(phases: Phases) -> dict[str, int]:
-        with phases.adapters.merged():
+        with phases.adapters.effective_weights():
             return {"saved": _saved(phases, phases.encode(1), group)}
 
     return over_depth(work, measure)["saved"]
@@ -186,14 +186,14 @@ def saved_activations(work: Workload, group: int) -> int:
 
 def _weights(phases: Phases) -> dict[str, int]:
     adapters = _bytes(phases.adapters.parameters())
-    with phases.adapters.merged():
-        merged = _bytes(_merged(phases))
+    with phases.adapters.effective_weights():
+        effective = _bytes(_effective(phases))
     vae = phases.model.vae
     return {
         "transformer": _bytes([*phases.model.parameters(), *phases.model.buffers()]) - adapters,
         "VQ-VAE": _bytes([*vae.parameters(), *vae.buffers()]),
         "adapters": adapters,
-        "merged": merged,
+        "effective": effective,
     }
 
 
@@ -207,7 +207,7 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
     state = phases.encode(unit, tokens_known=True)
     _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
     _, decode = peak_bytes(lambda: phases.decode(chunk))
-    with phases.adapters.merged():
+    with phases.adapters.effective_weights():
         # A block hands on what the next one takes, and keeps nothing but its part of the cache, which is there at once.
         queries = phases.queries(state)
         _, sample = peak_bytes(lambda: phases.sample(state, queries, sampled))
@@ -221,7 +221,7 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
     """What grows with the depth."""
     some = phases.encode(unit, tokens_known=True)
     one = some.select(slice(0, 1))
-    with phases.adapters.merged():
+    with phases.adapters.effective_weights():
         queries = phases.queries(some)
         _, reference = peak_bytes(lambda: phases.reference(one, micro))
         saved = _saved(phases, one, micro)
@@ -237,7 +237,7 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
 
 
 def _saved(phases: Phases, state: ConditionState, group: int) -> int:
-    weights = [*phases.model.parameters(), *phases.model.buffers(), *phases.model.vae.parameters(), *_merged(phases)]
+    weights = [*phases.model.parameters(), *phases.model.buffers(), *phases.model.vae.parameters(), *_effective(phases)]
     return saved_bytes(lambda: phases.forward(state, group), [*weights, *_tensors(state)])[1]
 
 
@@ -256,8 +256,9 @@ def _reward(config: RewardConfig, arch: ModelConfig, group: int, conditions: int
     return _bytes([*distance.parameters(), *distance.buffers()]), activations
 
 
-def _merged(phases: Phases) -> list[Tensor]:
-    return [getattr(layer, MERGED) for layer in phases.adapters.layers.values() if hasattr(layer, MERGED)]
+def _effective(phases: Phases) -> list[Tensor]:
+    kept = map(kept_effective, phases.adapters.layers.values())
+    return [weight for weight in kept if weight is not None]
 
 
 def _tensors(state: ConditionState) -> list[Tensor]:

@@ -127,7 +127,7 @@ class LearnerWorker:
         # Those that sampled with other adapters, or with rounded ones, took other probabilities.
         fresh = self._precision == "fp32" and all(w.trajectories.policy_version == before for w in work.values())
         lessons = {unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards) for unit, w in work.items()}
-        with self._policy.adapters.merged():
+        with self._policy.adapters.effective_weights():
             result = self._trainer.update(step, [[lessons[unit] for unit in some] for some in minibatches], fresh)
         rows, at = [], 0
         for unit in order:

@@ -119,7 +119,7 @@ class GrpoLearner:
     """Holds the adapters' optimizer and turns scored trajectories into an update of the adapters."""
 
     def __init__(self, adapters: Adapters, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
-        """`clock` is told of the phases "update_forward", "update_backward", "optimizer" and "merge"."""
+        """`clock` is told of the phases "update_forward", "update_backward", "optimizer" and "effective_weights"."""
         self._clock = clock
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
@@ -195,7 +195,7 @@ class GrpoLearner:
         for first in [True] + [False] * (c.updates_per_rollout - 1):
             for some in studies:
                 if passes:
-                    with self._clock("merge"):
+                    with self._clock("effective_weights"):
                         self.adapters.refresh()
                 passes.append(self._pass(step, some, on_policy=fresh and not passes, first=first))
         mine = [study.advantages for some in studies for study in some]

@@ -162,6 +162,19 @@ def test_a_resumed_run_shows_each_start(copy):
     assert "times the run was resumed1" in page_of(copy).text
 
 
+def test_a_curve_that_was_renamed_goes_on(copy):
+    """A run of an older version, resumed with this one."""
+    for step, tag in ((20, "time/merge"), (21, "time/effective_weights")):
+        telemetry = Telemetry(RunFolder.open(copy), step)
+        telemetry.scalars(step, {tag: float(step)})
+        telemetry.close()
+    record = read_run(copy)
+    assert "time/merge" not in record.scalars
+    curve = record.scalars["time/effective_weights"]
+    assert list(curve.steps) == [*range(8), 20, 21]
+    assert list(curve.values[-2:]) == [20.0, 21.0]
+
+
 def test_a_run_cut_short_is_shown_as_far_as_it_goes(copy):
     """A killed process leaves a record of events half written, and a damaged disk worse."""
     (events,) = (copy / "tensorboard").iterdir()
