@@ -1,4 +1,4 @@
-"""All that a run's folder says of the run, read so that what is damaged or missing costs no more than itself."""
+"""Reads everything that a run's folder records. Files that are damaged or missing are left out and noted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Start:
-    """A process that worked on the run: when it started (seconds since 1970), at which step, and on what."""
+    """A process that worked on the run: when it started (seconds since 1970), at which step, and on which machine."""
 
     time: float
     step: int
@@ -85,13 +85,13 @@ class RunRecord:
 
     @property
     def last_step(self) -> int:
-        """The last step that anything is known of; -1 if there is none."""
+        """The last step that is recorded; -1 if there is none."""
         tags = ("reward/mean", "loss/train")
         return max((int(self.scalars[tag].steps[-1]) for tag in tags if tag in self.scalars), default=-1)
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: it has a model, which is not from before it was extended."""
+        """Whether the run reached its end: it has a final model, and was not extended after that."""
         done = self.last_step + (self.kind == "grpo")  # GRPO counts its steps from 0, SFT from 1
         return (self.path / "model").is_dir() and done <= (finished_at(self.path) or done)
 
@@ -107,12 +107,12 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run's folder. UserError if it is none."""
+    """Read a run's folder. Raises UserError if it is not one."""
     if not path.is_dir():
-        raise UserError(f"{path} is no folder: give the folder of a run, as runs/demo")
+        raise UserError(f"{path} is not a folder: give the folder of a run, such as runs/demo")
     check_path(path, "run", utf8=True)
     if not (path / "config.yaml").is_file() and not (path / "tensorboard").is_dir():
-        raise UserError(f"{path} is no run, it has neither config.yaml nor tensorboard/: give a folder such as runs/demo")
+        raise UserError(f"{path} is not a run, it has neither config.yaml nor tensorboard/: give a folder such as runs/demo")
     record = RunRecord(path)
     _read_config(record)
     _read_events(record)
@@ -145,9 +145,9 @@ def _read_events(record: RunRecord) -> None:
         at = _cut_off(file)
         if at is not None:
             record.notes.append(
-                f"{file.name} ends within a record, at byte {at}: the run was killed, or is writing; what is before is shown"
+                f"{file.name} is cut off at byte {at} (the run was killed or is still writing): it is shown up to there"
             )
-    # It would tell of every purge of a resumed run.
+    # It would report every purge of a resumed run.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 1}).Reload()
     curves: dict[str, dict[int, float]] = {}
@@ -219,7 +219,7 @@ def _read_heldout(record: RunRecord) -> None:
 
 
 def paired(record: RunRecord) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Every held-out set with its first and its last scores, where there are two, of the same conditions."""
+    """Every held-out set that has two scores of the same conditions, with the first and the last of them."""
     for name, scores in record.heldout.items():
         first, last = scores[0], scores[-1]
         if first is not last and first["keys"] == last["keys"]:

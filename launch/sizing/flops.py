@@ -1,7 +1,7 @@
 """FLOPs of a step: 2 x the multiply-adds of matrix products, attention and convolutions, counted in the run's own code.
 
-Elementwise work is left out. Attention counts both of its products, and in the backward pass four; kernels that recompute
-the scores there do a quarter more.
+Elementwise operations are not counted. Attention counts as two products forward and four backward; kernels that recompute
+the scores in the backward pass do a quarter more.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from launch.sizing.trace import count_flops_of
 
 @dataclass(frozen=True)
 class Flops:
-    """Counts by phase. Those per trajectory leave out what a group shares, which `per_trajectory` adds."""
+    """Counts by phase. Counts per trajectory leave out what its group shares; `per_trajectory` adds a share of it."""
 
     encode: int
     """Per condition: encoders, VQ encoder if the shards bring no tokens, adaLN."""
     encode_again: int
-    """Per condition, by a learner in another process, which is told the VQ tokens."""
+    """Per condition, by a learner in another process, which receives the VQ tokens."""
     queries: int
     """Per condition: guide queries of all blocks; rollout, reference and update each compute them."""
     queries_backward: int
@@ -39,14 +39,14 @@ class Flops:
     forward: int
     """Per trajectory: a teacher-forced pass, as of the reference and of each update."""
     head_backward: int
-    """Per trajectory: the head's part of the backward pass, which an update's forward does, while the logits are there."""
+    """Per trajectory: the head's part of the backward pass. The forward pass does it, while the logits are in memory."""
     backward: int
     """Per trajectory, without the head."""
 
     def per_trajectory(self, group: int) -> dict[str, float]:
-        """FLOPs of one trajectory by phase, with its share of what its group of G = `group` computes once.
+        """FLOPs of one trajectory by phase, with its share of what its group (G = `group`) computes once.
 
-        `update backward` and `update forward` are of one pass over the trajectories.
+        `update forward` and `update backward` are for one pass over the trajectories.
         """
         return {
             "condition": self.encode / group,
@@ -62,7 +62,7 @@ class Flops:
         """FLOPs of a step of B = `conditions` by phase.
 
         Args:
-            passes: over the same trajectories.
+            passes: how often the update goes over the same trajectories.
             optimizer_steps: in the whole step.
             copies: how many processes encode each condition, and compute the effective weights.
         """
@@ -74,7 +74,7 @@ class Flops:
 
 
 def count_flops(work: Workload) -> Flops:
-    """Count a model's phases on the meta device, in seconds at any size: one and two blocks stand for all."""
+    """Count the phases on the meta device. It takes seconds at any size, since one and two blocks stand for all."""
     counts = over_depth(work, _measure)
     return Flops(**counts, **_reward(work))
 

@@ -206,7 +206,7 @@ def test_a_run_without_steps(tmp_path, inputs):
     run = RunFolder.create(tmp_path / "run", to_plain(settings))
     Telemetry(run).close()
     page = page_of(run.path)
-    assert "No step is reported yet" in page.text
+    assert "No step is recorded yet" in page.text
     assert "config.yaml" in page.text
     shutil.rmtree(run.tensorboard)
     assert "no event file" in page_of(run.path).text
