@@ -213,10 +213,10 @@ def test_a_run_without_steps(tmp_path, inputs):
 
 
 def test_no_run_at_all(tmp_path, monkeypatch, capsys):
-    with refused("no run", "neither config.yaml nor tensorboard"):
+    with refused("not a run", "neither config.yaml nor tensorboard"):
         read_run(tmp_path)
     assert exit_code(monkeypatch, lambda: cli.run(report.main, ReportConfig), tmp_path / "none") == 2
-    assert "no folder" in capsys.readouterr().err
+    assert "not a folder" in capsys.readouterr().err
     with refused("--grids 0"):
         ReportConfig(tmp_path, grids=0)
 
