@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,12 +26,13 @@ from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_
 from launch.dry_run.plan import plan
 from launch.rl.colocated_actor import ColocatedActor
 from launch.rl.run import PROGRAM, execute, report
+from launch.rl.worker import Worker
 from launch.run.resume import NothingLeft, check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run.run_lock import only_writer
 from launch.run.saving import saving
-from stylevar.checkpoint import MODEL_FILE, VAE_FILE
 from stylevar.hub import fetch
+from stylevar.source import VAE_FILE, locate
 
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
@@ -58,13 +58,13 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
     """Find a user's mistakes before anything is started or written."""
     for patterns in config.condition_patterns().values():
         expand_shards(patterns)
-    fetch(config.init, MODEL_FILE, config.revision)
+    locate(config.init, config.revision)
     fetch(config.vae, VAE_FILE, config.revision)
     if point is None and named:
         RunFolder(config.runs / config.name).check_free()
 
 
-def start_worker(config: GrpoConfig, stop: StopRequest) -> Any:
+def start_worker(config: GrpoConfig, stop: StopRequest) -> Worker:
     """Connect to Ray (the cluster of a job, or one of our own) and take the worker that --placement names."""
     there = join_cluster()
     if config.cluster.placement == "distributed":

@@ -20,14 +20,14 @@ class RewardWorker:
     def __init__(self, name: str) -> None:
         self._log = RoleLog(name)
 
-    def setup(self, config: RewardConfig, device: str, threads: int) -> None:
-        """Raises UserError for settings or weights that cannot be used."""
+    def setup(self, config: RewardConfig, device: str, threads: int, gradient: bool = False) -> None:
+        """Raises UserError for settings or weights that cannot be used, or if a `gradient` is needed and there is none."""
         keep_freed_memory()
         torch.set_num_threads(threads)
-        self._scorer = build_scorer(config, device)
+        self._scorer = build_scorer(config, device, gradient)
 
-    def score(self, images_u8: Tensor, batch: ConditionBatch, step: int) -> tuple[Scores, CallInfo]:
+    def score(self, images_u8: Tensor, batch: ConditionBatch, step: int, gradient: bool = False) -> tuple[Scores, CallInfo]:
         """Score images uint8 [B, G, 3, H, W] against the targets of their conditions; the scores are on CPU."""
         start, self._log.step = time.perf_counter(), step
-        scores = self._scorer.score(images_u8, batch.target)
+        scores = self._scorer.score(images_u8, batch.target, gradient)
         return scores, CallInfo(time.perf_counter() - start)

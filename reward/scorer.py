@@ -12,12 +12,13 @@ from reward.build import build_distance
 from reward.metrics import independent_metrics
 from reward.statistics import image_statistics
 from stylevar.contracts import Scores
+from stylevar.errors import UserError
 
 
 class Scorer(Protocol):
     """What gives images rewards; see `RewardScorer.score`."""
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores: ...
+    def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores: ...
 
 
 class RewardScorer:
@@ -30,46 +31,70 @@ class RewardScorer:
         self.scale = scale
         self.batch_size = batch_size
 
-    @torch.inference_mode()
-    def score(self, generated_u8: Tensor, target_u8: Tensor) -> Scores:
+    @torch.no_grad()
+    def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores:
         """Score images uint8 [B, G, 3, H, W] against their conditions' targets uint8 [B, 3, H, W].
 
         Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts,
         the independent metrics, and the statistics of samples and targets. But for the diversity of its group, an image's
-        values do not depend on what else is in the batch.
-        Raises ValueError on other types or shapes; nothing is ever broadcast.
+        values do not depend on what else is in the batch. With `gradient`, the scores hold that of the rewards, too.
+        Raises ValueError on other types or shapes; nothing is ever broadcast. UserError if the reward has no gradient.
         """
         _check(generated_u8, target_u8)
         b, g = generated_u8.shape[:2]
         conditions = max(1, self.batch_size // g)
-        rows = []
+        device = generated_u8.device
+        rows, slopes = [], []
         for start in range(0, b, conditions):
             chosen = slice(start, start + conditions)
             target_01 = _to_01(target_u8[chosen], self.distance.device)
             embedding = self.distance.embed_targets(target_01)
             # More than one part only if a single group is larger than the batch.
             parts = [
-                self._score_part(images, embedding, target_01)
+                self._score_part(images, embedding, target_01, gradient)
                 for images in generated_u8[chosen].split(self.batch_size, dim=1)
             ]
-            rows.append({name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]})
-        device = generated_u8.device
+            rows.append({name: torch.cat([part[name] for part, _ in parts], dim=1) for name in parts[0][0]})
+            if gradient:
+                slopes.append(torch.cat([slope for _, slope in parts if slope is not None], dim=1).to(device))
         components = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
         components |= image_statistics(generated_u8, target_u8, self.distance.device)
-        return Scores(rewards=-self.scale * components["total"], components=components)
+        return Scores(-self.scale * components["total"], components, torch.cat(slopes) if gradient else None)
 
-    def _score_part(self, images_u8: Tensor, embedding: Embedding, target_01: Tensor) -> dict[str, Tensor]:
-        """Components [b, g] of images uint8 [b, g, 3, H, W]."""
-        images_01 = _to_01(images_u8, self.distance.device)
-        components = self.distance.distance(embedding, images_01)
+    def _score_part(
+        self, images_u8: Tensor, embedding: Embedding, target_01: Tensor, gradient: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Components [b, g] of images uint8 [b, g, 3, H, W], and the gradient of their rewards if it is wanted."""
+        images_01 = _to_01(images_u8, self.distance.device).requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            components = self.distance.distance(embedding, images_01)
+        slope = self._slope(components["total"], images_01) if gradient else None
+        components, images_01 = {name: value.detach() for name, value in components.items()}, images_01.detach()
         targets = target_01.repeat_interleave(images_01.shape[1], dim=0)
         metrics = independent_metrics(images_01.flatten(0, 1), targets)
-        return components | {name: value.view(images_01.shape[:2]) for name, value in metrics.items()}
+        return components | {name: value.view(images_01.shape[:2]) for name, value in metrics.items()}, slope
+
+    def _slope(self, total: Tensor, images_01: Tensor) -> Tensor:
+        """bf16 of the images' shape: the gradient of -scale * total. In bf16 since small values must not become zero."""
+        if not total.requires_grad:
+            raise UserError(
+                f"--credit gradient: the reward {self.distance.name} has no gradient with respect to the image; take a "
+                "differentiable one (all built-in ones are), or --credit trajectory"
+            )
+        upstream = torch.full_like(total, -self.scale)
+        return torch.autograd.grad(total, images_01, upstream)[0].to(torch.bfloat16)
 
 
-def build_scorer(config: RewardConfig, device: str | torch.device = "cpu") -> RewardScorer:
-    """The configured scorer on `device`. Raises UserError if the settings or the weights are unusable."""
-    return RewardScorer(build_distance(config, device), config.scale, config.reward_batch)
+def build_scorer(config: RewardConfig, device: str | torch.device = "cpu", gradient: bool = False) -> RewardScorer:
+    """The configured scorer on `device`, which with `gradient` is tried on a picture to see whether it can give one.
+
+    Raises UserError if the settings or the weights are unusable, or if there is no gradient.
+    """
+    scorer = RewardScorer(build_distance(config, device), config.scale, config.reward_batch)
+    if gradient:
+        grey, black = torch.full((1, 1, 3, 64, 64), 128, dtype=torch.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+        scorer.score(grey, black, gradient=True)
+    return scorer
 
 
 def _to_01(images_u8: Tensor, device: torch.device) -> Tensor:

@@ -88,7 +88,7 @@ class RolloutWorker:
         if version != self._version:
             raise WrongVersion(f"{self.name} holds {self._version}, step {step} needs {version}: sync it first")
         sampler = self._samplers[group is not None]
-        batch = sampler.conditions.tokenised(batch)
+        batch = sampler.conditions.tokenized(batch)
         drawn = sampler.sample(batch, self._seed, step, version, group).to("cpu")
         return (batch, drawn.without_images()), drawn.images, CallInfo(time.perf_counter() - start)
 

@@ -114,10 +114,14 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards fp32 [B, G] (higher is better) and the components they were made of, each fp32 [B, G]."""
+    """Rewards fp32 [B, G] (higher is better) and the components they were made of, each fp32 [B, G].
+
+    `gradient`, if it was asked for: bf16 [B, G, 3, H, W], of the reward with respect to the image in [0, 1].
+    """
 
     rewards: Tensor
     components: dict[str, Tensor]
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,20 @@ class TrajectoryRows:
     kl: Tensor
     seeds: Tensor
     version: PolicyVersion
+
+    @staticmethod
+    def of(trajectories: Trajectories, scores: Scores, advantages: Tensor, kl: Tensor) -> TrajectoryRows:
+        """Rows of trajectories that were scored and learned from; `advantages` and `kl` are float [B, G] on the CPU."""
+        return TrajectoryRows(
+            keys=trajectories.keys,
+            rewards=scores.rewards.cpu(),
+            components={name: value.cpu() for name, value in scores.components.items()},
+            advantages=advantages,
+            logp=trajectories.logp.sum(-1).cpu(),
+            kl=kl,
+            seeds=trajectories.seeds,
+            version=trajectories.policy_version,
+        )
 
     @staticmethod
     def join(parts: Sequence[TrajectoryRows]) -> TrajectoryRows:

@@ -101,9 +101,20 @@ class MultiScaleQuantizer(nn.Module):
 
     def embed(self, idx: Tensor, s: int) -> Tensor:
         """Tokens [B, p*p] of scale s -> what they add to f_hat, [B, D, h, h]."""
+        return self.embed_vectors(self.embedding(idx), s)
+
+    def embed_vectors(self, vectors: Tensor, s: int) -> Tensor:
+        """`embed` of any vectors [B, p*p, D] in place of the codebook's."""
         p = self.patch_nums[s]
-        h = self.embedding(idx).transpose(1, 2).reshape(idx.shape[0], -1, p, p)
+        h = vectors.transpose(1, 2).reshape(vectors.shape[0], -1, p, p)
         return self.phi(s)(_resize(h, self.patch_nums[-1], "bicubic"))
+
+    def vectors_to_fhat(self, vectors: Tensor) -> Tensor:
+        """One vector per token of all scales, [B, L, D] -> f_hat [B, D, h, h], differentiable."""
+        f_hat = self.empty(vectors.shape[0])
+        for s, some in enumerate(vectors.split([p * p for p in self.patch_nums], dim=1)):
+            f_hat = f_hat + self.embed_vectors(some, s)
+        return f_hat
 
     def at_scale(self, f_hat: Tensor, s: int) -> Tensor:
         """f_hat [B, D, h, h], area-resized to scale s, as tokens [B, p*p, D]."""

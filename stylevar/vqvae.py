@@ -20,7 +20,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
+        return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

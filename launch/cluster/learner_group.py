@@ -48,7 +48,8 @@ class LearnerGroup:
         config, threads = self._config, self._placement.threads("learner", self._config.threads)
         for number, member in enumerate(self.members):
             member.actor, member.ready = self._placement.create("learner", number), False
-        settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, self._placement.device, threads)
+        place = (self._placement.device, threads)
+        settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, *place, config.steps)
         return self.call("setup", "setup", *settings)
 
     def join(self, address: str) -> Together:

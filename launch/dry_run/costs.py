@@ -16,8 +16,8 @@ from launch.configs.grpo import GrpoConfig
 from launch.dry_run.simulate import Costs
 from launch.sizing.flops import Flops
 from launch.sizing.peak import product_peak
-from learner.grpo.lesson import Lesson
 from learner.grpo.update import GrpoLearner
+from learner.lesson import Lesson
 from reward.scorer import build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
@@ -104,7 +104,7 @@ class Measurement:
             read = self._seconds(lambda: self._read(conditions))
             encode = self._seconds(lambda: ConditionCache(model, images=config.rollout.decode_batch).get(batch))
             sampler = GroupSampler(model, config.rollout)
-            known = sampler.conditions.tokenised(batch)
+            known = sampler.conditions.tokenized(batch)
             state = sampler.conditions.get(batch)
             start = adapters.state()
             with adapters.effective_weights():
@@ -122,11 +122,11 @@ class Measurement:
                 torch.set_num_threads(threads["learner"])
                 encode_again = self._seconds(lambda: encode_batch(model, known))
                 publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))
-                reference = self._seconds(lambda: self.learner.reference_logprobs(state, trajectories))
+                reference = self._seconds(lambda: self.learner.reference(state, trajectories))
                 step = self._seconds(self._optimizer_step)
                 weights = self._seconds(adapters.refresh)
                 load()
-                lesson = Lesson(state, trajectories, self.learner.reference_logprobs(state, trajectories), scores.rewards)
+                lesson = Lesson(state, trajectories, self.learner.reference(state, trajectories), scores.rewards)
                 update = self._seconds(lambda: self.learner.update(0, lesson.split(1)), after=load)
         finally:
             torch.set_num_threads(before)

@@ -17,13 +17,13 @@ from launch.configs.grpo import GrpoConfig
 from launch.rl.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
 from launch.run.telemetry import PhaseTimer, memory
 from launch.sizing.budget import choose, device_budget
-from learner.grpo.lesson import Lesson
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import Trainer, saved_base
+from learner.lesson import Lesson
 from reward.scorer import Scorer, build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.allocator import keep_freed_memory
-from stylevar.contracts import ConditionBatch, TrajectoryRows
+from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
 from stylevar.errors import UserError
 from stylevar.policy import Policy
 from stylevar.sampling import CoupledStreams
@@ -52,7 +52,7 @@ class ColocatedWorker:
         self.sets = ConditionSets(
             config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
         )
-        self.assemble(choice.config, policy, build_scorer(config.reward, device))
+        self.assemble(choice.config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
@@ -70,7 +70,7 @@ class ColocatedWorker:
         self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
         self.conditions = ConditionCache(policy.model, images=config.rollout.decode_batch)
         self.sampler = GroupSampler(policy.model, config.rollout, self.conditions, clock=self.timer)
-        self.trainer = Trainer(policy, config.learner, config.rollout.temperature, self.timer)
+        self.trainer = Trainer(policy, config.learner, config.rollout.temperature, self.timer, config.steps)
 
     def step(self, step: int) -> StepReport:
         """One GRPO step on the conditions that the order gives to `step`."""
@@ -89,26 +89,20 @@ class ColocatedWorker:
             with timer("rollout"):
                 trajectories = self.sampler.sample(batch, config.seed, step, self.policy.version)
             with timer("reward"):
-                scores = self.scorer.score(trajectories.images, batch.target)
+                scores = self.scorer.score(trajectories.images, batch.target, config.learner.needs_gradient)
             with timer("reference"):
-                reference = self.trainer.learner.reference_logprobs(state, trajectories)
+                reference = self.trainer.learner.reference(state, trajectories)
             with timer("update"):
-                lesson = Lesson(state, trajectories, reference, scores.rewards)
+                lesson = Lesson(state, trajectories, reference, scores.rewards, scores.gradient)
                 result = self.trainer.update(step, lesson.split(config.learner.minibatches))
-        seconds = timer.take()
-        seconds["time/step"] = sum(seconds.values())
-        seconds["throughput/trajectories_per_s"] = scores.rewards.numel() / seconds["time/step"]
-        rows = TrajectoryRows(
-            keys=batch.keys,
-            rewards=scores.rewards.cpu(),
-            components={name: value.cpu() for name, value in scores.components.items()},
-            advantages=result.advantages,
-            logp=trajectories.logp.sum(-1).cpu(),
-            kl=result.kl,
-            seeds=trajectories.seeds,
-            version=trajectories.policy_version,
-        )
-        return step_report(scores, rows, result.metrics, {**seconds, **memory(self.device)})
+        rows = TrajectoryRows.of(trajectories, scores, result.advantages, result.kl)
+        return step_report(scores, rows, result.metrics, {**self._speed(scores), **memory(self.device)})
+
+    def _speed(self, scores: Scores) -> StepMetrics:
+        """Seconds of each phase of the step just done, and trajectories per second."""
+        seconds = self.timer.take()
+        whole = sum(seconds.values())
+        return {**seconds, "time/step": whole, "throughput/trajectories_per_s": scores.rewards.numel() / whole}
 
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
         """Score `conditions` (all by default) of the held-out set `name` with fixed seeds, a few of them at a time.
@@ -147,6 +141,10 @@ class ColocatedWorker:
     def fingerprint(self) -> str:
         """A hash of the effective weights."""
         return self.adapters.fingerprint()
+
+    def restart(self, checkpoint: Path | None) -> None:
+        """Go back to a checkpoint of this run, or to its start: everything is loaded again."""
+        self.setup(self.config, checkpoint)
 
     def summary(self) -> str:
         """Nothing that the curves do not show: there is one role only."""

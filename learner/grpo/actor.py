@@ -16,10 +16,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.grpo.lesson import Lesson
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import Trainer
 from learner.grpo.update import LearnerConfig
+from learner.lesson import Lesson
 from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import ConditionState
 from stylevar.contracts import (
@@ -78,12 +78,16 @@ class LearnerWorker:
         precision: WirePrecision,
         device: str,
         threads: int,
+        steps: int,
     ) -> dict[str, Any]:
-        """Load the run's base. Returns facts about the model. Raises UserError for files that cannot be used."""
+        """Load the base of a run of so many `steps`. Returns facts about the model.
+
+        Raises UserError for files that cannot be used.
+        """
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
-        self._trainer = Trainer(self._policy, config, temperature)
+        self._trainer = Trainer(self._policy, config, temperature, steps=steps)
         self._precision: WirePrecision = precision
         shape = {"image_size": self._policy.image_size, "vae": self._policy.vae_fingerprint}
         return {**self._policy.describe(), **shape}
@@ -111,7 +115,7 @@ class LearnerWorker:
         batch, trajectories = work
         state = self._trainer.encode(batch)
         trajectories = trajectories.to(self._policy.device)
-        reference = self._trainer.learner.reference_logprobs(state, trajectories)
+        reference = self._trainer.learner.reference(state, trajectories)
         self._prepared[step, unit] = _Prepared(state, trajectories, reference)
         return CallInfo(time.perf_counter() - start)
 
@@ -126,14 +130,17 @@ class LearnerWorker:
         before = self._policy.version
         # Those that sampled with other adapters, or with rounded ones, took other probabilities.
         fresh = self._precision == "fp32" and all(w.trajectories.policy_version == before for w in work.values())
-        lessons = {unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards) for unit, w in work.items()}
+        lessons = {
+            unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards, scored[unit].gradient)
+            for unit, w in work.items()
+        }
         with self._policy.adapters.effective_weights():
             result = self._trainer.update(step, [[lessons[unit] for unit in some] for some in minibatches], fresh)
         rows, at = [], 0
         for unit in order:
             trajectories, count = work[unit].trajectories, len(work[unit].trajectories.keys)
             own = slice(at, at + count)
-            rows.append((unit, _rows(trajectories, scored[unit], result.advantages[own], result.kl[own])))
+            rows.append((unit, TrajectoryRows.of(trajectories, scored[unit], result.advantages[own], result.kl[own])))
             at += count
         wire, info = self._weights(start, hashed)
         update = UpdateInfo(info.seconds, info.version, info.fingerprint, result.metrics, tuple(rows))
@@ -197,16 +204,3 @@ class LearnerWorker:
 def older_adapters(folder: Path, version: PolicyVersion) -> Path:
     """Where a checkpoint keeps adapters of an older version."""
     return folder / f"adapters_{version.merges}_{version.updates}.safetensors"
-
-
-def _rows(trajectories: Trajectories, scores: Scores, advantages: Tensor, kl: Tensor) -> TrajectoryRows:
-    return TrajectoryRows(
-        keys=trajectories.keys,
-        rewards=scores.rewards,
-        components=scores.components,
-        advantages=advantages,
-        logp=trajectories.logp.sum(-1).cpu(),
-        kl=kl,
-        seeds=trajectories.seeds,
-        version=trajectories.policy_version,
-    )

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-KlKind = Literal["k3", "k1", "k2", "paper"]
+KlKind = Literal["k3", "k1", "k2", "paper", "full"]
 
 MAX_LOG_RATIO = 10.0
 """Log-ratios are clamped at this magnitude before exp (e^10 = 22,026), so that one odd token cannot overflow a step."""
@@ -24,6 +24,8 @@ def kl_estimate(new: Tensor, ref: Tensor, kind: KlKind = "k3") -> Tensor:
     k2     d^2 / 2           biased, low variance
     paper  exp(d) - d - 1    the StyleVAR paper's published code: the signs of k3 reversed. On samples of pi it does not
                              estimate KL(pi || ref), and it grows faster
+
+    `full`, the KL over all codes, is no estimate from samples: see `stylevar.logprobs.token_terms`.
     """
     d = (new - ref).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k3":

@@ -44,23 +44,28 @@ def grpo_loss(
     kl_kind: KlKind = "k3",
     on_policy: bool = False,
     importance: Tensor | None = None,
+    kl_tokens: Tensor | None = None,
 ) -> LossTerms:
     """Per token -min(r A, clip(r, 1 - eps, 1 + eps) A) + beta * KL, weighted and summed over the tokens.
 
     new, old, ref: fp32 [N, L], log-probs of the sampled tokens under the policy being trained (with gradient), the one
-    that sampled them, and the reference. advantages: fp32 [N]. weights: fp32 [L], sum 1 (see `panw_weights`).
+    that sampled them, and the reference. advantages: fp32 [N], or [N, L] where each token has its own.
+    weights: fp32 [L], sum 1 (see `panw_weights`).
     r = exp(new - old), its logarithm clamped to +-10. `on_policy` states that the tokens come from the current weights:
     then r = exp(new - stop_gradient(new)), exactly 1 with the gradient of the log-prob, and `old` is not looked at, so
     that rounding between sampler and learner never enters the ratio. `importance` fp32 [N, L], without gradient,
-    multiplies each token's policy term: a truncated importance weight of samples from older weights.
+    multiplies each token's policy term: a truncated importance weight of samples from older weights. `kl_tokens` fp32
+    [N, L], the KL over the whole vocabulary, takes the place of the estimate, and `ref` is not looked at.
     """
     sampled = new.detach() if on_policy else old
     ratio = (new - sampled).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # [N, L]
-    signal = advantages[:, None] if importance is None else advantages[:, None] * importance
+    per_token = advantages if advantages.ndim == 2 else advantages[:, None]
+    signal = per_token if importance is None else per_token * importance
     gain = ratio * signal
     clipped_gain = ratio.clamp(1 - clip_eps, 1 + clip_eps) * signal
     policy = -(torch.minimum(gain, clipped_gain) @ weights)  # [N]
-    kl_tokens = kl_estimate(new, ref, kl_kind)  # [N, L]
+    if kl_tokens is None:
+        kl_tokens = kl_estimate(new, ref, kl_kind)  # [N, L]
     kl = kl_tokens @ weights  # [N]
     ratio = ratio.detach()
     return LossTerms(
@@ -73,3 +78,15 @@ def grpo_loss(
         ratio_max=ratio.amax(dim=1),
         kl_tokens=kl_tokens.detach(),
     )
+
+
+def code_loss(gain: Tensor, kl_tokens: Tensor, weights: Tensor, beta: float = 0.1) -> LossTerms:
+    """Per token -gain + beta * KL, weighted and summed over the tokens: the loss where every code has its advantage.
+
+    gain fp32 [N, L]: sum over the codes v of pi(v) A(v), with constant A(v) (`stylevar.logprobs.TokenTerms`). It is an
+    expectation under the policy that is trained, so there is no ratio to clip; samples of older weights only mean other
+    prefixes. kl_tokens: fp32 [N, L]. weights: fp32 [L].
+    """
+    policy, kl = -(gain @ weights), kl_tokens @ weights
+    ones = torch.ones_like(kl.detach())
+    return LossTerms(policy + beta * kl, policy, kl.detach(), 0 * ones, ones, ones, ones, kl_tokens.detach())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.grpo.advantage import Advantages
+from learner.credit.base import Advantages
 from learner.grpo.loss import LossTerms
 from stylevar.contracts import StepMetrics
 
@@ -19,16 +19,17 @@ COLUMNS = ("total", "policy", "raw_kl", "clip_frac", "ratio_mean")
 class TrajectoryStats:
     """Growing columns over the trajectories that one process went through in a pass; all on CPU.
 
-    values   {name: fp32 [N]}, of `COLUMNS`, "entropy", and where they are measured "importance", "mismatch_max", "..._mean"
-    kl_scales  fp32 [N, S], mean KL estimate per token of each scale
+    values   {name: fp32 [N]}, of `COLUMNS`, "entropy", and where they are measured "importance", "credit" (its spread),
+             "mismatch_max" and "mismatch_mean"
+    scales   {"kl", "entropy", "credit": fp32 [N, S]}, means over the tokens of each scale
     """
 
     values: dict[str, list[Tensor]]
-    kl_scales: list[Tensor]
+    scales: dict[str, list[Tensor]]
 
     @staticmethod
     def empty() -> TrajectoryStats:
-        return TrajectoryStats({}, [])
+        return TrajectoryStats({}, {})
 
     def add(self, terms: LossTerms, scales: Sequence[slice], **tokens: Tensor | None) -> None:
         """The loss terms of some trajectories, and what else is known of their tokens, [n, L]: its mean is kept."""
@@ -42,7 +43,10 @@ class TrajectoryStats:
                 self._append("mismatch_mean", values.mean(1))
             else:
                 self._append(name, values.mean(1))
-        self.kl_scales.append(torch.stack([terms.kl_tokens[:, at].mean(1) for at in scales], dim=1).cpu())
+        for name, per_token in (("kl", terms.kl_tokens), *((name, tokens.get(name)) for name in ("entropy", "credit"))):
+            if per_token is not None:
+                means = torch.stack([per_token[:, at].mean(1) for at in scales], dim=1)
+                self.scales.setdefault(name, []).append(means.float().cpu())
 
     def _append(self, name: str, values: Tensor) -> None:
         self.values.setdefault(name, []).append(values.float().cpu())
@@ -54,12 +58,16 @@ class TrajectoryStats:
 
 @dataclass(frozen=True)
 class PassReport:
-    """One optimizer step in one process: its trajectories, which of them the guard kept (bool [N]), and what came of it."""
+    """One optimizer step in one process: its trajectories, which of them the guard kept (bool [N]), and what came of it.
+
+    `half_cosine` compares the gradients of its two halves (`half_gradients.py`), where there are two.
+    """
 
     stats: TrajectoryStats
     keep: Tensor
     skipped: bool
     grad_norm: float
+    half_cosine: float | None = None
 
 
 def step_metrics(
@@ -103,9 +111,18 @@ def step_metrics(
     if len(mismatch):
         metrics["policy/logprob_mismatch_max"] = float(mismatch.max())
         metrics["policy/logprob_mismatch_mean"] = float(column("mismatch_mean").mean())
+    cosines = [p.half_cosine for p in passes if p.half_cosine is not None]
+    if cosines:
+        metrics["credit/half_cosine"] = sum(cosines) / len(cosines)
+    if len(column("credit")):
+        metrics["credit/spread"] = mean("credit")
     if len(column("importance")):
         metrics["policy/importance_mean"] = mean("importance")
-    kl_scales = torch.cat([part for p in passes for part in p.stats.kl_scales] or [torch.zeros(0, scales)])
-    for s in range(scales):
-        metrics[f"kl/per_scale/{s}"] = float(kl_scales[keep, s].mean()) if keep.any() else float("nan")
+    for name, tag in (("kl", "kl"), ("entropy", "policy/entropy"), ("credit", "credit")):
+        per_scale = [part for p in passes for part in p.stats.scales.get(name, [])]
+        if per_scale:
+            rows = torch.cat(per_scale)[keep]
+            metrics |= {
+                f"{tag}/per_scale/{s}": float(rows[:, s].mean()) if len(rows) else float("nan") for s in range(scales)
+            }
     return metrics

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from learner.grpo.lesson import Lesson, UpdateResult
 from learner.grpo.merging import MergeAction
 from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.lesson import Lesson, UpdateResult
 from stylevar.adapters import AdapterState
 from stylevar.checkpoint import save_model, save_torch
 from stylevar.clock import Clock, untimed
@@ -19,17 +19,25 @@ from stylevar.conditions import ConditionState, encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
 from stylevar.policy import Policy
+from stylevar.source import ADAPTER, FACTS, merged_base
 
-FACTS, OPTIMIZER, ADAPTER = "worker.json", "optimizer.pt", "adapter"
+OPTIMIZER = "optimizer.pt"
 
 
 class Trainer:
     """What a learner holds, alone or as one of several, which all do the same."""
 
-    def __init__(self, policy: Policy, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
-        """`clock` is told of the phases of an update."""
+    def __init__(
+        self,
+        policy: Policy,
+        config: LearnerConfig,
+        temperature: float = 1.0,
+        clock: Clock = untimed,
+        steps: int | None = None,
+    ) -> None:
+        """See `GrpoLearner`."""
         self.policy, self.adapters = policy, policy.adapters
-        self.learner = GrpoLearner(policy.adapters, config, temperature, clock)
+        self.learner = GrpoLearner(policy.adapters, config, temperature, clock, steps)
         self.snapshots: dict[str, AdapterState] = {}
 
     def encode(self, batch: ConditionBatch) -> ConditionState:
@@ -112,5 +120,4 @@ class Trainer:
 def saved_base(checkpoint: Path) -> tuple[str | None, PolicyVersion]:
     """Of a checkpoint in a run's folder: the merged base that it stands on (None: --init), and its version."""
     facts = json.loads((checkpoint / FACTS).read_text())
-    base = None if facts["base"] == "init" else str(checkpoint.parent.parent / facts["base"])
-    return base, PolicyVersion(*facts["version"])
+    return merged_base(checkpoint), PolicyVersion(*facts["version"])

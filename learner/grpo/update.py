@@ -5,112 +5,149 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from learner.grpo.advantage import AdvantageNorm, Advantages, group_advantages
+from learner.credit.base import Credit, CreditMethod
+from learner.credit.gradient import GradientCredit
+from learner.credit.trajectory import AdvantageNorm, TrajectoryCredit
 from learner.grpo.guard import may_teach, too_few_left
-from learner.grpo.kl import MAX_LOG_RATIO, KlKind
-from learner.grpo.lesson import Lesson, UpdateResult
-from learner.grpo.loss import LossTerms, grpo_loss
+from learner.grpo.half_gradients import HalfGradients, SignalToNoise
+from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
+from learner.grpo.loss import LossTerms, code_loss, grpo_loss
 from learner.grpo.panw import panw_weights
 from learner.grpo.report import PassReport, TrajectoryStats, step_metrics
-from learner.optimizer import OptimizerDevice, build_optimizer, load_moments
+from learner.lesson import Lesson, UpdateResult
+from learner.optimizer import Decay, OptimizerDevice, build_optimizer, load_moments
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
+from learner.schedule import RateSchedule, rate
 from stylevar.adapters import Adapters
+from stylevar.bounds import Remedy, check_bounds
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features
 from stylevar.contracts import Trajectories
-from stylevar.errors import UserError
-from stylevar.logprobs import token_logprobs
+from stylevar.logprobs import CodeValues, TokenTerms, token_terms
 from stylevar.recompute import recomputed
 from stylevar.transformer import StyleVAR
+from stylevar.vqvae import VQVAE
+
+CreditKind = Literal["trajectory", "gradient"]
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
     """The GRPO update."""
 
-    lora_rank: int = 256
+    lora_rank: Annotated[int, Ge(1)] = 256
     """Rank of the adapters; alpha is twice the rank."""
-    lr: float = 1e-5
-    """AdamW learning rate."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
+    lr: Annotated[float, Gt(0)] = 1e-5
+    """AdamW learning rate; with a schedule, its peak."""
+    lr_schedule: RateSchedule = "constant"
+    """How the learning rate moves over the run's steps: constant, or down to --lr-end by a cosine or a line."""
+    lr_warmup: Annotated[int, Ge(0)] = 0
+    """Steps over which the learning rate first rises to its peak."""
+    lr_end: Annotated[float, Ge(0), Le(1)] = 0.1
+    """Learning rate at the end of a cosine or linear schedule, as a share of the peak."""
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW moment decays."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Ge(0)] = 0.01
     """AdamW weight decay."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Gt(0), Le(math.inf)] = 1.0
     """Bound on the global norm of the gradient."""
-    clip_eps: float = 0.2
+    clip_eps: Annotated[float, Gt(0), Lt(1)] = 0.2
     """The ratio is clipped to [1 - eps, 1 + eps]."""
     kl_beta: float = 0.1
     """Weight of the KL penalty."""
     kl_estimator: KlKind = "k3"
-    """Estimator of KL(policy || reference) from samples; paper is the published code's, with the signs reversed."""
+    """KL(policy || reference): an estimate from samples (paper is the published code's, with the signs reversed), or the
+    sum over all codes (full), which has no sampling noise."""
+    credit: CreditKind = "trajectory"
+    """How a reward becomes advantages: one per trajectory, as published (trajectory), or one for every code in each token's
+    place, from the reward's gradient (gradient)."""
+    credit_curvature: bool = True
+    """For --credit gradient: measure the reward's curvature, without which less variance is worth nothing to it."""
+    credit_batch: Annotated[int, Ge(1)] = 8
+    """For --credit gradient: images that pass through the decoder and back at once; a smaller number saves memory."""
     panw_gamma: float = 0.7
     """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weighs all tokens alike."""
     adv_norm: AdvantageNorm = "std"
-    """Divide advantages by the group's standard deviation, or not."""
-    kl_limit: float = 5.0
+    """Divide advantages by the group's standard deviation (std), or not (none); or compare each reward with the mean of the
+    others (leave-one-out)."""
+    kl_limit: Annotated[float, Gt(0), Le(math.inf)] = 5.0
     """Step guard: trajectories with a larger raw KL are dropped from the step."""
-    updates_per_rollout: int = 1
+    updates_per_rollout: Annotated[int, Ge(1)] = 1
     """Passes over the same trajectories."""
-    minibatches: int = 1
+    minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per pass, each on an equal share of the conditions."""
-    micro_batch: int = 0
+    micro_batch: Annotated[int, Ge(0)] = 0
     """Trajectories of a group per forward and backward pass; 0 for as many as the memory budget holds."""
     recompute: bool = False
     """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
     optimizer_device: OptimizerDevice = "auto"
     """Where AdamW's moments lie: beside the model (device) or in the host's memory (cpu, slower); auto asks the budget."""
-    mismatch_limit: float = 0.0
+    mismatch_limit: Annotated[float, Ge(0), Le(math.inf), Remedy("0 chooses by precision")] = 0.0
     """The most that log-probs of rollout and learner may differ at equal weights; 0 chooses by precision (fp32: 1e-4)."""
-    importance_cap: float = 0.0
+    importance_cap: Annotated[float, Ge(0), Le(math.inf), Remedy("0 for none, or try 2")] = 0.0
     """Weigh tokens from older weights by their probability now over that then, at most this (try 2); 0 for no weights."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "grad_clip", "kl_limit"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        if self.mismatch_limit < 0:
-            raise UserError(f"--mismatch-limit {self.mismatch_limit}: must be at least 0 (0 chooses by precision)")
-        if self.importance_cap < 0:
-            raise UserError(f"--importance-cap {self.importance_cap}: must be at least 0 (0 for none); try 2")
-        if not 0 < self.clip_eps < 1:
-            raise UserError(f"--clip-eps {self.clip_eps}: must lie between 0 and 1")
-        if self.updates_per_rollout < 1 or self.minibatches < 1 or self.micro_batch < 0:
-            raise UserError(
-                f"--updates-per-rollout {self.updates_per_rollout} --minibatches {self.minibatches} "
-                f"--micro-batch {self.micro_batch}: the first two must be at least 1, the last at least 0"
-            )
+        check_bounds(self)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the credit needs the reward's gradient."""
+        return self.credit == "gradient"
+
+
+def build_credit(config: LearnerConfig, vae: VQVAE) -> CreditMethod:
+    """The configured method of credit assignment."""
+    if config.credit == "gradient":
+        return GradientCredit(vae, config.adv_norm, config.credit_curvature, config.credit_batch)
+    return TrajectoryCredit(config.adv_norm)
 
 
 class LogprobMismatch(RuntimeError):
     """Sampler and learner disagree on log-probs at equal weights: the update would not follow its own samples."""
 
 
+class Freshness(Enum):
+    """How far the policy is from the one that sampled the trajectories it learns from."""
+
+    ON_POLICY = "on policy"
+    """It is the one that sampled them: the ratio is exactly 1, and the log-probs must match the recorded ones."""
+    FIRST_PASS = "first pass"
+    """Older weights sampled them, or an earlier minibatch has changed the weights; this is the first pass over them."""
+    LATER_PASS = "later pass"
+    """It has already learned from them."""
+
+
 class _Recorded(NamedTuple):
-    """What is known of some trajectories of a group: [g, L] each, but the advantages [g]."""
+    """What is known of some trajectories of a group: [g, L] each, but the advantages [g, 1 or L], and the reference
+    [g, L, C] for the full KL."""
 
     old: Tensor
     reference: Tensor
     advantages: Tensor
+    codes: CodeValues | None
     importance: Tensor | None
 
     def only(self, keep: Tensor) -> _Recorded:
         importance = None if self.importance is None else self.importance[keep]
-        return _Recorded(self.old[keep], self.reference[keep], self.advantages[keep], importance)
+        codes = None if self.codes is None else replace(self.codes, slopes=self.codes.slopes[:, keep])
+        return _Recorded(self.old[keep], self.reference[keep], self.advantages[keep], codes, importance)
 
 
 @dataclass(frozen=True)
-class _Study:
-    """A lesson with its advantages, its recorded log-probs, and the proximal ones once they are known (all [B, G, L])."""
+class _Task:
+    """A lesson with its credit, its recorded log-probs, and the proximal ones once they are known (fp32 [B, G, L])."""
 
     lesson: Lesson
-    advantages: Advantages
+    credit: Credit
     old: Tensor
     proximal: Tensor
 
@@ -118,12 +155,25 @@ class _Study:
 class GrpoLearner:
     """Holds the adapters' optimizer and turns scored trajectories into an update of the adapters."""
 
-    def __init__(self, adapters: Adapters, config: LearnerConfig, temperature: float = 1.0, clock: Clock = untimed) -> None:
-        """`clock` is told of the phases "update_forward", "update_backward", "optimizer" and "effective_weights"."""
+    def __init__(
+        self,
+        adapters: Adapters,
+        config: LearnerConfig,
+        temperature: float = 1.0,
+        clock: Clock = untimed,
+        steps: int | None = None,
+    ) -> None:
+        """`clock` is told of the phases "credit", "update_forward", "update_backward", "optimizer" and
+        "effective_weights".
+
+        `steps` is the length of the run, which a learning-rate schedule needs.
+        """
+        self._steps = steps
         self._clock = clock
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
+        self.credit, self._signal = build_credit(config, self.model.vae), SignalToNoise()
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -137,35 +187,57 @@ class GrpoLearner:
             parameter.grad = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        """The optimizer's state, and beside it what the credit and the measurement of its signal remember."""
+        credit = {f"credit.{name}": value for name, value in self.credit.state_dict().items()}
+        return {**self.optimizer.state_dict(), **credit, "signal": self._signal.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_moments(self.optimizer, state)
+        """Inverse of `state_dict`; earlier versions kept the optimizer's state alone."""
+        rest = dict(state)
+        credit = {name.removeprefix("credit."): rest.pop(name) for name in state if name.startswith("credit.")}
+        if credit:
+            self.credit.load_state_dict(credit)
+        if "signal" in rest:
+            self._signal.sums = rest.pop("signal")
+        load_moments(self.optimizer, rest)
+
+    def features(self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor) -> Tensor:
+        """What the head is given for `tokens` [B, G, L], fp32 [B, G, L, C]."""
+        return self.model.head_input(teacher_forced_features(self.model, state, queries, tokens), state.head_adaln)
 
     def logprobs(
         self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Log-probs of `tokens` [B, G, L] and the entropies of their distributions, fp32 [B, G, L] each."""
-        x = teacher_forced_features(self.model, state, queries, tokens)
-        x = self.model.head_input(x, state.head_adaln)
-        return token_logprobs(self.model.head, x, tokens, self.temperature, support)
+        terms = token_terms(self.model.head, self.features(state, queries, tokens), tokens, self.temperature, support)
+        return terms.logp, terms.entropy
 
-    def logprobs_to_learn(
-        self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor, support: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """`logprobs` for a backward pass, which with `recompute` runs the blocks again."""
+    def terms_to_learn(
+        self,
+        state: ConditionState,
+        queries: Sequence[Tensor],
+        tokens: Tensor,
+        support: Tensor | None,
+        values: CodeValues | None = None,
+        reference: Tensor | None = None,
+    ) -> TokenTerms:
+        """`token_terms` of `tokens` [B, G, L] for a backward pass, which with `recompute` runs the blocks again."""
         with recomputed(self.model.blocks) if self.config.recompute else nullcontext():
-            return self.logprobs(state, queries, tokens, support)
+            x = self.features(state, queries, tokens)
+        return token_terms(self.model.head, x, tokens, self.temperature, support, values, reference)
 
     @torch.no_grad()
-    def reference_logprobs(self, state: ConditionState, trajectories: Trajectories) -> Tensor:
-        """Log-probs of the trajectories under the base weights, fp32 [B, G, L]."""
-        rows = []
+    def reference(self, state: ConditionState, trajectories: Trajectories) -> Tensor:
+        """What the base weights make of the trajectories, as `Lesson.reference` wants it."""
+        rows, full = [], self.config.kl_estimator == "full"
         with self.adapters.off():
             for b in range(len(trajectories.keys)):
                 one = state.select(slice(b, b + 1))
                 queries = guide_queries(self.model, one)
-                parts = [self.logprobs(one, queries, t, s)[0] for t, s, _ in self._micro_batches(trajectories, b)]
+                parts = [
+                    self.features(one, queries, t) if full else self.logprobs(one, queries, t, s)[0]
+                    for t, s, _ in self._micro_batches(trajectories, b)
+                ]
                 rows.append(torch.cat(parts, dim=1))
         return torch.cat(rows)
 
@@ -190,48 +262,55 @@ class GrpoLearner:
             LogprobMismatch: fresh, and the first pass's log-probs differ from the recorded by more than `mismatch_limit`.
         """
         c = self.config
-        studies = [[self._study(lesson) for lesson in lessons] for lessons in minibatches]
+        with self._clock("credit"):
+            credits = iter(self.credit.assign([lesson for lessons in minibatches for lesson in lessons]))
+        tasks = [[self._task(lesson, next(credits)) for lesson in lessons] for lessons in minibatches]
         passes: list[PassReport] = []
-        for first in [True] + [False] * (c.updates_per_rollout - 1):
-            for some in studies:
+        for number in range(c.updates_per_rollout):
+            for some in tasks:
                 if passes:
                     with self._clock("effective_weights"):
                         self.adapters.refresh()
-                passes.append(self._pass(step, some, on_policy=fresh and not passes, first=first))
-        mine = [study.advantages for some in studies for study in some]
+                freshness = Freshness.FIRST_PASS if number == 0 else Freshness.LATER_PASS
+                passes.append(self._pass(step, some, Freshness.ON_POLICY if fresh and not passes else freshness))
+        mine = [task.credit.trajectory for some in tasks for task in some]
         everyone = gather_over_ranks((passes, mine))
         advantages = [a for _, all_of_rank in everyone for a in all_of_rank]
         metrics = step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
+        if "credit/half_cosine" in metrics:
+            metrics["credit/snr"] = self._signal.update(metrics["credit/half_cosine"])
         kl = torch.cat([p.stats.column("raw_kl") for p in passes[-c.minibatches :]])
         values = torch.cat([a.values.cpu() for a in mine]) if mine else torch.zeros(0, 1)
         return UpdateResult(metrics, not all(p.skipped for p in passes), values, kl.view(values.shape))
 
-    def _study(self, lesson: Lesson) -> _Study:
-        rows, device = lesson.trajectories, self.model.device
+    def _task(self, lesson: Lesson, credit: Credit) -> _Task:
+        rows = lesson.trajectories
         old = rows.logp if rows.support is None else rows.logp - rows.kept_mass
-        advantages = group_advantages(lesson.rewards.to(device), self.config.adv_norm)
-        return _Study(lesson, advantages, old, torch.empty_like(old))
+        return _Task(lesson, credit, old, torch.empty_like(old))
 
-    def _pass(self, step: int, studies: Sequence[_Study], on_policy: bool, first: bool) -> PassReport:
+    def _pass(self, step: int, tasks: Sequence[_Task], freshness: Freshness) -> PassReport:
         """Accumulate gradients over the lessons of a minibatch, then one optimizer step unless the guard forbids it."""
         c = self.config
         self.optimizer.zero_grad(set_to_none=False)
         stats = TrajectoryStats.empty()
-        for study in studies:
-            for b in range(len(study.lesson.trajectories.keys)):
-                self._accumulate(step, study, b, on_policy, first, stats)
+        halves = HalfGradients(self.adapters.parameters(), sum(len(task.lesson.trajectories.keys) for task in tasks))
+        for task in tasks:
+            for b in range(len(task.lesson.trajectories.keys)):
+                self._accumulate(step, task, b, freshness, stats)
+                halves.added_condition()
         keep = may_teach(stats.column("total"), stats.column("raw_kl"), c.kl_limit)
         counts = torch.tensor([float(keep.sum()), float(keep.numel())], device=self.model.device)
         kept, seen = (int(count) for count in sum_over_ranks(counts).tolist())
-        skipped, grad_norm = too_few_left(kept, seen), float("nan")
+        skipped, grad_norm, cosine = too_few_left(kept, seen), float("nan"), halves.cosine()
         with self._clock("optimizer"):
             if not skipped:
-                grad_norm = self._optimize(kept)
+                grad_norm = self._optimize(step, kept)
                 skipped = not math.isfinite(grad_norm)
-        return PassReport(stats, keep, skipped, grad_norm)
+        return PassReport(stats, keep, skipped, grad_norm, cosine)
 
-    def _optimize(self, kept: int) -> float:
+    def _optimize(self, step: int, kept: int) -> float:
         """Step on the mean over the `kept` trajectories of all ranks, if its norm, which is returned, is finite."""
+        self.optimizer.param_groups[0]["lr"] = self._learning_rate(step)
         parameters = self.adapters.parameters()
         sum_gradients(parameters)
         for parameter in parameters:
@@ -242,57 +321,83 @@ class GrpoLearner:
             self.optimizer.step()
         return float(norm)
 
-    def _accumulate(self, step: int, study: _Study, b: int, on_policy: bool, first: bool, stats: TrajectoryStats) -> None:
+    def _learning_rate(self, step: int) -> float:
+        c = self.config
+        if self._steps is None and c.lr_schedule != "constant":
+            raise ValueError(f"lr_schedule {c.lr_schedule!r} needs the run's number of steps")
+        return c.lr * rate(c.lr_schedule, step, self._steps or 0, c.lr_warmup, c.lr_end)
+
+    def _accumulate(self, step: int, task: _Task, b: int, freshness: Freshness, stats: TrajectoryStats) -> None:
         """Add the gradients of one condition's group, summed over its trajectories."""
-        c, lesson, scales = self.config, study.lesson, self.model.arch.scale_slices()
+        c, lesson, scales = self.config, task.lesson, self.model.arch.scale_slices()
         one = lesson.state.select(slice(b, b + 1))
         with self._clock("update_forward"):
             queries = guide_queries(self.model, one)
         # The group shares these queries: their gradient is gathered at a leaf and sent back once.
         leaves = [q.detach().requires_grad_() for q in queries]
         for tokens, support, span in self._micro_batches(lesson.trajectories, b):
+            recorded = self._recorded(task, b, span)
             with self._clock("update_forward"):
-                new, entropy = (t.squeeze(0) for t in self.logprobs_to_learn(one, leaves, tokens, support))
-            old = study.old[b, span]
-            mismatch = self._mismatch(step, new.detach(), old) if on_policy else None
-            importance = None
+                new = self._terms(one, leaves, tokens, support, recorded)
+            logp = new.logp.squeeze(0)
+            mismatch = self._mismatch(step, logp.detach(), recorded.old) if freshness is Freshness.ON_POLICY else None
             if c.importance_cap:
-                if first:
-                    study.proximal[b, span] = new.detach()
-                importance = importance_weights(study.proximal[b, span], old, c.importance_cap)
-                old = study.proximal[b, span]
-            at_one = on_policy or (first and c.importance_cap > 0)
-            recorded = _Recorded(old, lesson.reference[b, span], study.advantages.values[b, span], importance)
+                if freshness is not Freshness.LATER_PASS:
+                    task.proximal[b, span] = logp.detach()
+                proximal = task.proximal[b, span]
+                importance = importance_weights(proximal, recorded.old, c.importance_cap)
+                recorded = recorded._replace(old=proximal, importance=importance)
+            at_one = freshness is Freshness.ON_POLICY or (freshness is Freshness.FIRST_PASS and c.importance_cap > 0)
             term = self._loss(new, recorded, at_one)
             keep = may_teach(term.total, term.raw_kl, c.kl_limit)
             with self._clock("update_backward"):
-                if c.kl_beta == 0 and not recorded.advantages.any():
+                if c.kl_beta == 0 and recorded.codes is None and not recorded.advantages.any():
                     pass  # equal rewards and no KL penalty: the gradient is exactly zero
                 elif keep.all():
                     term.total.sum().backward()
                 elif keep.any():
                     # Once more without the dropped ones: 0 * NaN would still poison the gradients.
-                    kept_support = None if support is None else support[:, keep]
-                    again = self.logprobs_to_learn(one, leaves, tokens[:, keep], kept_support)[0].squeeze(0)
-                    self._loss(again, recorded.only(keep), at_one).total.sum().backward()
-            stats.add(term, scales, entropy=entropy, mismatch=mismatch, importance=importance)
+                    kept_support, kept = None if support is None else support[:, keep], recorded.only(keep)
+                    again = self._terms(one, leaves, tokens[:, keep], kept_support, kept)
+                    self._loss(again, kept, at_one).total.sum().backward()
+            spread = None if new.spread is None else new.spread.squeeze(0)
+            columns = {"entropy": new.entropy.squeeze(0), "mismatch": mismatch, "importance": recorded.importance}
+            stats.add(term, scales, **columns, credit=spread)
         wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]
         if wanted:
             with self._clock("update_backward"):
                 torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
 
-    def _loss(self, new: Tensor, recorded: _Recorded, on_policy: bool) -> LossTerms:
+    def _recorded(self, task: _Task, b: int, span: slice) -> _Recorded:
+        """What was recorded of some trajectories of condition b."""
+        credit = task.credit
+        codes = None if credit.codes is None else replace(credit.codes, slopes=credit.codes.slopes[b : b + 1, span])
+        return _Recorded(task.old[b, span], task.lesson.reference[b, span], credit.tokens[b, span], codes, None)
+
+    def _terms(
+        self, one: ConditionState, leaves: Sequence[Tensor], tokens: Tensor, support: Tensor | None, recorded: _Recorded
+    ) -> TokenTerms:
+        reference = recorded.reference[None] if self.config.kl_estimator == "full" else None
+        return self.terms_to_learn(one, leaves, tokens, support, recorded.codes, reference)
+
+    def _loss(self, new: TokenTerms, recorded: _Recorded, on_policy: bool) -> LossTerms:
+        c, logp = self.config, new.logp.squeeze(0)
+        full = None if new.kl is None else new.kl.squeeze(0)
+        if new.gain is not None:
+            kl = kl_estimate(logp, recorded.reference, c.kl_estimator) if full is None else full
+            return code_loss(new.gain.squeeze(0), kl, self.weights, c.kl_beta)
         return grpo_loss(
-            new,
+            logp,
             recorded.old,
             recorded.reference,
             recorded.advantages,
             weights=self.weights,
-            clip_eps=self.config.clip_eps,
-            beta=self.config.kl_beta,
-            kl_kind=self.config.kl_estimator,
+            clip_eps=c.clip_eps,
+            beta=c.kl_beta,
+            kl_kind=c.kl_estimator,
             on_policy=on_policy,
             importance=recorded.importance,
+            kl_tokens=full,
         )
 
     def _mismatch(self, step: int, new: Tensor, old: Tensor) -> Tensor:

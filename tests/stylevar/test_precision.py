@@ -8,8 +8,8 @@ import pytest
 import small_model
 import torch
 
-from learner.grpo.lesson import Lesson
 from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch, usual_mismatch
+from learner.lesson import Lesson
 from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.contracts import PolicyVersion
@@ -38,7 +38,7 @@ def outcome(bf16: bool, recorded_off: float = 0.0, **settings) -> tuple[Adapters
         learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, **settings))
         state = ConditionCache(model).get(batch)
         rewards = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-        lesson = Lesson(state, drawn, learner.reference_logprobs(state, drawn), rewards)
+        lesson = Lesson(state, drawn, learner.reference(state, drawn), rewards)
         kept: dict[str, torch.Tensor] = {}
         learner.optimizer.step = lambda *args: keep_gradients(adapters, kept)  # type: ignore[method-assign]
         learner.update(0, [[lesson]])

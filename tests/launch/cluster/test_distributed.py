@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.cluster.distributed import DistributedRun
+from launch.common.ray_cluster import init_patiently
 from launch.common.stop import StopRequest
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
@@ -24,6 +25,7 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.reports import StepReport
 from launch.rl.run import execute
 from launch.run.run_folder import find_resume
+from learner.grpo.update import LearnerConfig
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}
@@ -31,7 +33,7 @@ NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield write_inputs(tmp_path_factory.mktemp("inputs"))
     ray.shutdown()
 
@@ -86,6 +88,18 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
     assert min(scalars(undisturbed, "sync/bytes").values()) > 0
 
 
+def test_gradient_credit_is_the_colocated_run_however_many_learn(inputs, tmp_path):
+    """The reward's gradient goes from the reward workers to the learners, the curvature over all learners."""
+    fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit="gradient", kl_estimator="full"), **NO_MERGES}
+    alone = execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
+    two = replace(ONE, learners=2, rollout_workers=2)
+    shared = run(config(inputs, tmp_path, "shared", cluster=two, **fields))
+    assert_same_rows(rows(shared), rows(alone), atol=2e-3)
+    for name, value in adapters(shared).items():
+        torch.testing.assert_close(value, adapters(alone)[name], atol=2e-3, rtol=2e-2)
+    assert min(scalars(shared, "credit/spread").values()) > 0
+
+
 class Disturbed(DistributedRun):
     """Does something in some steps, while they are being sampled: as soon as a worker of a role is at work."""
 
@@ -127,7 +141,7 @@ def test_a_run_survives_the_loss_of_every_role_unchanged(inputs, undisturbed, tm
         assert torch.equal(adapters(found)[name], value)
     assert_same_rows(rows(found), rows(undisturbed), atol=0)
     assert scalars(found, "reward/heldout") == scalars(undisturbed, "reward/heldout")
-    assert sum(scalars(found, f"restarts/{role}")[7] for role in ("rollout", "reward", "learner")) == 3
+    assert sum(scalars(found, f"restarts/{role}")[8] for role in ("rollout", "reward", "learner")) == 3
     assert "rollout" in caplog.text
     assert "is done again with the same seeds" in caplog.text
 
@@ -152,7 +166,7 @@ def test_pipelined_rollouts_lag_as_asked_and_resume_exactly(inputs, tmp_path):
     ahead = replace(ONE, max_staleness=1)
     learner = replace(config(inputs, tmp_path).learner, importance_cap=2.0)
     whole = run(config(inputs, tmp_path, "whole", cluster=ahead, learner=learner))
-    assert scalars(whole, "policy/staleness")[0] == 0.0
+    assert scalars(whole, "policy/staleness")[1] == 0.0
     assert 1.0 in scalars(whole, "policy/staleness").values()
     assert set(scalars(whole, "policy/importance_mean").values()) != {1.0}
     assert max(row["version_merges"] for row in rows(whole)) > 0

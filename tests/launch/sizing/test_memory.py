@@ -22,8 +22,8 @@ from launch.sizing.memory import (
 )
 from launch.sizing.phases import Phases, Workload
 from launch.sizing.trace import peak_bytes, saved_bytes
-from learner.grpo.lesson import Lesson
 from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.lesson import Lesson
 from reward.base import RewardConfig
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.cache import KVCache
@@ -67,7 +67,7 @@ def test_a_real_update_keeps_what_the_plan_says(depth, group, recompute):
     state = sampler.conditions.get(batch)
     with adapters.effective_weights():
         trajectories = sampler.sample(batch, 0, 0, PolicyVersion(0, 0))
-        lesson = Lesson(state, trajectories, learner.reference_logprobs(state, trajectories), torch.randn(1, group))
+        lesson = Lesson(state, trajectories, learner.reference(state, trajectories), torch.randn(1, group))
         forward = lambda: learner.update(0, lesson.split(1))  # noqa: E731
         # Blocks that run again in the backward pass hold one block's activations then, which is no part of this.
         if recompute:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from learner.grpo.advantage import group_advantages
+from learner.credit.trajectory import group_advantages
 from learner.grpo.loss import LossTerms, grpo_loss
 from learner.grpo.panw import panw_weights
 

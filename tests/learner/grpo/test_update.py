@@ -12,10 +12,10 @@ import small_model
 import torch
 from golden_model import condition_major, tensors
 
-from learner.grpo.lesson import Lesson
 from learner.grpo.loss import grpo_loss
 from learner.grpo.panw import panw_weights
 from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch
+from learner.lesson import Lesson
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.conditions import encode_conditions, guide_queries
@@ -66,7 +66,7 @@ def test_logprobs_with_and_without_adapters(golden):
     learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4))
     close = {"atol": 1e-4, "rtol": 0}
     torch.testing.assert_close(rows.logp, condition_major(golden["grpo.new_logprobs"]), **close)
-    reference = learner.reference_logprobs(state, rows)
+    reference = learner.reference(state, rows)
     torch.testing.assert_close(reference, condition_major(golden["grpo.ref_logprobs"]), **close)
 
 
@@ -109,7 +109,7 @@ def scores(b=2, g=4):
 
 def update(learner, state, rows, scored=None, step=0):
     """One GRPO step on `rows`, with the rewards of `scored`."""
-    lesson = Lesson(state, rows, learner.reference_logprobs(state, rows), (scored or scores()).rewards)
+    lesson = Lesson(state, rows, learner.reference(state, rows), (scored or scores()).rewards)
     return learner.update(step, lesson.split(learner.config.minibatches))
 
 

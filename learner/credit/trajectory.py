@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from learner.credit.base import Advantages, Credit, CreditMethod
+from learner.lesson import Lesson
 from stylevar.errors import UserError
 
-AdvantageNorm = Literal["std", "none"]
+AdvantageNorm = Literal["std", "none", "leave-one-out"]
 
 
-@dataclass(frozen=True)
-class Advantages:
-    """Advantages of B groups of G trajectories.
+class TrajectoryCredit(CreditMethod):
+    """Every token of a trajectory has the trajectory's advantage, as published."""
 
-    values         fp32 [B, G]   mean 0 over each group
-    mean, std      fp32 [B]      of the group's rewards; std is the unbiased one
-    frac_zero_std  in [0, 1]     fraction of groups whose std lies under the floor: they teach (almost) nothing
-    """
+    def __init__(self, norm: AdvantageNorm = "std") -> None:
+        self.norm = norm
 
-    values: Tensor
-    mean: Tensor
-    std: Tensor
-    frac_zero_std: float
+    def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
+        """See `group_advantages`."""
+        advantages = [group_advantages(lesson.rewards.to(lesson.reference.device), self.norm) for lesson in lessons]
+        return [Credit(some, some.values[..., None]) for some in advantages]
 
 
 @torch.no_grad()
 def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: float = 1e-2) -> Advantages:
-    """A = (R - mean) / max(std, std_floor) over each group; with norm "none", A = R - mean.
+    """A = (R - mean) / max(std, std_floor) over each group; with norm "none", A = R - mean. With "leave-one-out",
+    A = R - mean of the others = G / (G - 1) (R - mean), an unbiased baseline (Kool et al. 2019; Ahmadian et al. 2024).
 
     rewards: float [B, G], higher is better. The floor keeps a group of (nearly) equal rewards from having its noise
     blown up to unit variance. A reward that is not finite makes its whole group NaN, which the step guard then drops.
@@ -49,4 +49,6 @@ def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: fl
     values = rewards - mean[:, None]
     if norm == "std":
         values = values / std.clamp_min(std_floor)[:, None]
+    elif norm == "leave-one-out":
+        values = values * (rewards.shape[1] / (rewards.shape[1] - 1))
     return Advantages(values, mean, std, (std < std_floor).float().mean().item())

@@ -15,13 +15,17 @@ from stylevar.errors import UserError
 class Lesson:
     """Scored trajectories of B conditions, ready to be learned from.
 
-    reference fp32 [B, G, L], log-probs under the base weights; rewards fp32 [B, G].
+    reference  fp32 [B, G, L]     log-probs under the base weights; for `--kl-estimator full` what the head is given
+                                  there, [B, G, L, C]
+    rewards    fp32 [B, G]
+    gradient   [B, G, 3, H, W]    of the rewards with respect to the images, where the credit needs it
     """
 
     state: ConditionState
     trajectories: Trajectories
     reference: Tensor
     rewards: Tensor
+    gradient: Tensor | None = None
 
     def split(self, parts: int) -> list[list[Lesson]]:
         """As minibatches for `GrpoLearner.update`. Raises UserError if B is no multiple of `parts`."""
@@ -30,9 +34,13 @@ class Lesson:
             raise UserError(f"--minibatches {parts} does not divide --conditions {conditions}")
         share = conditions // parts
         spans = [slice(at, at + share) for at in range(0, conditions, share)]
-        return [
-            [Lesson(self.state.select(s), self.trajectories.select(s), self.reference[s], self.rewards[s])] for s in spans
-        ]
+        return [[self._select(span)] for span in spans]
+
+    def _select(self, rows: slice) -> Lesson:
+        gradient = None if self.gradient is None else self.gradient[rows]
+        return Lesson(
+            self.state.select(rows), self.trajectories.select(rows), self.reference[rows], self.rewards[rows], gradient
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""How far a GRPO run has come, and the line about each of its steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.grpo.merging import MergeAction, MergeController
+from stylevar.contracts import StepMetrics
+
+
+@dataclass
+class Progress:
+    """What the driver itself has to remember: steps done, merges done, the best held-out score, the controller."""
+
+    controller: MergeController
+    steps: int = 0
+    merges: int = 0
+    best: float | None = None
+
+    def save(self, path: Path) -> None:
+        state = {"steps": self.steps, "merges": self.merges, "best": self.best, "controller": self.controller.state_dict()}
+        path.write_text(json.dumps(state, indent=2) + "\n")
+
+    def load(self, path: Path) -> None:
+        state = json.loads(path.read_text())
+        self.controller.load_state_dict(state.pop("controller"))
+        self.steps, self.merges, self.best = state["steps"], state["merges"], state["best"]
+
+
+def step_line(done: int, metrics: StepMetrics, actions: Sequence[MergeAction]) -> str:
+    """One readable line about the last of `done` steps."""
+    parts = [
+        f"step {done:5d}",
+        f"reward {metrics['reward/mean']:7.4f} (ema {metrics.get('reward/ema', math.nan):7.4f})",
+        f"KL {metrics['kl/raw']:7.4f}",
+        f"grad {metrics['grad/norm']:6.3f}",
+        f"{metrics['time/step']:5.1f} s",
+    ]
+    if "reward/heldout" in metrics:
+        parts.append(f"held-out {metrics['reward/heldout']:7.4f}")
+    parts += [action.value for action in actions if action.changes_weights]
+    return "  ".join(parts)
