@@ -48,7 +48,7 @@ class RolloutWorker:
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
-        self._policy.adapters.keep_merged = config.cuda_graphs
+        self._policy.adapters.keep_in_place = config.cuda_graphs
         self._seed = source.seed
         self._samplers = {
             False: GroupSampler(self._policy.model, config),
