@@ -2,6 +2,7 @@
 
 python launch/eval.py                   # the demo's model and the newest run's
 python launch/eval.py --checkpoint runs/demo/model
+python launch/eval.py --methods sft=runs/sft/model grpo=runs/demo/model --sweep-temperature 1 0.7 0.5 0.4
 python launch/eval.py --shards data/val-*.tar --methods sft=runs/sft/model grpo=runs/grpo/model copy --compare grpo sft
 """
 
@@ -25,6 +26,7 @@ from launch.evaluation.pictures import draw_best_worst
 from launch.evaluation.runner import ResultsFolder, Stopped, make_tasks, run_all
 from launch.evaluation.stylizer import image_size, parse_methods
 from launch.evaluation.summary import headings, markdown, summarise, write
+from launch.evaluation.sweep import at_best_temperatures
 from reward.base import MissingWeights
 from stylevar.allocator import keep_freed_memory
 
@@ -39,6 +41,7 @@ def main(config: EvalConfig) -> None:
     artfid = _has_artfid(config, left_out)
     size = 0 if config.paired else config.size or image_size(methods, config)
     conditions = open_conditions(config, size)
+    methods = at_best_temperatures(config, methods)
     tasks = make_tasks(methods, len(conditions), config.batch)
     folder = ResultsFolder(config, methods, columns, conditions.keys)
     todo = folder.missing(tasks)

@@ -12,7 +12,7 @@ from launch.common.defaults import DEMO_DATA
 from reward.base import RewardConfig
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
-from stylevar.sampling_config import SamplingChoice
+from stylevar.sampling_config import SamplingChoice, Temperature
 
 Against = Literal["auto", "target", "inputs", "both"]
 
@@ -51,6 +51,13 @@ class EvalConfig:
     vae: str | None = None
     """VQ-VAE of all checkpoints; by default the one beside each, or the one that its run names."""
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
+    sweep_temperature: tuple[Temperature, ...] = ()
+    """Try these temperatures on `sweep_shards` first, and sample each checkpoint at the one with its best mean reward. A
+    lower temperature alone raises the reward, so methods are compared fairly only at their own best."""
+    sweep_shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
+    """Triplets for --sweep-temperature: shards, patterns or folders, other than those that are evaluated."""
+    sweep_conditions: Annotated[int, Ge(1)] = 48
+    """Conditions for --sweep-temperature, spread evenly over all."""
     coupled: bool = True
     """Let checkpoints share random numbers, so that differences are theirs; it costs a few per cent of the sampling time."""
     adain_vgg: Path | None = None
@@ -77,6 +84,8 @@ class EvalConfig:
         check_bounds(self)
         if (self.content is None) != (self.style is None):
             raise UserError("--content and --style belong together: give both, or --shards alone")
+        if self.sweep_temperature and self.sampling.temperature is not None:
+            raise UserError("--temperature and --sweep-temperature exclude each other: give one of them")
         if self.content is not None and self.against in ("target", "both"):
             raise UserError(f"--against {self.against}: pictures without targets can be compared with the inputs only")
 

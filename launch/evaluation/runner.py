@@ -248,7 +248,7 @@ def _settings(
         json.dumps(
             {
                 "config": plain,
-                "methods": [[m.name, m.baseline, m.source] for m in methods],
+                "methods": [[m.name, m.baseline, m.source, m.temperature] for m in methods],
                 "columns": [column.key for column in columns],
                 "conditions": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
                 "files": {str(f): [f.stat().st_size, f.stat().st_mtime_ns] for f in files},

@@ -44,11 +44,13 @@ class Stylizer(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: a baseline of that name, or a checkpoint. `source` is AdaIN's decoder, or the checkpoint."""
+    """One row of the table: a baseline of that name, or a checkpoint. `source` is AdaIN's decoder, or the checkpoint;
+    `temperature` is that at which the checkpoint was found to be best, if it was looked for."""
 
     name: str
     baseline: str | None
     source: str | None
+    temperature: float | None = None
 
     @property
     def deterministic(self) -> bool:
@@ -110,8 +112,9 @@ def _parse(spec: str, adain: str) -> Method:
 class CheckpointStylizer:
     """Samples of a StyleVAR model."""
 
-    def __init__(self, name: str, model: StyleVAR, config: EvalConfig) -> None:
-        self.name, self.config = name, config
+    def __init__(self, name: str, model: StyleVAR, config: EvalConfig, temperature: float | None = None) -> None:
+        """`temperature` takes the place of the config's."""
+        self.name, self.config, self.temperature = name, config, temperature
         self.pipeline = StyleVARPipeline(model, CoupledStreams if config.coupled else TrajectoryStreams)
 
     def samples(self, content_u8: Tensor, style_u8: Tensor, keys: tuple[str, ...], group: int, seed: int) -> Tensor:
@@ -120,7 +123,10 @@ class CheckpointStylizer:
         if content_u8.shape[-2:] != (size, size):
             shape = "x".join(str(side) for side in content_u8.shape[-2:])
             raise UserError(f"{self.name} makes pictures of {size}x{size}, the conditions are {shape}: take others")
-        sampling = Sampling(num_samples=group, seed=seed, **dataclasses.asdict(self.config.sampling))
+        chosen = self.config.sampling
+        if self.temperature is not None:
+            chosen = dataclasses.replace(chosen, temperature=self.temperature)
+        sampling = Sampling(num_samples=group, seed=seed, **dataclasses.asdict(chosen))
         return self.pipeline.sample(content_u8, style_u8, keys, sampling, at_once=len(keys) * group)
 
 
@@ -135,7 +141,7 @@ def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> 
     assert method.source is not None
     model = load_pair(method.source, config.vae)[1]
     model.vae.to(device)
-    return CheckpointStylizer(method.name, model.to(device), config)
+    return CheckpointStylizer(method.name, model.to(device), config, method.temperature)
 
 
 def image_size(methods: Sequence[Method], config: EvalConfig) -> int:

@@ -19,13 +19,13 @@ from program import exit_code
 
 from launch import eval as program
 from launch.common.defaults import DEMO_MODEL
-from launch.evaluation import measure, stylizer
+from launch.evaluation import measure, stylizer, sweep
 from launch.evaluation.columns import choose_columns
-from launch.evaluation.conditions import PairedSet, pictures_of
+from launch.evaluation.conditions import PairedSet, open_conditions, pictures_of
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
 from launch.evaluation.runner import PARTS, file_name
-from launch.evaluation.stylizer import Method, parse_methods
+from launch.evaluation.stylizer import CheckpointStylizer, Method, build_stylizer, parse_methods
 from reward.base import MissingWeights, RewardConfig
 from reward.scorer import build_scorer
 from stylevar.errors import UserError
@@ -388,3 +388,44 @@ def test_a_bare_evaluation_goes_on_where_it_stopped(files, tmp_path, monkeypatch
     program.main(bare)
     assert (Path("runs/eval-2") / "summary.md").is_file()
     assert not Path("runs/eval-3").exists()
+
+
+def test_each_model_is_sampled_at_its_own_best_temperature(files, tmp_path, monkeypatch, capsys):
+    """On other triplets than those it is then evaluated on."""
+    tiny.shard(tmp_path / "train-0.tar", 4, first=20)
+    seen: list[tuple[str, float]] = []
+    best = {"one": 0.4, "two": 2.0}
+
+    def rewards(stylizer, temperature, conditions, scorer, config):
+        assert conditions.keys == tuple(sorted(conditions.keys))
+        assert len(conditions) == 3
+        return torch.full((3,), -abs(temperature - best[stylizer.name]))
+
+    monkeypatch.setattr(sweep, "mean_rewards", rewards)
+    sample = CheckpointStylizer.samples
+    monkeypatch.setattr(
+        CheckpointStylizer,
+        "samples",
+        lambda self, *args: (seen.append((self.name, self.temperature)), sample(self, *args))[1],
+    )
+    methods = (f"one={files / 'one'}", f"two={files / 'two'}")
+    settings = config(files, tmp_path / "out", methods=methods, sweep_temperature=(1.0, 0.4, 2.0), sweep_conditions=3)
+    program.main(dataclasses.replace(settings, sweep_shards=(str(tmp_path / "train-*.tar"),)))
+    assert set(seen) == {("one", 0.4), ("two", 2.0)}
+    out = capsys.readouterr().out
+    assert "one: 1: -0.600 (0.000), 0.4: 0.000 (0.000), 2: -1.600 (0.000): the best is 0.4" in out
+    assert "two: 1: -1.000 (0.000), 0.4: -1.600 (0.000), 2: 0.000 (0.000): the best is 2" in out
+
+
+def test_mean_rewards_are_those_of_samples_at_the_temperature(files, tmp_path):
+    settings = config(files, tmp_path / "out")
+    method = parse_methods(settings)[0]
+    conditions = open_conditions(settings, 0)
+    stylizer = build_stylizer(method, settings, torch.device("cpu"))
+    scorer = build_scorer(RewardConfig())
+    hot, cold = (sweep.mean_rewards(stylizer, t, conditions, scorer, settings) for t in (1.0, 0.01))
+    batch = conditions.batch(range(len(conditions)))
+    other = build_stylizer(dataclasses.replace(method, temperature=0.01), settings, torch.device("cpu"))
+    images = other.samples(batch.content, batch.style, batch.keys, sweep.SAMPLES, settings.seed)
+    torch.testing.assert_close(cold, scorer.score(images, batch.target).rewards.mean(1))
+    assert not torch.equal(hot, cold)
