@@ -36,15 +36,15 @@ class ReleaseConfig:
     take: Take = "final"
     """Of a run: its finished model, or its best or latest checkpoint."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """How matrices are stored; all else stays fp32."""
+    """How matrices are stored; everything else stays fp32."""
     base: str | None = None
-    """The model that a checkpoint's adapters stand on, if it is no longer where the run had it: its --init or a merge."""
+    """The base of a checkpoint's adapters (its --init or a merge), if it is no longer where the run had it."""
     vae: str | None = None
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default that of the run."""
     with_vae: bool = False
     """Copy the VQ-VAE too, as vqvae.safetensors."""
     alphas: tuple[Alpha, ...] | None = None
-    """Style weight of each scale, in place of those saved with the model."""
+    """Style weight of each scale; replaces those saved with the model."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) of a source on the hub."""
     overwrite: bool = False

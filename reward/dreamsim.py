@@ -32,7 +32,7 @@ DINO_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vit
 
 
 class DreamSimDistance(PerceptualDistance):
-    """1 - cosine of DreamSim embeddings, LoRA weights merged. Component: "total" alone."""
+    """1 - cosine of DreamSim embeddings, LoRA weights added in. Component: "total" alone."""
 
     def __init__(self, dreamsim_type: str, cache: str | Path, device: str | torch.device = "cpu") -> None:
         """Read the weights of `dreamsim_type` from the folder `cache`; the device is fixed from here on.

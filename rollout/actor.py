@@ -38,16 +38,21 @@ class RolloutWorker:
     def __init__(self, name: str) -> None:
         self.name, self._log = name, RoleLog(name)
 
-    def setup(self, source: PolicySource, config: RolloutConfig, device: str, threads: int) -> dict[str, Any]:
-        """Load the run's base. Raises UserError for files that cannot be used."""
+    def setup(
+        self, source: PolicySource, config: RolloutConfig, heldout: RolloutConfig, device: str, threads: int
+    ) -> dict[str, Any]:
+        """Load the run's base. `heldout` says how samples are drawn for scoring policies against each other.
+
+        Raises UserError for files that cannot be used.
+        """
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
-        self._policy.adapters.keep_merged = config.cuda_graphs
+        self._policy.adapters.keep_in_place = config.cuda_graphs
         self._seed = source.seed
         self._samplers = {
             False: GroupSampler(self._policy.model, config),
-            True: GroupSampler(self._policy.model, config, streams=CoupledStreams),
+            True: GroupSampler(self._policy.model, heldout, streams=CoupledStreams),
         }
         self._version: PolicyVersion | None = None  # no adapters yet
         return self._policy.describe()

@@ -105,7 +105,7 @@ class GroupSampler(Sampler):
     ) -> None:
         """`streams` and `clock`: see `Sampler`.
 
-        With `cuda_graphs` the policy's merged weights must stay where they are (`Adapters.keep_merged`).
+        With `cuda_graphs` the policy's effective weights must stay where they are (`Adapters.keep_in_place`).
         """
         super().__init__(
             model,

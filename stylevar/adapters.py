@@ -1,4 +1,4 @@
-"""LoRA adapters through PEFT: attach, switch off for the reference policy, merge for speed, snapshot, bake, save."""
+"""LoRA adapters through PEFT: attach, switch off for the reference policy, snapshot, bake into the base, save."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stylevar.attention import BlendedAttention
 from stylevar.checkpoint import fingerprint, read_file
 from stylevar.errors import UserError
-from stylevar.lowrank import MERGED, base_weight, compute_dtype, factors, merged_rows
+from stylevar.lowrank import base_weight, compute_dtype, effective_rows, factors, keep_effective
 from stylevar.transformer import StyleVAR
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
@@ -26,7 +26,7 @@ class Adapters:
     """The trainable part of a policy: rank-r adapters on every block of `model`; everything else is frozen.
 
     The base weights stay as they are beneath (they are the reference policy) until `bake` adds the adapters to them.
-    With `keep_merged` the merged weights stay at one place in memory, for kernels that were recorded with them.
+    With `keep_in_place` the effective weights stay at one place in memory, for kernels that were recorded with them.
     """
 
     def __init__(self, model: StyleVAR, rank: int = 256, alpha_over_rank: float = 2.0, seed: int = 0) -> None:
@@ -36,7 +36,7 @@ class Adapters:
             r=rank, lora_alpha=round(alpha_over_rank * rank), target_modules=TARGETS, lora_dropout=0.0, bias="none"
         )
         self.model = model
-        self.keep_merged = False
+        self.keep_in_place = False
         self._kept: dict[str, Tensor] = {}
         shapes_only = model.device.type == "meta"
         self.peft: PeftModel = get_peft_model(model, config, low_cpu_mem_usage=shapes_only)
@@ -52,29 +52,26 @@ class Adapters:
         return self.peft.disable_adapter()
 
     @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Inside, each layer's merged weight is computed once and kept; the adapters must not change meanwhile."""
+    def effective_weights(self) -> Iterator[None]:
+        """Inside, each layer's effective weight W + s B A is kept. If the adapters change, call `refresh`."""
         try:
-            self._merge()
+            self.refresh()
             yield
         finally:
             for layer in self.layers.values():
-                layer.__dict__.pop(MERGED, None)
+                keep_effective(layer, None)
 
-    def _merge(self) -> None:
+    def refresh(self) -> None:
+        """Inside `effective_weights`: compute them again, from the adapters as they are now."""
         rows = {}
         for name, module in self.model.named_modules():
             if isinstance(module, BlendedAttention):
                 rows.update({f"{name}.{child}": used for child, used in module.used_rows.items()})
         for name, layer in self.layers.items():
-            merged = merged_rows(layer, rows.get(name, slice(None))).to(compute_dtype(layer))
-            if self.keep_merged:
-                merged = self._kept.setdefault(name, merged).copy_(merged)
-            setattr(layer, MERGED, merged)
-
-    def refresh(self) -> None:
-        """After an update inside `merged`: compute the merged weights again."""
-        self._merge()
+            weight = effective_rows(layer, rows.get(name, slice(None))).to(compute_dtype(layer))
+            if self.keep_in_place:
+                weight = self._kept.setdefault(name, weight).copy_(weight)
+            keep_effective(layer, weight)
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
@@ -104,7 +101,7 @@ class Adapters:
     def bake(self) -> None:
         """Add the adapters to the base weights. Follow with `reset`."""
         for layer in self.layers.values():
-            base_weight(layer).copy_(merged_rows(layer, slice(None)))
+            base_weight(layer).copy_(effective_rows(layer, slice(None)))
 
     def base_state(self) -> dict[str, Tensor]:
         """The base model's full state under the released names, adapters left out (not copied)."""
@@ -115,7 +112,7 @@ class Adapters:
         """The policy's full state under the released names, adapters added to the base; the model stays as it is."""
         state = self.base_state()
         for name, layer in self.layers.items():
-            state[f"{name}.weight"] = merged_rows(layer, slice(None))
+            state[f"{name}.weight"] = effective_rows(layer, slice(None))
         return state
 
     def save(self, folder: Path) -> None:
@@ -129,7 +126,7 @@ class Adapters:
     def fingerprint(self) -> str:
         """A hash of all effective weights, to the last bit: workers with equal fingerprints hold the same policy."""
         return fingerprint(
-            tensor if layer is None else merged_rows(layer, slice(None))
+            tensor if layer is None else effective_rows(layer, slice(None))
             for name, tensor in self.base_state().items()
             for layer in [self.layers.get(name.removesuffix(".weight"))]
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stylevar.attention import BlendedAttention, Span
 from stylevar.cache import BlockCache
@@ -51,6 +52,8 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.shared_aln = config.shared_aln
+        self.recompute = False
+        """Keep only the inputs for the backward pass, which computes the rest again (see `recompute.py`)."""
         self.attn = BlendedAttention(width, config.depth, config.attn_l2_norm)
         self.ffn = FeedForward(width)
         self.drop_path = DropPath(drop_path)
@@ -78,6 +81,13 @@ class Block(nn.Module):
         cache: BlockCache | None = None,
     ) -> Tensor:
         """x [B, G, T, C] -> [B, G, T, C]; with a `cache` while generating scale by scale."""
+        if self.recompute:
+            return checkpoint(self._forward, x, adaln, q, alpha, spans, cache, use_reentrant=False)
+        return self._forward(x, adaln, q, alpha, spans, cache)
+
+    def _forward(
+        self, x: Tensor, adaln: Tensor, q: Tensor, alpha: Tensor, spans: Sequence[Span], cache: BlockCache | None
+    ) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln
         k, v = self.attn.keys_values(x, scale1, shift1)
         if cache is not None:

@@ -1,6 +1,6 @@
 """One projection for plain and LoRA-adapted linear layers, that multiplies only the rows that are used.
 
-With adapters the forward runs through the merged weight W + s B A, and the backward keeps the gradient in factored form:
+With adapters the forward multiplies by the effective weight W + s B A, and the backward keeps the gradient in factored form:
 dA = s (dy B)^T x and dB = s dy^T (x A^T), so neither a second matmul in the forward nor a dense dW is ever needed.
 
 Weights, adapters and their gradients stay fp32 whatever a layer multiplies in (`compute_in`).
@@ -17,12 +17,13 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 ADAPTER = "default"
-MERGED = "_merged_rows"
+# Attributes that the functions below set on a layer.
+_EFFECTIVE = "_effective_weight"
 _COMPUTE = "_compute_dtype"
 
 
 class _FactoredLinear(torch.autograd.Function):
-    """y = f(x) W_eff^T + bias with gradients for x, A and B; `merged` is W_eff, already computed, and `bias` is frozen.
+    """y = f(x) W_eff^T + bias with gradients for x, A and B; `effective` is W_eff, already computed, and `bias` is frozen.
 
     The forward is the very call that a layer without adapters makes, so that adapters without effect change no bit. The
     backward runs f, which is cheap, again, and so f(x) is not kept: a third of all that would be saved.
@@ -32,7 +33,7 @@ class _FactoredLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        merged: Tensor,
+        effective: Tensor,
         bias: Tensor | None,
         lora_a: Tensor,
         lora_b: Tensor,
@@ -40,13 +41,13 @@ class _FactoredLinear(torch.autograd.Function):
         ready: Callable[..., Tensor],
         *constants: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, merged, lora_a, lora_b, *constants)
+        ctx.save_for_backward(x, effective, lora_a, lora_b, *constants)
         ctx.scale, ctx.ready = scale, ready
-        return F.linear(ready(x, *constants), merged, bias)
+        return F.linear(ready(x, *constants), effective, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, merged, lora_a, lora_b, *constants = ctx.saved_tensors
+        x, effective, lora_a, lora_b, *constants = ctx.saved_tensors
         dy = grads[0]
         with torch.enable_grad():
             given = x.detach().requires_grad_(ctx.needs_input_grad[0])
@@ -56,7 +57,7 @@ class _FactoredLinear(torch.autograd.Function):
         d_b = ctx.scale * (dy_rows.t() @ (rows @ lora_a.to(dy.dtype).t())).float()
         dx = None
         if ctx.needs_input_grad[0]:
-            (dx,) = torch.autograd.grad(ready, given, dy @ merged)
+            (dx,) = torch.autograd.grad(ready, given, dy @ effective)
         return dx, None, None, d_a, d_b, None, None, *(None for _ in constants)
 
 
@@ -90,7 +91,17 @@ def compute_dtype(layer: nn.Module) -> torch.dtype:
     return getattr(layer, _COMPUTE, base_weight(layer).dtype)
 
 
-def merged_rows(layer: LoraLinear, rows: slice) -> Tensor:
+def keep_effective(layer: LoraLinear, weight: Tensor | None) -> None:
+    """Have `project` multiply by `weight`, the effective one [rows in use, in], until None has it compute its own again."""
+    setattr(layer, _EFFECTIVE, weight)
+
+
+def kept_effective(layer: LoraLinear) -> Tensor | None:
+    """What `keep_effective` was given last."""
+    return getattr(layer, _EFFECTIVE, None)
+
+
+def effective_rows(layer: LoraLinear, rows: slice) -> Tensor:
     """Rows of W + s B A, detached, computed from the pristine base so that nothing drifts."""
     lora_a, lora_b, scale = factors(layer)
     with torch.no_grad():
@@ -126,12 +137,12 @@ def project(
 
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
         return F.linear(ready(x, *constants), base_weight(layer)[rows].to(dtype), bias)
-    merged = getattr(layer, MERGED, None)
-    if merged is None:
-        merged = merged_rows(layer, rows).to(dtype)
+    effective = kept_effective(layer)
+    if effective is None:
+        effective = effective_rows(layer, rows).to(dtype)
     if not torch.is_grad_enabled():
-        return F.linear(ready(x, *constants), merged, bias)
+        return F.linear(ready(x, *constants), effective, bias)
     if any(constant.requires_grad for constant in constants):
         raise ValueError("an adapted layer gives the constants of its `prepare` no gradient: freeze them")
     lora_a, lora_b, scale = factors(layer)
-    return _FactoredLinear.apply(x, merged, bias, lora_a, lora_b[rows], scale, ready, *constants)
+    return _FactoredLinear.apply(x, effective, bias, lora_a, lora_b[rows], scale, ready, *constants)

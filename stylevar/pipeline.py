@@ -106,8 +106,6 @@ class StyleVARPipeline:
         loaded.to(target)
         if precision == "bf16":
             loaded.hold_in(torch.bfloat16)
-            # On CPUs without bf16 units convolutions are the slower for it.
-            tokenizer.decode_in_bf16 = target.type == "cuda"
         return cls(loaded)
 
     @property

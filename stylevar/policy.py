@@ -74,8 +74,6 @@ class Policy:
         self.adapters = Adapters(self.model, source.lora_rank, seed=self._adapter_seed())
         if source.precision == "bf16":
             self.model.compute_in(torch.bfloat16)
-            # On CPUs without bf16 units convolutions are the slower for it.
-            vae.decode_in_bf16 = device.type == "cuda"
 
     @property
     def device(self) -> torch.device:

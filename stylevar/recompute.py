@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from stylevar.block import Block
 
 
 @contextmanager
-def recomputed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+def recomputed(blocks: Iterable[Block]) -> Iterator[None]:
     """Forward passes inside keep only each block's inputs; the backward pass runs the block again for the rest.
 
-    The backward pass may come after the context has ended. Whatever the blocks read besides their inputs (weights, merged
+    The backward pass may come after the context has ended. Whatever the blocks read besides their inputs (weights, effective
     weights) must be the same then.
     """
-    wrapped = list(blocks)
+    chosen = list(blocks)
     try:
-        for block in wrapped:
-            # Of this instance alone, and gone again below: names and parameters stay as they are.
-            block.__dict__["forward"] = _checkpointed(block.forward)
+        for block in chosen:
+            block.recompute = True
         yield
     finally:
-        for block in wrapped:
-            block.__dict__.pop("forward", None)
-
-
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *inputs, **options: checkpoint(forward, *inputs, use_reentrant=False, **options)
+        for block in chosen:
+            block.recompute = False

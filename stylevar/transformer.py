@@ -110,14 +110,16 @@ class StyleVAR(nn.Module):
         return compute_dtype(next(iter(self.blocks)).ffn.fc1)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Have all blocks multiply and attend in `dtype`."""
+        """Have all blocks multiply and attend in `dtype`, and a GPU decode images in it."""
         for layer in self._products():
             compute_in(layer, dtype)
+        self.vae.decode_in(dtype)
 
     def hold_in(self, dtype: torch.dtype) -> None:
-        """Convert the weights that the blocks multiply by, and so have them compute in `dtype`: for inference."""
+        """As `compute_in`, but convert the weights that the blocks multiply by: for inference."""
         for layer in self._products():
             layer.to(dtype)
+        self.vae.decode_in(dtype)
 
     def compile_blocks(self) -> None:
         """Compile the blocks, once per scale and batch shape, when they are first used: minutes, for speed afterwards."""

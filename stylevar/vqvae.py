@@ -176,7 +176,7 @@ class VQVAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.decode_in_bf16 = False
+        self._decode_dtype = torch.float32
         self.encoder = Encoder(config.ch, config.ch_mult, config.Cvae)
         self.decoder = Decoder(config.ch, config.ch_mult, config.Cvae)
         self.quantize = MultiScaleQuantizer(config.V, config.Cvae, config.patch_nums, config.share_quant_resi)
@@ -193,6 +193,10 @@ class VQVAE(nn.Module):
         super().to(*args, **kwargs)
         on_gpu = next(self.parameters()).is_cuda
         return super().to(memory_format=torch.contiguous_format if on_gpu else torch.channels_last)
+
+    def decode_in(self, dtype: torch.dtype) -> None:
+        """Have a GPU decode images in `dtype`. A CPU decodes in fp32: without bf16 units it would take longer otherwise."""
+        self._decode_dtype = dtype
 
     def fingerprint(self) -> str:
         """A hash of the weights and scales, to the last bit: equal ones give equal tokens."""
@@ -213,9 +217,9 @@ class VQVAE(nn.Module):
 
     def fhat_to_img(self, f_hat: Tensor) -> Tensor:
         """Quantised latent [B, D, h, w] -> images [B, 3, H, W], clamped to [-1, 1]."""
-        if not self.decode_in_bf16:
+        if self._decode_dtype == torch.float32 or not f_hat.is_cuda:
             return self.decode(f_hat).clamp(-1, 1)
-        with torch.autocast(f_hat.device.type, torch.bfloat16):
+        with torch.autocast(f_hat.device.type, self._decode_dtype):
             return self.decode(f_hat).float().clamp(-1, 1)
 
     def decode(self, f_hat: Tensor) -> Tensor:

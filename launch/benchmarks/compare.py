@@ -1,4 +1,4 @@
-"""The naive model's time and FLOPs beside our own, for the same work with the same results."""
+"""Time and FLOPs of the naive model and of ours, for the same work and with the same results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides over the same phases; the share of tokens that were sampled alike; the largest difference of log-probs."""
+    """Both sides by phase, the share of tokens that both sampled alike, and the largest difference of log-probs."""
 
     naive: Side
     ours: Side
@@ -66,14 +66,14 @@ class Comparison:
 def compare_step(
     worker: ColocatedWorker, work: Workload, seconds: Mapping[str, float], flops: Mapping[str, float]
 ) -> Comparison:
-    """Go once through the worker's step naively, a trajectory at a time; `seconds` and `flops` are the worker's own.
+    """Do the worker's step once with the naive model, one trajectory at a time; `seconds` and `flops` are the worker's own.
 
-    The settings must be those that the plain equations know (`refuse_unlike`). Raises RuntimeError where results differ.
+    `refuse_unlike` must have accepted the settings. Raises RuntimeError if the results differ.
     """
     c = worker.config
     batch = random_conditions(c.conditions, worker.policy.image_size, seed=-1).to(worker.device)
     adapters, learner = worker.adapters, worker.trainer.learner
-    with adapters.merged():
+    with adapters.effective_weights():
         ours = worker.sampler.sample(batch, c.seed, 0, worker.policy.version)
     reference = learner.reference(worker.conditions.get(batch), ours)
     timer = PhaseTimer(torch.cuda.synchronize if worker.device.type == "cuda" else None)
@@ -92,13 +92,13 @@ def compare_step(
     times = {tag.removeprefix("time/").replace("_", " "): spent for tag, spent in timer.take().items()}
     trajectories = c.conditions * c.rollout.group
     counted = {phase: float(trajectories * count) for phase, count in naive_flops(work).items()}
-    phases = [*times, "merge"]
+    phases = [*times, "effective weights"]
     mine = Side({p: seconds[p] for p in phases}, {p: flops[p] for p in phases})
-    return Comparison(Side(times | {"merge": 0.0}, counted), mine, tokens_equal, difference)
+    return Comparison(Side(times | {"effective weights": 0.0}, counted), mine, tokens_equal, difference)
 
 
 def check(tokens_equal: float, logprob_difference: float, device: torch.device) -> None:
-    """RuntimeError where two models should agree and do not. On GPUs sums are rounded otherwise, and a token may differ."""
+    """Raise RuntimeError if two models disagree. Tokens may differ on a GPU, which rounds the two's sums differently."""
     if device.type == "cpu" and tokens_equal < 1:
         raise RuntimeError(f"only {tokens_equal:.2%} of the naive model's tokens are ours")
     if not logprob_difference <= TOLERANCE:
@@ -106,19 +106,19 @@ def check(tokens_equal: float, logprob_difference: float, device: torch.device) 
 
 
 def refuse_unlike(config: GrpoConfig) -> None:
-    """UserError for settings that the plain equations do not know."""
+    """Raise UserError for settings that the naive model does not have."""
     rollout = config.rollout
     plain = (rollout.kv_cache, rollout.temperature, rollout.logprob, config.precision) == ("exact", 1.0, "full", "fp32")
     if not plain or config.tf32 or config.learner.updates_per_rollout != 1:
         raise UserError(
-            "--compare-naive: leave --kv-cache, --temperature, --logprob, --precision, --tf32 and --updates-per-rollout as "
-            "they are, exact, 1, full, fp32, off and 1: the naive model knows nothing else"
+            "--compare-naive: leave --kv-cache, --temperature, --logprob, --precision, --tf32 and --updates-per-rollout at "
+            "exact, 1, full, fp32, off and 1: the naive model supports nothing else"
         )
 
 
 @dataclass(frozen=True)
 class Done:
-    """A naive trajectory's tokens; and log-probs, by policy and reference, of the tokens it was given. [1, L] each."""
+    """Tokens that the naive model sampled, and policy and reference log-probs of the tokens given to it. [1, L] each."""
 
     tokens: Tensor
     logp: Tensor
@@ -126,7 +126,7 @@ class Done:
 
 
 class NaiveSteps:
-    """What a step does with one trajectory, naively; gradients pile up in the adapters."""
+    """A step for one trajectory with the naive model; gradients add up in the adapters."""
 
     def __init__(self, adapters: Adapters, sampling: SamplingConfig, timer: PhaseTimer) -> None:
         scale = factors(next(iter(adapters.layers.values())))[2]
@@ -155,7 +155,7 @@ class NaiveSteps:
 
 
 def naive_flops(work: Workload) -> dict[str, int]:
-    """FLOPs of a naive trajectory by phase."""
+    """FLOPs of one trajectory of the naive model by phase."""
     return over_depth(work, _count)
 
 

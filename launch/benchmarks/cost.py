@@ -1,4 +1,4 @@
-"""What a trajectory costs in steps of other sizes: `python launch/bench.py cost`, on the small model."""
+"""What a trajectory costs in steps of different sizes: `python launch/bench.py cost`, on the small model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds per trajectory against conditions and group size: what a step shares shows as the fall along both."""
+    """Seconds per trajectory by conditions and group size. They fall as a step shares more work."""
 
     model: ModelShape = SMALL
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

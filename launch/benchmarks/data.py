@@ -1,4 +1,4 @@
-"""Preparing, reading, resuming, and a step's shares: `python launch/bench.py data`."""
+"""Preparing, reading and resuming data, and the parts of an SFT step: `python launch/bench.py data`."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Data:
     size: Annotated[int, Ge(1)] = 256
     """Side of the prepared pictures."""
     epoch: Annotated[int, Ge(1)] = 100_000
-    """Triplets of the epoch over which memory is watched."""
+    """Triplets of the epoch during which memory is measured."""
     rows: Annotated[int, Ge(1)] = 1_000_000
-    """Manifest rows for the resume."""
+    """Rows of the manifest with which a run is resumed."""
     workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
     """Processes that prepare and read."""
     scratch: Path | None = None
@@ -107,7 +107,7 @@ class Data:
 
     def _memory(self, folder: Path) -> None:
         paths = _many(folder, self.epoch)
-        # In a process that does nothing else, as a loading process of a run does.
+        # In a process of its own, like a loading process of a run.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context) as pool:
             rate, seen = pool.submit(_read_epoch, paths, self.size).result()
@@ -149,7 +149,7 @@ def _batches(shards: TripletShards, config: AugmentConfig) -> MicroBatches:
 
 
 def _many(folder: Path, count: int) -> list[Path]:
-    """Shards with a manifest of `count` rows, made by repeating the prepared set's."""
+    """Shards with a manifest of `count` rows, made by repeating those of the prepared set."""
     out = Path(tempfile.mkdtemp(prefix=f"many-{count}-", dir=folder))
     table = pq.read_table(folder / "set" / MANIFEST)
     repeated = table.take(pa.array(np.arange(count) % len(table)))
@@ -161,7 +161,7 @@ def _many(folder: Path, count: int) -> list[Path]:
 
 
 def _bare(files: list[Path], size: int) -> None:
-    """What preparing cannot do without: decode, resize, encode."""
+    """The work that preparing cannot avoid: decode, resize, encode."""
     for file in files:
         image = ImageOps.fit(Image.open(file).convert("RGB"), (size, size), Image.Resampling.LANCZOS)
         image.save(io.BytesIO(), "JPEG", quality=95, subsampling=0)

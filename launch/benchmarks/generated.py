@@ -1,4 +1,4 @@
-"""Corpora in the formats that they are distributed in, generated: for tests, and for the benchmark."""
+"""Generated corpora in the formats of the real ones, for tests and the benchmark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STYLE_NAMES = ("s{:04d}____0926_01_query_0_img.jpeg.jpg", "style {} of é.jpg", 
 
 @dataclass(frozen=True)
 class Written:
-    """What a corpus holds: usable triplets, and how many rejects of each kind."""
+    """What a corpus contains: the number of usable triplets, and of rejects of each kind."""
 
     triplets: int
     rejects: Counter[str] = field(default_factory=Counter)
@@ -69,7 +69,7 @@ def write_omnistyle(
     packed: bool = False,
     faults: bool = False,
 ) -> Written:
-    """content, style and OmniStyle-150K with names as the real corpus has them, or worse.
+    """Write content, style and OmniStyle-150K, with file names like those of the real corpus, or worse.
 
     `packed` writes content.tar, style.tar and OmniStyle-150K.tar.part_aa ...; `faults` adds one of each fault.
     """

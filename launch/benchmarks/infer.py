@@ -40,7 +40,7 @@ from stylevar.transformer import StyleVAR
 
 @dataclass(frozen=True)
 class NaiveResult:
-    """The naive model with the same pairs and seed: seconds, FLOPs, and the share of tokens that were sampled alike."""
+    """The naive model on the same pairs and seed: seconds, FLOPs, and the share of tokens that both sampled alike."""
 
     seconds: float
     flops: float
@@ -49,7 +49,7 @@ class NaiveResult:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch size. `rss_peak_gib` and `cuda_peak_gib` are the process's peaks until then."""
+    """One batch size. `rss_peak_gib` and `cuda_peak_gib` are the peaks of the process so far."""
 
     batch_size: int
     seconds: float
@@ -115,7 +115,7 @@ class Infer:
     json: bool = False
     """Print one JSON object instead of a table."""
     compare_naive: bool = False
-    """Also run the model as its equations read, check that the tokens agree, and show how much is saved."""
+    """Also run a plain implementation of the model, check that the tokens agree, and show what is saved."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -138,7 +138,6 @@ class Infer:
         allow_tf32(self.tf32)
         if self.precision == "bf16":
             model.hold_in(torch.bfloat16)
-            model.vae.decode_in_bf16 = device.type == "cuda"
         if self.compile:
             model.compile_blocks()
         settings = RolloutConfig(top_k=self.top_k, top_p=self.top_p)

@@ -1,4 +1,4 @@
-"""The models that benchmarks run: of any size, with random weights through which every part has an effect."""
+"""Models for benchmarks: of any size, with random weights that give every part an effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = ModelShape(depth=4, patch_nums=(1, 2, 3, 4), ch=32)
 
 def build_model(shape: ModelShape, seed: int = 0) -> ReleasedStyleVAR:
     """A model and, as its `vae`, the tokenizer. Raises UserError for a shape whose parts do not fit together."""
-    # The usual start all but silences the residual branches and the head: then nothing could go wrong in them.
+    # The usual initialisation all but silences the residual branches and the head, which would hide mistakes there.
     torch.manual_seed(seed)
     _, model = build_vae_stylevar(**asdict(shape), init_adaln_gamma=0.5, init_head=1.0)
     return model.requires_grad_(False)
@@ -28,7 +28,7 @@ def build_model(shape: ModelShape, seed: int = 0) -> ReleasedStyleVAR:
 
 @torch.no_grad()
 def enliven(adapters: Adapters, seed: int = 0) -> None:
-    """A random B in place of zeros, so that the policy is another one than its reference."""
+    """Give the adapters a random B in place of zeros, so that the policy differs from its reference."""
     generator = torch.Generator().manual_seed(seed)
     for layer in adapters.layers.values():
         lora_b = factors(layer)[1]
@@ -37,7 +37,7 @@ def enliven(adapters: Adapters, seed: int = 0) -> None:
 
 
 def random_conditions(count: int, size: int, seed: int) -> ConditionBatch:
-    """Conditions of noise, with keys that no other seed has."""
+    """Conditions of noise. Each seed gives other keys."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (3, count, 3, size, size), dtype=torch.uint8, generator=generator)
     return ConditionBatch(tuple(f"{seed}/{i}" for i in range(count)), *images)

@@ -1,8 +1,8 @@
-"""The model as its equations read, without thought for what is computed twice: what the project's own is held against.
+"""The model written straight from its equations, with no care for what is computed twice: the reference for our own.
 
-Each stream projects its guide and the target to queries, keys and values of which it uses a part, and is projected back by
-itself; adapters are added to their weights at every call; attention sees a dense mask; nothing is shared by a group.
-Images are read by the model's own encoders and VQ-VAE: what differs is the transformer.
+Each stream projects its guide and the target to queries, keys and values, uses a part of them, and has an output projection
+of its own. Adapters are added to their weights at every call, attention uses a dense mask, and a group shares nothing. Only
+the transformer differs: images pass through the model's own encoders and VQ-VAE.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Cache = dict[tuple[int, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Reading:
-    """N pairs as the transformer gets them: cond [N, C], start [N, 1, C], style and content guides [N, L, C]."""
+    """N pairs as the transformer receives them: cond [N, C], start [N, 1, C], style and content guides [N, L, C]."""
 
     cond: Tensor
     start: Tensor
@@ -42,7 +42,7 @@ class Sampled:
 
 
 class NaiveModel:
-    """Computes with the weights of `model`, and of the adapters that it has; their gradients arrive where its own do."""
+    """Uses the weights and adapters of `model` itself, so gradients reach its own parameters."""
 
     def __init__(self, model: StyleVAR, lora_scale: float = 2.0) -> None:
         self.arch, self.vae, self.blocks, self.lora_scale = model.arch, model.vae, len(model.blocks), lora_scale
@@ -51,7 +51,7 @@ class NaiveModel:
         self.level = self.weights["lvl_1L"][0]
         self.alpha = torch.tensor(model.arch.alphas, device=model.device)[self.level].unsqueeze(1)  # [L, 1]
         self.adapted = True
-        """Whether adapters, where there are any, are applied."""
+        """Whether adapters are applied, if there are any."""
 
     def read(self, style_pm1: Tensor, content_pm1: Tensor) -> Reading:
         """Images [N, 3, H, W] in [-1, 1]."""

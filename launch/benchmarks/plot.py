@@ -12,13 +12,13 @@ from stylevar.errors import UserError
 
 
 def refuse_unknown(path: Path) -> None:
-    """Raise UserError for a kind of file that cannot be drawn."""
+    """Raise UserError for a file format that is not supported."""
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {path}: give a .png or .svg file")
 
 
 def draw_phases(phases: Mapping[str, PhaseResult], title: str, path: Path) -> None:
-    """A bar for each phase, with its time and its share of the peak. UserError if it cannot be written."""
+    """Draw a bar for each phase, with its time and share of the peak. Raises UserError if the file cannot be written."""
     from matplotlib.figure import Figure
 
     shown = {name: phase for name, phase in phases.items() if phase.seconds > 0}

@@ -1,4 +1,4 @@
-"""What the benchmark of a step measured of one phase."""
+"""What the benchmark of a step measured for one phase."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launch.common.text import duration, operations, share
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """Median seconds, FLOPs, and the rate as a share of the peak of matrix products (None where nothing is multiplied)."""
+    """Median seconds, FLOPs, and the rate as a share of the peak of matrix products (None if nothing is multiplied)."""
 
     seconds: float
     flops: float

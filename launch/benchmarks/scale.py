@@ -29,7 +29,7 @@ WARM_UP = 2
 
 @dataclass
 class Measured:
-    """Of every step: seconds, the driver's share of CPU, and the share that went into syncs."""
+    """For every step: seconds, the driver's CPU share, and the share of time spent on syncs."""
 
     step: list[float] = field(default_factory=list)
     driver: list[float] = field(default_factory=list)
@@ -43,9 +43,9 @@ class Scale:
     steps: Annotated[int, Ge(1)] = 4
     """Steps that are timed in each round, after two that are not."""
     rounds: Annotated[int, Ge(1)] = 3
-    """How often all cases are gone through: a machine's speed drifts by more than what is to be seen. Medians count."""
+    """How often all cases are measured. The machine's speed drifts by more than the cases differ, so medians count."""
     threads: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
-    """Threads of the colocated worker, and of each of the distributed ones where they take turns."""
+    """Threads of the colocated worker, and of each distributed one if they take turns."""
     conditions: Annotated[int, Ge(1)] = 4
     """Conditions per step."""
 
@@ -67,7 +67,7 @@ class Scale:
             configs = {name: replace(usual, cluster=c, threads=t) for name, (c, t) in cases.items()}
             for number in range(self.rounds):
                 for name, config in configs.items():
-                    # Before Ray and its actors are there to disturb.
+                    # Before Ray and its actors compete for the cores.
                     predicted[name].append(Plan(config).predict(config)[2].step_seconds)
                     self._measure(config, measured[name])
                     print(f"round {number + 1}, {name}: {measured[name].step[-1]:.2f} s the last step", flush=True)

@@ -39,13 +39,23 @@ from stylevar.errors import UserError
 from stylevar.policy import Policy, Precision
 
 RewardName = Literal["none", "lite", "dreamsim"]
-PHASES = ("condition", "merge", "rollout", "decode", "reward", "reference", "update forward", "update backward", "optimizer")
+PHASES = (
+    "condition",
+    "effective weights",
+    "rollout",
+    "decode",
+    "reward",
+    "reference",
+    "update forward",
+    "update backward",
+    "optimizer",
+)
 TRANSFORMER = ("rollout", "reference", "update forward", "update backward")
 """The phases that consist of the transformer's blocks and head."""
 
 
 class RandomRewards:
-    """Rewards that cost nothing, and of which no two are alike."""
+    """Random rewards that cost no time."""
 
     def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores:
         """See `RewardScorer.score`."""
@@ -59,9 +69,9 @@ class Effort:
     """How much is measured."""
 
     repeat: Annotated[int, Ge(1)] = 3
-    """Times that are measured; medians are shown."""
+    """Measured repetitions; medians are shown."""
     warmup: Annotated[int, Ge(0)] = 1
-    """Times before that, which are not."""
+    """Repetitions before that, which are not measured."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -78,7 +88,7 @@ class Steps:
 
 
 def run_steps(worker: ColocatedWorker, effort: Effort) -> Steps:
-    """Steps of an assembled worker on conditions that it has not seen, so that each of them is encoded."""
+    """Run steps of an assembled worker, each on new conditions, so that they are encoded every time."""
     config, reports, cpu, wall = worker.config, [], 0.0, 0.0
     for step in range(effort.warmup + effort.repeat):
         batch = random_conditions(config.conditions, worker.policy.image_size, step).to(worker.device)
@@ -99,7 +109,7 @@ def run_steps(worker: ColocatedWorker, effort: Effort) -> Steps:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What `--json` prints. Seconds are medians; `step` and `transformer` are of the whole and of its transformer phases."""
+    """What `--json` prints. Seconds are medians; `step` is the whole step, `transformer` its transformer phases."""
 
     device: str
     threads: int
@@ -147,7 +157,7 @@ class Step:
     conditions: Annotated[int, Ge(1)] = 1
     """Conditions per step."""
     reward: RewardName = "none"
-    """The reward; none gives random ones in no time."""
+    """The reward; none gives random rewards that cost no time."""
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
@@ -165,7 +175,7 @@ class Step:
     plot: Path | None = None
     """Also draw where the time goes, into this .png or .svg file."""
     compare_naive: bool = False
-    """Also run the step as its equations read, check that both agree, and show how much is saved. Takes much longer."""
+    """Also run the step with a plain implementation, check that both agree, and show what is saved. Takes much longer."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -194,7 +204,7 @@ class Step:
         worker.assemble(config, policy, RandomRewards() if self.reward == "none" else build_scorer(config.reward, device))
         peak = self._peak(device)
         steps = run_steps(worker, self.effort)
-        peak = max(peak, self._peak(device))  # where others compute too, the better of two moments
+        peak = max(peak, self._peak(device))  # on a busy machine, the better of two measurements
         work = Workload(policy.model.arch, config.learner, config.rollout, config.reward)
         flops = self._flops(work)
         result = self._result(steps, flops, peak, saved_activations(work, self._micro_batch), device)
@@ -250,13 +260,13 @@ class Step:
 
 
 def use_threads(threads: int) -> None:
-    """Set the process up as a run's worker is; 0 for all cores."""
+    """Set up the process like a worker of a run; 0 threads for all cores."""
     keep_freed_memory()
     set_threads(threads)
 
 
 def build_policy(config: GrpoConfig, shape: ModelShape, device: torch.device) -> Policy:
-    """A policy of random weights, whose adapters have an effect."""
+    """A policy with random weights whose adapters have an effect."""
     policy = Policy(config.policy_source(), device, build_model(shape, config.seed))
     enliven(policy.adapters, config.seed)
     return policy

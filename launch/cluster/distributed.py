@@ -50,6 +50,7 @@ from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import saved_base
 from stylevar.checkpoint import read_architecture
+from stylevar.config import ModelConfig
 from stylevar.contracts import PolicyVersion, Scores, TrajectoryRows
 from stylevar.errors import UserError
 from stylevar.policy import PolicySource
@@ -72,8 +73,11 @@ class DistributedRun:
         cluster = config.cluster
         self._calls = Calls(cluster.call_timeout, cluster.start_timeout)
         self._placement = placement = Placement(cluster, config.name, config.device)
-        choice = self._choose(config)
+        arch = read_architecture(config.init, config.vae, config.revision)
+        choice = self._choose(config, arch)
         self._config = config = choice.config
+        if checkpoint is None:
+            self._config = config = config.with_heldout_sampling(arch.sampling)
         self._source = self._source_of(checkpoint)
         self._learners = LearnerGroup(placement, config, self._calls)
         self._rollout = Pool(
@@ -221,12 +225,11 @@ class DistributedRun:
             "learner": self._learners.restarts,
         }
 
-    def _choose(self, config: GrpoConfig) -> Choice:
+    def _choose(self, config: GrpoConfig, arch: ModelConfig) -> Choice:
         """What to compute at once: the same for all workers of a role, by the smallest of their devices."""
         budgets = self._placement.free_memory()
         if config.memory_budget is not None:
             budgets = dict.fromkeys(ROLES, parse_size(config.memory_budget))
-        arch = read_architecture(config.init, config.vae, config.revision)
         choice = choose(config, arch, budgets, self._placement.device == "cuda")
         if choice.shortage:
             raise UserError(choice.shortage)
@@ -243,7 +246,7 @@ class DistributedRun:
         """Have a rollout worker load the run's base, which `restart` may have changed since it was created."""
         config, placement = self._config, self._placement
         threads = placement.threads("rollout", config.threads)
-        return actor.setup.remote(self._source, config.rollout, placement.device, threads)
+        return actor.setup.remote(self._source, config.rollout, config.heldout_sampling(), placement.device, threads)
 
     def _start_reader(self, image_size: int, vae: str) -> Pool:
         """Have an actor read conditions, as images of this size and tokens of this VQ-VAE."""

@@ -1,4 +1,4 @@
-"""What becomes of actors whose places went down with a node."""
+"""What happens to actors that are lost with their node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.rl.worker import LearnerLost
 logger = logging.getLogger(__name__)
 
 EVERY = 3.0
-"""Seconds between looks. For a place that is lost at two of them in a row no other node has room."""
+"""Seconds between checks. If a place is lost at two checks in a row, no other node has room for it."""
 
 
 class Failover:
@@ -26,9 +26,9 @@ class Failover:
         self._lost: set[Place] = set()
 
     def look(self) -> None:
-        """To be called often; does something every few seconds.
+        """Call this often; it acts every few seconds.
 
-        Raises LearnerLost if a learner moves to another place: all have to be started again.
+        Raises LearnerLost if a learner moves to another place: all learners must then start again.
         """
         now = time.monotonic()
         if now - self._looked < EVERY:
@@ -48,7 +48,7 @@ class Failover:
                     pool.move(number)
 
     def _needed(self) -> list[Place]:
-        """Actors without which the run stands still, and which are not there."""
+        """Missing actors that the run cannot go on without."""
         needed: list[Place] = [("learner", n) for n, member in enumerate(self._learners.members) if not member.ready]
         if not any(member.ready for member in self._reward.members):
             needed.append(("reward", 0))

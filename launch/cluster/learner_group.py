@@ -1,4 +1,4 @@
-"""The learners of a run, which do everything together: one that is lost takes the others with it."""
+"""The learners of a run. They work in step, so if one is lost, all of them start again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stylevar.policy import PolicySource
 
 @dataclass
 class Together:
-    """The same call to several learners: what each returns (references), and its small result once it is there."""
+    """One call to several learners: the references that each returned, and its small result once that has arrived."""
 
     references: list[Sequence[Any]]
     infos: list[Any]
@@ -32,7 +32,7 @@ class Together:
 
 
 class LearnerGroup:
-    """K learners. The first one writes checkpoints and gives out the adapters."""
+    """K learners. The first one writes checkpoints and hands out the adapters."""
 
     def __init__(self, placement: Placement, config: GrpoConfig, calls: Calls) -> None:
         self._placement, self._config, self._calls = placement, config, calls
@@ -65,7 +65,7 @@ class LearnerGroup:
         return self.call_each(what, method, lambda _: arguments, returns)
 
     def call_each(self, what: str, method: str, arguments: Callable[[int], Sequence[Any]], returns: int = 1) -> Together:
-        """As `call`, with arguments by number of the learner."""
+        """As `call`, with arguments that depend on the learner's number."""
         numbers = range(len(self.members))
         return self._call(what, method, numbers, arguments, returns)
 

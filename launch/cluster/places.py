@@ -1,4 +1,4 @@
-"""The actors of a distributed run: what is reserved for them, and how each is created there."""
+"""Reserves resources for the actors of a distributed run, and creates the actors there."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLASSES: dict[Role, Any] = {"rollout": RolloutWorker, "reward": RewardWorker, "l
 Place = tuple[Role, int]
 _created = itertools.count(1)
 PLACING = 60.0
-"""Seconds that a plan which fits may wait for resources that others hold."""
+"""Seconds to wait for resources that others hold, if the plan fits the cluster."""
 
 
-@ray.remote(num_cpus=0, max_calls=1)  # its process ends with it, and lets go of the GPU
+@ray.remote(num_cpus=0, max_calls=1)  # the process ends with the task and frees the GPU
 def _free_memory() -> int:
     return torch.cuda.mem_get_info()[0]
 
@@ -33,12 +33,11 @@ def _free_memory() -> int:
 class Placement:
     """Reserves a place for every actor of a plan, packed on few nodes, and creates actors there.
 
-    Each place is a placement group of its own: Ray creates no actor in a group that has lost a node, wherever that actor
-    would be.
+    Each place is a placement group of its own, because Ray creates no actor in a group that has lost any of its nodes.
     """
 
     def __init__(self, config: ClusterConfig, run: str, device: str) -> None:
-        """Raises UserError if the cluster cannot hold the plan, or does not within a minute. Ray is connected already."""
+        """Ray must be connected. Raises UserError if the plan does not fit the cluster, or finds no room within a minute."""
         there = ray.cluster_resources()
         wanted = {"auto": there.get("GPU", 0) > 0, "cuda": True, "cpu": False}[device]
         self.device = "cuda" if wanted else "cpu"
@@ -47,7 +46,7 @@ class Placement:
         check_fits(config, self.asked, nodes)
         self.run, self._config = run, config
         places: list[Place] = [(role, number) for role in ROLES for number in range(config.workers(role))]
-        # The largest first, or small ones may take the room that a large one needs.
+        # The largest first: otherwise small ones could take the room that a large one needs.
         places.sort(key=lambda place: (-self.asked[place[0]].get("GPU", 0), -self.asked[place[0]]["CPU"]))
         self._groups = {place: self._reserve(place) for place in places}
         until = time.monotonic() + PLACING
@@ -55,12 +54,12 @@ class Placement:
             free = ray.available_resources()
             self.remove()
             raise UserError(
-                f"the cluster has room for the plan, but others hold it: free are {free.get('CPU', 0):g} CPU and "
-                f"{free.get('GPU', 0):g} GPU after {PLACING:g} s; wait for them to end, or ask for fewer workers"
+                f"the plan fits the cluster, but others are using it: free are {free.get('CPU', 0):g} CPU and "
+                f"{free.get('GPU', 0):g} GPU after {PLACING:g} s; wait for them to finish, or ask for fewer workers"
             )
 
     def free_memory(self) -> dict[Role, int | None]:
-        """Bytes that each actor of a role may take of its GPU, the least of all; None without GPUs."""
+        """Bytes of GPU memory that every actor of a role can have: the least among their GPUs. None without GPUs."""
         if self.device == "cpu":
             return dict.fromkeys(ROLES)
         free: dict[Role, list[int]] = {role: [] for role in ROLES}
@@ -77,7 +76,7 @@ class Placement:
         return [f"{role}-{number}" for number in range(count)]
 
     def create(self, role: Role, number: int) -> Any:
-        """Start actor `number` of a role in its place. It waits there for a lost node, if need be."""
+        """Start actor `number` of a role in its place. If the place has lost its node, the actor waits for another."""
         asked, place = self.asked[role], (role, number)
         cpus = min(asked["CPU"], self._groups[place].bundle_specs[0]["CPU"])
         options = {"num_cpus": cpus, "num_gpus": asked.get("GPU", 0), **self._where(place)}
@@ -85,13 +84,13 @@ class Placement:
         return ray.remote(CLASSES[role]).options(name=self._unique(name), **options).remote(name)
 
     def is_lost(self, place: Place) -> bool:
-        """Whether a place went down with its node, and no other node has room for it."""
+        """Whether a place has lost its node and no other node has room for it."""
         return not placement_group_table(self._groups[place])["bundles_to_node_id"][0]
 
     def renew(self, place: Place) -> bool:
-        """Reserve a lost place anew, unless that was done; the actor has to be created again.
+        """Reserve a lost place again. Returns whether it was lost; its actor must then be created again.
 
-        Ray looks for a node for a group that has lost its own so eagerly that this alone takes a core.
+        Otherwise Ray would search for another node so eagerly that this keeps a core busy.
         """
         if placement_group_table(self._groups[place])["state"] != "RESCHEDULING":
             return False
@@ -100,7 +99,7 @@ class Placement:
         return True
 
     def take_over(self, place: Place, other: Place) -> None:
-        """Give an actor whose place is lost that of another, which then has to look for room."""
+        """Give `place`, which is lost, what was reserved for `other`, and look for new room for `other`."""
         remove_placement_group(self._groups[place])
         self._groups[place] = self._groups[other]
         self._groups[other] = self._reserve(other)
@@ -110,7 +109,7 @@ class Placement:
         return self._groups[place].bundle_specs[0].get("GPU", 0) >= self.asked[role].get("GPU", 0)
 
     def create_reader(self) -> Any:
-        """Start the actor that reads conditions, beside the driver if that can be."""
+        """Start the actor that reads conditions, on the driver's node if possible."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"num_cpus": 0, "scheduling_strategy": here}
         return ray.remote(ConditionReader).options(name=self._unique("reader"), **options).remote("reader")
@@ -120,12 +119,12 @@ class Placement:
         return threads_per_actor(wanted, self.asked[role])
 
     def crowded(self, wanted: int) -> bool:
-        """Whether that gives all actors together more threads than the cluster has CPUs."""
+        """Whether all actors together then have more threads than the cluster has CPUs."""
         threads = {role: self.threads(role, wanted) for role in ROLES}
         return crowded(self._config, threads, ray.cluster_resources().get("CPU", 0))
 
     def remove(self) -> None:
-        """End all actors and give the resources back."""
+        """End all actors and release their resources."""
         for group in self._groups.values():
             remove_placement_group(group)
 
@@ -137,5 +136,5 @@ class Placement:
         return placement_group([self.asked[role]], strategy="PACK", name=self._unique(f"{role}-{number}"))
 
     def _unique(self, name: str) -> str:
-        """Names of actors have to be unique in a job, and a replaced one may still be dying."""
+        """Actor names must be unique in a job, and a replaced actor may not have ended yet."""
         return f"stylevar-{self.run}/{name}.{next(_created)}"

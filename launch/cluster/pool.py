@@ -21,7 +21,7 @@ from stylevar.errors import UserError
 logger = logging.getLogger(__name__)
 
 POLL = 0.5
-"""Seconds after which deadlines and signals are looked at when nothing happens."""
+"""Seconds between checks of deadlines and signals when nothing else happens."""
 
 
 class CallTimeout(RuntimeError):
@@ -29,12 +29,12 @@ class CallTimeout(RuntimeError):
 
 
 LOST = (RayActorError, CallTimeout)
-"""What a call ends with when its worker is gone, or as good as gone."""
+"""Errors which mean that the worker is gone or hangs."""
 
 
 @dataclass
 class Member:
-    """One actor of a role. `held` is for the owner: what the actor is known to hold."""
+    """One actor of a role. `held` is where its owner notes what the actor holds."""
 
     name: str
     actor: Any = None
@@ -49,10 +49,10 @@ class Member:
 
 @dataclass
 class Call:
-    """One call under way; `done` gets its small result, `failed` its error.
+    """A call in progress; `done` gets its small result, `failed` its error.
 
-    starting: its worker is only starting. placed: whether the worker has a place on the cluster; without one it cannot
-    start, and no clock runs.
+    starting: the worker is still starting. placed: whether it has a place on the cluster; until then it cannot start, and
+    its time does not count.
     """
 
     what: str
@@ -65,10 +65,10 @@ class Call:
 
 
 class Calls:
-    """All calls under way. `poll` waits for some of them and deals with what they bring."""
+    """All calls in progress. `poll` waits for some of them and handles their results."""
 
     def __init__(self, timeout: float, start_timeout: float) -> None:
-        """Seconds that a call may take, and the first one of a worker, which has to start for it."""
+        """Seconds that a call may take; the first call of a worker, which includes its start, may take `start_timeout`."""
         self.timeout, self.start_timeout = timeout, start_timeout
         self._running: dict[Any, Call] = {}
 
@@ -84,16 +84,16 @@ class Calls:
         failed: Callable[[BaseException], None],
         placed: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Watch `reference`, the small result of a call. `what` and the member's name say which one in errors.
+        """Watch `reference`, the small result of a call. Errors name the call by `what` and its member.
 
-        As long as the member is not ready, a call to it has the time that starting may take. It runs while `placed`.
+        Until the member is ready, the call may take as long as a start, counted only while `placed`.
         """
         self._running[reference] = Call(what, member, done, failed, time.monotonic(), not member.ready, placed)
 
     def poll(self, wait: float = POLL) -> None:
-        """Deal with all calls that have ended, at least one unless `wait` seconds pass, and with those that hang.
+        """Handle the calls that have ended or hang. Waits up to `wait` seconds for the first one to end.
 
-        Raises what a call raised, unless its `failed` takes it; UserErrors as they were raised.
+        Raises errors that a call's `failed` does not handle, and every UserError as it was raised.
         """
         if not self._running:
             time.sleep(wait)
@@ -136,7 +136,7 @@ class Calls:
             if call.starting and not call.placed():
                 call.since = now
             flag, limit = ("start", self.start_timeout) if call.starting else ("call", self.timeout)
-            # A call may have waited for others of its actor: the clock runs from the last sign of life.
+            # A call may have waited for earlier ones of its actor: count from the last sign of life.
             if reference in self._running and now - max(call.since, call.member.progress) > limit:
                 del self._running[reference]
                 call.failed(CallTimeout(f"{call.what} on {call.member.name} took over --{flag}-timeout {limit:g} s"))
@@ -144,10 +144,10 @@ class Calls:
 
 @dataclass(order=True)
 class Task:
-    """Work for any member of a pool; those of smaller `order` go first.
+    """Work for any member of a pool; tasks with a smaller `order` go first.
 
     start: makes the call on a member and returns the reference to its small result. done: gets that result.
-    lost_input: the arguments were lost with another worker. live: whether anybody still waits for it.
+    lost_input: the arguments were lost with another worker. live: whether its result is still needed.
     """
 
     order: tuple[int, ...]
@@ -159,7 +159,7 @@ class Task:
 
 
 class Pool:
-    """The actors of a role. Idle ones take the next task; a lost one is replaced, and its task given to another."""
+    """The actors of a role. Idle ones take the next task. A lost one is replaced, and another actor does its task."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class Pool:
         self._no_room_since: float | None = None
 
     def start(self) -> None:
-        """Create and set up all actors, in parallel; `ready` tells when they are."""
+        """Create and set up all actors in parallel; `ready` tells when that is done."""
         for number in range(len(self.members)):
             self._launch(number, first=True)
 
@@ -214,7 +214,7 @@ class Pool:
         self._check_room()
 
     def renew(self) -> None:
-        """Give up all tasks and set up all actors again; those that live stay."""
+        """Drop all tasks and set up all actors again. Living actors are kept."""
         self._queue, self._running = [], {}
         for number, member in enumerate(self.members):
             self._calls.forget(member)
@@ -299,7 +299,7 @@ class Pool:
         self._calls.add("setup", member, self._setup(member.actor), done, failed, placed)
 
     def _check_room(self) -> None:
-        """A pool of which nobody is left cannot wait for room for ever. One that has room is only starting."""
+        """Raise WorkerLost if no actor is left and none finds room for too long. One with a place is only starting."""
         if not self._queue or any(member.ready for member in self.members) or self._any_placed():
             self._no_room_since = None
             return

@@ -1,4 +1,4 @@
-"""Units of conditions on their way: read, sampled, then scored and, at the same time, prepared for the learner."""
+"""The way of a unit of conditions: it is read and sampled, then scored and at the same time prepared for learning."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from stylevar.contracts import CallInfo, PolicyVersion
 
 @dataclass
 class Unit:
-    """Some conditions of a step. All fields that end in `_ref` are references; nothing of it is ever fetched here.
+    """Some conditions of a step. Fields that end in `_ref` are Ray references, which the driver never fetches.
 
-    read: the reader's method, and its arguments. learner: the number of the one that learns from it; None for held-out
-    conditions, of which `group` samples are drawn. A unit that starts again has a new `attempt`; what comes of an older
-    one is ignored.
+    read: the reader's method and its arguments. learner: the number of the learner that learns from it; None for held-out
+    conditions, which get `group` samples each. attempt: how often it was started; results of earlier attempts are ignored.
     """
 
     step: int
@@ -48,7 +47,7 @@ class Unit:
         return self.scored and (self.prepared or self.learner is None)
 
     def abandon(self) -> None:
-        """Nobody waits for it any more."""
+        """Ignore its results from now on."""
         self.attempt += 1
 
 
@@ -67,8 +66,8 @@ class UnitFlow:
     ) -> None:
         """`sync` brings a rollout worker to a version, before it samples with it.
 
-        `in_turn`: a unit is prepared once it is scored, not meanwhile. On cores that both would have to share, their
-        threads wait for each other's, and both took twice as long.
+        `in_turn`: prepare a unit after it is scored, not at the same time. On shared cores the threads of both wait for each
+        other, and both took twice as long.
         `gradient`: what is to be learned from is scored with the reward's gradient.
         """
         self._reader, self._rollout, self._reward, self._learners, self._sync = reader, rollout, reward, learners, sync

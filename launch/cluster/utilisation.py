@@ -22,7 +22,7 @@ class _Total:
 
 
 class RoleUsage:
-    """Counts from the start of the run, and from one `metrics` to the next."""
+    """Counts since the start of the run, and since the last `metrics`."""
 
     def __init__(self, run: str, members: Mapping[str, Sequence[Member]], pools: Mapping[str, Pool]) -> None:
         self._members, self._pools = members, pools
@@ -75,7 +75,7 @@ class RoleUsage:
         return values
 
     def table(self, restarts: Mapping[str, int]) -> str:
-        """All of the run so far, a line per role."""
+        """The run so far, one line per role."""
         head = f"{'role':10}{'workers':>8}{'calls':>8}{'busy':>8}{'idle':>8}{'queue':>8}{'restarts':>10}"
         lines = [head]
         for role, members in self._members.items():

@@ -1,4 +1,4 @@
-"""Which weights the learners hold, and how the rollout workers come by them."""
+"""Which weights the learners hold, and how rollout workers get them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class WeightsDiverged(RuntimeError):
 
 
 class Weights:
-    """The newest version, and references to what makes up each version that is sampled with.
+    """The newest version, and references to the adapters of every version that is still sampled with.
 
-    Every worker starts from the same base and replays the same merges, so that only adapters ever travel.
+    Every worker starts from the same base and replays the same merges, so only adapters ever travel.
     """
 
     def __init__(self, rollout: Pool, calls: Calls, hashed: bool, synced: Callable[[SyncInfo], None]) -> None:
-        """`hashed`: compare a hash of all effective weights after every sync and merge. `synced` hears of every sync."""
+        """`hashed`: compare a hash of all effective weights after every sync and merge. `synced` is told of every sync."""
         self._rollout, self._calls, self._hashed, self._synced = rollout, calls, hashed, synced
         self.version = PolicyVersion(0, 0)
         self.adapters: dict[PolicyVersion, Any] = {}
@@ -34,7 +34,7 @@ class Weights:
         self._fingerprints: dict[PolicyVersion, str] = {}
 
     def restart(self, version: PolicyVersion) -> bool:
-        """Forget all, the workers' base being that of `version`; whether some worker has replayed merges since its own."""
+        """Start over from the base of `version`. Returns whether any worker has replayed merges on top of its own base."""
         replayed = bool(self._merges)
         self.version, self.adapters, self._merges, self._first_merge = version, {}, [], version.merges
         self._fingerprints = {}
@@ -43,10 +43,10 @@ class Weights:
         return replayed
 
     def take(self, adapters: Any, infos: Sequence[WeightsInfo], snapshot: Any = None, updated: bool = False) -> None:
-        """What the learners hold now, `adapters` being a reference to it, is the newest version.
+        """Make what the learners hold now the newest version; `adapters` is a reference to it.
 
-        `snapshot`: a reference to the adapters that were baked into the base to get there. `updated`: a new version comes
-        from an update, which must have changed the weights. Raises WeightsDiverged.
+        `snapshot`: a reference to the adapters that were baked into the base to get there. `updated`: the version comes from
+        an update, which must have changed the weights. Raises WeightsDiverged.
         """
         found = {(info.version, info.fingerprint) for info in infos}
         if len(found) > 1:
@@ -62,12 +62,12 @@ class Weights:
         self.version = version
 
     def keep_only(self, versions: Iterable[PolicyVersion]) -> None:
-        """Let go of the adapters of all other versions, but the newest."""
+        """Drop the adapters of all versions but these and the newest."""
         wanted = {self.version, *versions}
         self.adapters = {version: reference for version, reference in self.adapters.items() if version in wanted}
 
     def sync(self, member: Member, version: PolicyVersion) -> None:
-        """Have a rollout worker hold `version`: it replays merges that it lacks, and loads the adapters."""
+        """Have a rollout worker hold `version`: it replays the merges that it lacks and loads the adapters."""
         if member.held == version:
             return
         held = self._first_merge if member.held is None else member.held.merges

@@ -25,6 +25,10 @@ from stylevar.bounds import check_bounds
 from stylevar.config import Alpha
 from stylevar.errors import UserError
 from stylevar.policy import PolicySource, Precision
+from stylevar.sampling_config import SamplingConfig, Temperature, TopK, TopP
+
+SAMPLED_BY = ("temperature", "top_k", "top_p")
+"""The settings of sampling that held-out scoring has for its own."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class MonitorConfig:
     """Held-out conditions scored every `eval_every` steps; all of them at the start and at the end."""
     eval_group: Annotated[int, Ge(1)] = 4
     """Samples per held-out condition."""
+    eval_temperature: Temperature | None = None
+    """Temperature of held-out samples; by default the one that the model's config.json says is best, else 1."""
+    eval_top_k: TopK | None = None
+    """Their --top-k, by default likewise."""
+    eval_top_p: TopP | None = None
+    """Their --top-p, by default likewise."""
+    stop_when_flat: Annotated[int, Ge(0)] = 0
+    """End the run after so many scorings in a row (each `eval_every` steps) without a new best score; 0 for never."""
     eval_unit: Annotated[int, Ge(1)] = 8
     """Held-out conditions that are sampled at once."""
     image_conditions: Annotated[int, Ge(1)] = 8
@@ -119,6 +131,18 @@ class GrpoConfig:
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
 
+    def with_heldout_sampling(self, own: SamplingConfig) -> GrpoConfig:
+        """The same settings, with the model's `own` where --eval-temperature and its like are not given."""
+        monitor = self.monitor
+        open_ones = [name for name in SAMPLED_BY if getattr(monitor, f"eval_{name}") is None]
+        filled = dataclasses.replace(monitor, **{f"eval_{name}": getattr(own, name) for name in open_ones})
+        return dataclasses.replace(self, monitor=filled)
+
+    def heldout_sampling(self) -> RolloutConfig:
+        """How held-out conditions are sampled. Older runs did not say: they sampled them as they trained."""
+        said = {name: getattr(self.monitor, f"eval_{name}") for name in SAMPLED_BY}
+        return dataclasses.replace(self.rollout, **{name: value for name, value in said.items() if value is not None})
+
     def policy_source(self) -> PolicySource:
         """Where the weights come from at the run's start."""
         return PolicySource(
@@ -193,6 +217,7 @@ MAY_CHANGE = (
     "merge.rollback_drop",
     "monitor.eval_every",
     "monitor.eval_unit",
+    "monitor.stop_when_flat",
     "monitor.image_conditions",
     "monitor.checkpoint_every",
     "monitor.keep_checkpoints",

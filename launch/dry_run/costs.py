@@ -1,4 +1,4 @@
-"""What a step's parts cost in seconds: measured on this machine with the run's own model and data, or from FLOPs."""
+"""How many seconds each part of a step takes: measured here with the run's model and data, or derived from FLOPs."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from stylevar.transformer import StyleVAR
 from stylevar.wire import AdapterWire
 
 NETWORK_BYTES_PER_S = 5e9
-"""At which adapters and gradients are taken to travel between processes."""
+"""Assumed rate at which adapters and gradients travel between processes."""
 DEVICE_BYTES_PER_S = 1e12
-"""At which an optimizer step, which is all memory traffic, is taken to go through a device's memory."""
+"""Assumed memory bandwidth of a device, which limits an optimizer step."""
 DRIVER_SECONDS = 0.02
-"""What the driver is taken to spend on a step's calls and reports, outside the workers."""
+"""Assumed time that the driver spends on the calls and reports of a step."""
 PASS_SECONDS = 10.0
-"""The longest that one measured pass should take; larger units are measured in part and scaled."""
+"""How long one measured pass may take; of larger units only a part is measured, and scaled up."""
 REPEATS = 3
 
 WIRE_BYTES = {"fp32": 4, "bf16": 2}
 
 
 def costs_from_flops(flops: Flops, config: GrpoConfig, adapters: int, tflops: float) -> Costs:
-    """Costs on devices that sustain `tflops`; `adapters` is the number of trainable parameters. Reading is left out."""
+    """Costs on devices that sustain `tflops`; `adapters` is the number of trainable parameters. Reading counts as free."""
     rate, group = tflops * 1e12, config.rollout.group
     each = flops.per_trajectory(group)
-    merge = flops.merge / rate
+    weights = flops.effective_weights / rate
     # AdamW reads weight, gradient and two moments, and writes all but the gradient.
     optimizer = 7 * 4 * adapters / DEVICE_BYTES_PER_S
     return Costs(
@@ -55,18 +55,18 @@ def costs_from_flops(flops: Flops, config: GrpoConfig, adapters: int, tflops: fl
         score=group * each["reward"] / rate,
         reference=group * each["reference"] / rate,
         update=group * (each["update forward"] + each["update backward"]) / rate,
-        optimizer=optimizer + merge,
+        optimizer=optimizer + weights,
         reduce=_reduce_seconds(config, adapters),
         publish=_wire_seconds(config, adapters),
-        sync=_wire_seconds(config, adapters) + merge,
+        sync=_wire_seconds(config, adapters) + weights,
         driver=DRIVER_SECONDS,
     )
 
 
 class Measurement:
-    """Times one unit of a run, on the model and the shards that it will use.
+    """Times one unit of a run, on the model and the shards that the run will use.
 
-    Changes the adapters and the number of threads: make it for this alone.
+    It attaches adapters to `model` and trains them, so the model serves for nothing else afterwards.
     """
 
     def __init__(self, config: GrpoConfig, model: StyleVAR, sets: ConditionSets, flops: Flops, device: torch.device) -> None:
@@ -77,23 +77,23 @@ class Measurement:
         model.vae.to(device)
         self.model = model.to(device)
         self.adapters = Adapters(model, config.learner.lora_rank, seed=config.seed)
-        # A single update of the whole unit, which may not stop at rounding: only its time counts here.
+        # One update on the whole unit. Only its time matters, so no mismatch may stop it.
         alone = dataclasses.replace(config.learner, minibatches=1, updates_per_rollout=1, mismatch_limit=math.inf)
         self.learner = GrpoLearner(self.adapters, alone, config.rollout.temperature)
         self._rate: float | None = None
 
     def amount(self, unit: int) -> tuple[int, int]:
-        """Conditions and trajectories of each that are measured for a unit: all, or as many as are quick enough."""
+        """How many conditions, and trajectories of each, are measured for a unit: all, or as many as are quick enough."""
         group = self.config.rollout.group
         if self._rate is None:
-            self._rate = product_peak(self.device, sides=(1024,))  # an upper bound of what the phases reach
+            self._rate = product_peak(self.device, sides=(1024,))  # the phases are slower
         affordable = int(PASS_SECONDS * self._rate / sum(self.flops.per_trajectory(group).values()))
         if affordable < group:
             return 1, max(2, affordable)
         return min(unit, affordable // group), group
 
     def costs(self, unit: int, threads: Mapping[Role, int]) -> Costs:
-        """Medians over a few passes after a warm-up, for tasks of `unit` conditions."""
+        """Costs of tasks of `unit` conditions: medians over a few passes after a warm-up."""
         config, model, adapters = self.config, self.model, self.adapters
         conditions, group = self.amount(unit)
         before = torch.get_num_threads()
@@ -107,7 +107,7 @@ class Measurement:
             known = sampler.conditions.tokenized(batch)
             state = sampler.conditions.get(batch)
             start = adapters.state()
-            with adapters.merged():
+            with adapters.effective_weights():
 
                 def load() -> None:
                     adapters.load(start)
@@ -124,7 +124,7 @@ class Measurement:
                 publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))
                 reference = self._seconds(lambda: self.learner.reference(state, trajectories))
                 step = self._seconds(self._optimizer_step)
-                merge = self._seconds(adapters.refresh)
+                weights = self._seconds(adapters.refresh)
                 load()
                 lesson = Lesson(state, trajectories, self.learner.reference(state, trajectories), scores.rewards)
                 update = self._seconds(lambda: self.learner.update(0, lesson.split(1)), after=load)
@@ -139,7 +139,7 @@ class Measurement:
             score=whole * score / conditions,
             reference=whole * reference / conditions,
             update=whole * max(0.0, update - step) / conditions,
-            optimizer=step + merge,
+            optimizer=step + weights,
             reduce=_reduce_seconds(config, trainable),
             publish=publish,
             sync=_wire_seconds(config, trainable) + sync,
@@ -156,7 +156,7 @@ class Measurement:
         self.learner.optimizer.zero_grad(set_to_none=False)
 
     def _seconds(self, work: Callable[[], object], after: Callable[[], None] = lambda: None) -> float:
-        """Median of a few passes after a warm-up; `after` puts things right between them, and is not timed."""
+        """Median of a few passes after a warm-up; `after` restores the state between them, and is not timed."""
         passed = []
         for _ in range(REPEATS + 1):
             start = self._now()
@@ -176,6 +176,6 @@ def _wire_seconds(config: GrpoConfig, adapters: int) -> float:
 
 
 def _reduce_seconds(config: GrpoConfig, adapters: int) -> float:
-    """A ring passes every number twice, but for the share that a learner holds itself."""
+    """A ring all-reduce sends every gradient twice, except for the share that a learner holds itself."""
     learners = config.cluster.learners
     return 2 * (learners - 1) / learners * 4 * adapters / NETWORK_BYTES_PER_S

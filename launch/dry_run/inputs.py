@@ -1,6 +1,6 @@
-"""What a plan can look at: the run's model, triplets and reward where they are there, and assumptions where they are not.
+"""What a plan is based on: the run's model, triplets and reward, and assumptions where files are missing.
 
-Only a default may be missing, as `model.safetensors` of `--preset paper`: what a command line names has to be there.
+Only default files may be missing, such as `model.safetensors` of `--preset paper`. A file that the user named must exist.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from stylevar.hub import fetch
 from stylevar.transformer import StyleVAR
 
 UNNAMED = GrpoConfig()
-"""The settings of somebody who has named no file."""
+"""Settings that name no file."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The architecture, and the files behind it as far as they are there."""
+    """The architecture, and those files of the run that exist."""
 
     arch: ModelConfig
     model: StyleVAR | None
     sets: ConditionSets | None
     reward: bool
-    """Whether the reward's weights are there."""
+    """Whether the reward's weights exist."""
     assumed: tuple[str, ...]
-    """In words: what is missing, and what is assumed in its place."""
+    """In words: what is missing, and what is assumed instead."""
 
 
 def find_inputs(config: GrpoConfig) -> Inputs:
-    """Load what is there. UserError for a file that was named and is missing or cannot be used."""
+    """Load the files that exist. Raises UserError if a file that the user named is missing or cannot be used."""
     assumed: list[str] = []
     model, arch = _model(config, assumed)
     sets = _sets(config, arch, model, assumed)
@@ -63,17 +63,17 @@ def _model(config: GrpoConfig, assumed: list[str]) -> tuple[StyleVAR | None, Mod
 
 
 def _sets(config: GrpoConfig, arch: ModelConfig, model: StyleVAR | None, assumed: list[str]) -> ConditionSets | None:
-    """The training conditions; the held-out ones, which a plan does not read, only have to be there."""
+    """The training conditions. Held-out shards only have to exist: a plan does not read them."""
     if config.heldout != UNNAMED.heldout:
         expand_shards(config.heldout)
     if config.novel:
         expand_shards(config.novel)
     if config.shards == UNNAMED.shards and not any(map(find_paths, expand_braces(config.shards))):
-        assumed.append("no shards (--shards): steps per epoch are unknown, and the shards are taken to bring no VQ tokens")
+        assumed.append("no shards (--shards): steps per epoch are unknown, and the shards are assumed to hold no VQ tokens")
         return None
     vae = None if model is None else model.vae.fingerprint()
     if model is None:
-        assumed.append("no VQ-VAE: VQ tokens that lie beside the shards are not counted on")
+        assumed.append("no VQ-VAE: VQ tokens beside the shards are not counted on, as they may be of another one")
     return ConditionSets({"train": config.shards}, arch.image_size, vae, config.conditions, config.seed)
 
 
@@ -85,7 +85,7 @@ def _reward(config: RewardConfig, assumed: list[str]) -> bool:
             if not term.is_custom:
                 check_weights(term.name, config)
     except MissingWeights:
-        assumed.append(f"no weights of the reward {config.reward}: its cost is that of its architecture")
+        assumed.append(f"no weights of the reward {config.reward}: its cost is estimated from its architecture")
         return False
     return True
 

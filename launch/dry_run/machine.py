@@ -1,41 +1,42 @@
-"""Actors that work through queues, on devices of their own or sharing the cores of one machine."""
+"""Actors that work side by side, on devices of their own or sharing the cores of one machine."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Job:
-    """Work for one actor. `seconds` is asked when an actor takes the job, since it can depend on which one does."""
-
-    seconds: Callable[[Actor], float]
-    done: Callable[[], None]
+Condition = Callable[[], bool]
+Script = Iterator[float | Condition]
+"""What an actor does, in order. It yields seconds of work, counted at full speed, or a condition to wait for."""
+ROUNDING = 1e-12
 
 
 @dataclass(eq=False)
 class Actor:
-    """Does one job at a time, in the order of its queue. Actors that share a queue pull from it as they fall idle."""
+    """Follows its script. `threads` compute while it works; 0 for work that leaves the cores alone."""
 
     role: str
     threads: int
-    """Threads that compute while it works; 0 for work that leaves the cores alone."""
-    queue: deque[Job] = field(default_factory=deque)
-    version: int = 0
-    """Of the weights it holds."""
-    held: bool = False
-    """Waits for others inside a call, and takes no job meanwhile."""
-    job: Job | None = None
+    script: Script
     left: float = 0.0
-    """Seconds of the job that are left, at full speed."""
+    """Seconds of work that are left."""
+    condition: Condition | None = None
+    """What it waits for."""
+
+    def advance(self) -> bool:
+        """Take the script's next step, unless there is work left or something to wait for; whether it did."""
+        if self.left > ROUNDING or not (self.condition is None or self.condition()):
+            return False
+        step = next(self.script)
+        self.left, self.condition = (0.0, step) if callable(step) else (step, None)
+        return True
 
 
 class Machine:
-    """Runs actors side by side, and adds up who was busy for how long.
+    """Runs actors and adds up how long each role was busy.
 
-    With `cores`, more active threads than cores slow all jobs in proportion (processor sharing); without, nothing slows.
+    If the working actors have more threads than there are `cores`, all slow down in proportion (processor sharing). Without
+    `cores` nothing slows down.
     """
 
     def __init__(self, actors: Sequence[Actor], cores: float | None) -> None:
@@ -44,40 +45,30 @@ class Machine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget who was busy until now."""
+        """Start adding up again from now."""
         self.since = self.now
         self.busy = {actor.role: 0.0 for actor in self.actors}
         """Actor-seconds of work by role."""
         self.core_seconds = 0.0
 
-    def run(self, finished: Callable[[], bool]) -> None:
-        """Let time pass until `finished`, which is looked at whenever a job ends."""
-        while not finished():
-            self._start()
-            active = [actor for actor in self.actors if actor.job is not None]
-            if not active:
-                raise RuntimeError("the schedule waits for work that nobody was given")
-            self._pass(active)
+    def run(self, finished: Condition) -> None:
+        """Let time pass until `finished`. Of actors that can go on at the same moment, those listed first go first."""
+        while True:
+            while sum(actor.advance() for actor in self.actors):
+                pass
+            if finished():
+                return
+            self._pass([actor for actor in self.actors if actor.left > ROUNDING])
 
-    def _start(self) -> None:
-        for actor in self.actors:
-            if actor.job is None and actor.queue and not actor.held:
-                actor.job = actor.queue.popleft()
-                actor.left = actor.job.seconds(actor)
-
-    def _pass(self, active: list[Actor]) -> None:
-        """Go to the end of the job that ends first."""
-        demand = sum(actor.threads for actor in active)
+    def _pass(self, working: list[Actor]) -> None:
+        """Go to the moment at which the first of them ends its work."""
+        if not working:
+            raise RuntimeError("every actor waits for another")
+        demand = sum(actor.threads for actor in working)
         speed = 1.0 if self.cores is None or demand <= self.cores else self.cores / demand
-        shortest = min(actor.left for actor in active)
+        shortest = min(actor.left for actor in working)
         self.now += shortest / speed
         self.core_seconds += shortest * demand
-        ended = []
-        for actor in active:
+        for actor in working:
             self.busy[actor.role] += shortest / speed
             actor.left -= shortest
-            if actor.left <= 1e-12 and actor.job is not None:
-                ended.append(actor.job)
-                actor.job = None
-        for job in ended:
-            job.done()

@@ -1,4 +1,4 @@
-"""The text of a dry run: what a GRPO run will be, take and last, before anything is started or written."""
+"""The report of a dry run: settings, memory, FLOPs and time of a GRPO run, before anything is started or written."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from stylevar.yaml_files import yaml_text
 HELPS = 1.05
 """Speed-up below which more workers no longer help."""
 FULL = 0.95
-"""Share of its time from which on a resource counts as used up."""
+"""A resource that is busy for this share of the time counts as the limit."""
 
 
 def plan(config: GrpoConfig) -> str:
-    """The report. Raises UserError for anything that would keep the run from starting, as far as one process can see."""
+    """The report. Raises UserError for anything that would keep the run from starting, as far as one process can tell."""
     return "\n\n".join(Plan(config).sections())
 
 
@@ -47,10 +47,10 @@ class _WhatIf:
 
 
 class Plan:
-    """What is known of a run before it is started. Its costs are measured when they are first asked for."""
+    """What is known about a run before it starts. Its costs are measured when they are first needed."""
 
     def __init__(self, config: GrpoConfig) -> None:
-        process = psutil.Process().memory_info().rss  # before the model: what every process holds
+        process = psutil.Process().memory_info().rss  # before the model is loaded: what every process takes
         device = choose_device(config.device)
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
         own_devices = gpus > 0 or config.plan.device_tflops is not None
@@ -58,7 +58,7 @@ class Plan:
         self.hardware = Hardware(available_cpus(), gpus, own_devices)
         self.process = 0 if own_devices else process
         self.inputs = inputs = find_inputs(config)
-        # Devices of their own are taken for GPUs.
+        # Devices of their own are assumed to be GPUs.
         self.choice = choose(config, inputs.arch, self._budgets(config), own_devices)
         self.config = config = self.choice.config
         tokens_known = inputs.sets is not None and inputs.sets.sets["train"].has_tokens
@@ -85,7 +85,7 @@ class Plan:
         return min(conditions, self.config.rollout.at_once(conditions)) if self.colocated else self._largest(self.config)
 
     def _budgets(self, config: GrpoConfig) -> dict[Role, int | None]:
-        """Bytes that a process of each role may take; on CPUs, as in the run, only what --memory-budget says."""
+        """Bytes that a process of each role may use. On CPUs only --memory-budget sets a bound, as in the run."""
         if config.memory_budget is not None:
             return dict.fromkeys(ROLES, parse_size(config.memory_budget))
         there = self._device_memory(config)
@@ -95,7 +95,7 @@ class Plan:
         return {role: int(there * shares.get(role, 1.0)) for role in ROLES}
 
     def _device_memory(self, config: GrpoConfig) -> float | None:
-        """Bytes of a device, if they are known."""
+        """Memory of a device in bytes, if it is known."""
         if config.plan.device_memory_gb is not None:
             return config.plan.device_memory_gb * 1e9
         return torch.cuda.get_device_properties(0).total_memory if self.hardware.gpus else None
@@ -104,12 +104,12 @@ class Plan:
         return max(max(minibatch) for minibatch in schedule_of(config, self.hardware).units)
 
     def _config(self) -> str:
-        run = dataclasses.replace(self.config, plan=PlanConfig())  # what is asked of the plan is no part of the run
+        run = dataclasses.replace(self.config, plan=PlanConfig())  # the plan's own flags are not part of the run
         return "config\n" + yaml_text(to_plain(run)).rstrip()
 
     def _assumptions(self) -> str:
         lines = [f"  {line}" for line in self.inputs.assumed]
-        return "\n".join(["assumed for files that are missing (a run needs them)", *lines])
+        return "\n".join(["assumed for missing files (the run itself needs them)", *lines])
 
     def _placement(self) -> str:
         rows = [
@@ -138,7 +138,7 @@ class Plan:
         counted = ", ".join(f"{n} {count:,}" for n, count in self.parameters.items())
         chosen = ", ".join(f"{name} {value}" for name, value in self.choice.facts().items())
         head = (
-            "memory of each actor: what is always there, and of the phases the largest\n"
+            "memory of each actor: what is always in use, plus its largest phase\n"
             f"parameters: {counted}\ncomputed at once: {chosen}"
         )
         shortage = [] if self.choice.shortage is None else [f"  {self.choice.shortage}"]
@@ -173,7 +173,7 @@ class Plan:
         return f"{head}\n" + table(("phase", "per trajectory", "per step"), rows)
 
     def _costs(self, config: GrpoConfig, unit: int) -> Costs:
-        """Costs for tasks of `unit` conditions, and the threads that actors get; measured once for each."""
+        """Costs of tasks of `unit` conditions with the threads that actors get, measured once for each combination."""
         tflops = config.plan.device_tflops
         if tflops is not None:
             return costs_from_flops(self.flops, config, self.parameters["adapters"], tflops)
@@ -184,7 +184,7 @@ class Plan:
         return self.known[key]
 
     def _measured(self, config: GrpoConfig, unit: int, threads: Mapping[Role, int]) -> Costs:
-        """Of the run itself, or where some of its files are missing from the speed of matrix products alone."""
+        """Measured on the run itself, or if files are missing, derived from the speed of matrix products."""
         inputs = self.inputs
         if inputs.model is not None and inputs.sets is not None and inputs.reward:
             if self.measurement is None:
@@ -195,7 +195,7 @@ class Plan:
         return costs_from_flops(self.flops, config, self.parameters["adapters"], self.product_tflops)
 
     def predict(self, config: GrpoConfig) -> tuple[Schedule, Costs, Prediction]:
-        """The schedule of `config`, which may be placed otherwise than the plan's own, what its parts cost, and its step."""
+        """The schedule, the costs and the predicted step of `config`, whose placement may differ from the plan's."""
         schedule = schedule_of(config, self.hardware)
         if config.cluster.placement == "colocated":
             costs = self._costs(config, self.unit)
@@ -225,7 +225,7 @@ class Plan:
             ("score", costs.score, "condition"),
             ("reference", costs.reference, "condition"),
             ("forward and backward", costs.update, "condition"),
-            ("optimizer and merge", costs.optimizer, "optimizer step"),
+            ("optimizer and weights", costs.optimizer, "optimizer step"),
         ]
         if not self.colocated:
             parts += [("load adapters", costs.sync, "version"), ("average gradients", costs.reduce, "optimizer step")]
@@ -284,7 +284,7 @@ def _fit(what: str, used: float, there: float, device: str) -> str:
 
 
 def _verdict(cases: list[_WhatIf]) -> str:
-    """From which number on more rollout workers stop helping, and what then limits a step."""
+    """The number of rollout workers beyond which more do not help, and what limits a step then."""
     for number, case in enumerate(cases[:-1]):
         seconds = case.prediction.step_seconds
         if all(seconds < HELPS * later.prediction.step_seconds for later in cases[number + 1 :]):

@@ -1,4 +1,4 @@
-"""Which actors a run consists of, what each asks for, and the schedule that they form."""
+"""The actors of a run, the resources that each asks for, and the schedule of a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launch.dry_run.simulate import Schedule
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the plan is for: CPUs and GPUs, and whether every actor computes on a device of its own."""
+    """The hardware to plan for. `own_devices`: every actor computes on a device of its own."""
 
     cpus: int
     gpus: int
@@ -21,7 +21,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class ActorPlan:
-    """`count` actors of one kind, each with these resources; `threads` compute where there is no GPU."""
+    """`count` actors of one kind, each with these resources; `threads` compute if there is no GPU."""
 
     name: str
     count: int

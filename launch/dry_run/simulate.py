@@ -1,35 +1,34 @@
 """How long a GRPO step takes and who is busy meanwhile: a discrete-event simulation of the schedule.
 
-A step's conditions are cut into units. Idle rollout workers pull the next unit, in order of step and unit. A sampled
-unit's images go to the next idle reward worker, and at the same time (or then, in turn) its trajectories to the unit's
-learner, which encodes the conditions and takes the reference pass. Once all units of a step are scored and prepared, the
-learners update together, one optimizer step per minibatch. Then a new version of the adapters goes out, which every
-rollout worker loads before the first unit it samples with it.
+The conditions of a step are split into units. Idle rollout workers take the next unit, in order. Once a unit is sampled, an
+idle reward worker scores its images. Meanwhile, or after that with `in_turn`, the unit's learner prepares it: it encodes the
+conditions and computes the log-probs of the reference. When all units of a step are scored and prepared, the learners update
+together, with one optimizer step per minibatch. This makes a new version of the adapters, which each rollout worker loads
+before the first unit that it samples with it.
 
-With staleness s, the units of the s steps after the one that is updated are out by the time its update begins.
+With staleness s, the units of the next s steps are handed out before the update of a step begins.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from launch.configs.cluster import ROLES, Role
-from launch.dry_run.machine import Actor, Job, Machine
+from launch.dry_run.machine import Actor, Machine, Script
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of work, each alone on its device or machine. Those per condition include its G trajectories."""
+    """Seconds of work for an actor that has its device to itself. Costs per condition include its G trajectories."""
 
     read: float
     """Reading a condition from its shard; part of sampling it."""
     encode: float
-    """Encoding a condition for whoever samples it."""
+    """Encoding a condition, by the worker that samples it."""
     encode_again: float
-    """Encoding a condition for a learner in another process, which is told its VQ tokens."""
+    """Encoding a condition again, by a learner in another process, which receives its VQ tokens."""
     sample: float
     """Sampling and decoding, per condition."""
     score: float
@@ -39,13 +38,13 @@ class Costs:
     update: float
     """Forward and backward pass, per condition."""
     optimizer: float
-    """One optimizer step with the merged weights after it."""
+    """One optimizer step, and the effective weights after it."""
     reduce: float
     """Averaging the gradients of several learners, per optimizer step."""
     publish: float
-    """Making the adapters ready to travel, per step, by a learner in another process."""
+    """Packing the adapters, per step, by a learner in another process."""
     sync: float
-    """Loading one version of the adapters into one rollout worker, and merging the weights."""
+    """Loading one version of the adapters into one rollout worker, and computing its effective weights."""
     driver: float
     """What the driver does between two steps."""
 
@@ -65,7 +64,7 @@ class Schedule:
     threads: Mapping[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 1))
     """Threads of each actor of a role."""
     in_turn: bool = False
-    """A unit is prepared once it is scored, not meanwhile."""
+    """A unit is prepared after it is scored, not at the same time."""
 
     @property
     def conditions(self) -> int:
@@ -80,7 +79,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A steady step: its seconds, the share of them that the actors of each role are busy, and that of the cores."""
+    """A step with a full pipeline: its time, and the share of it that each role's actors and the cores are busy."""
 
     step_seconds: float
     utilisation: Mapping[Role, float]
@@ -88,7 +87,7 @@ class Prediction:
 
     @property
     def busiest(self) -> Role:
-        """The role with the least time to spare."""
+        """The role that is idle the least."""
         return max(ROLES, key=lambda role: self.utilisation[role])
 
 
@@ -126,105 +125,106 @@ def serial(schedule: Schedule, costs: Costs) -> Prediction:
     return Prediction(total, {role: seconds[role] / total for role in ROLES})
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """`size` conditions of a step, to be sampled with the weights of `version`; `learner` prepares them."""
+
+    step: int
+    size: int
+    learner: int
+    version: int
+
+
 class _Run:
-    """A run in progress: which steps are launched, what each waits for, and the learners' passes."""
+    """The scripts of all actors of a run, and what they share."""
 
     def __init__(self, schedule: Schedule, costs: Costs) -> None:
         self.schedule, self.costs = schedule, costs
-        self.updates = 0  # done so far: also the version of the weights, and the step that is worked on
+        self.version = 0
+        """Of the weights: the updates done, and so the step that is worked on."""
         self.launched = 0
-        self.open: dict[int, int] = {}  # units still to be scored, and to be prepared, by step
-        self.waiting = True
-        self.rollout_queue: deque[Job] = deque()
-        self.reward_queue: deque[Job] = deque()
+        """Steps whose units are out."""
+        self.open: dict[int, int] = {}
+        """By step, what is left to do before its update: each unit is scored and prepared."""
+        self.to_sample: deque[_Unit] = deque()
+        self.to_score: deque[_Unit] = deque()
+        self.to_prepare: list[deque[_Unit]] = [deque() for _ in range(schedule.learners)]
+        self.updating = False
+        self.to_learn: list[float | None] = [None] * schedule.learners
+        """Seconds of each learner's part in the update."""
         threads = schedule.threads
-        self.learners = [Actor("learner", threads["learner"]) for _ in range(schedule.learners)]
-        self.driver = Actor("driver", 0)
-        rollout = [Actor("rollout", threads["rollout"], self.rollout_queue) for _ in range(schedule.rollout_workers)]
-        reward = [Actor("reward", threads["reward"], self.reward_queue) for _ in range(schedule.reward_workers)]
-        self.machine = Machine([*rollout, *reward, *self.learners, self.driver], schedule.cores)
-        self._launch(through=0)
+        self.machine = Machine(
+            [
+                Actor("driver", 0, self._driver()),
+                *(Actor("rollout", threads["rollout"], self._rollout()) for _ in range(schedule.rollout_workers)),
+                *(Actor("reward", threads["reward"], self._reward()) for _ in range(schedule.reward_workers)),
+                *(Actor("learner", threads["learner"], self._learner(rank)) for rank in range(schedule.learners)),
+            ],
+            schedule.cores,
+        )
 
     def until(self, updates: int) -> None:
-        self.machine.run(lambda: self.updates >= updates)
+        self.machine.run(lambda: self.version >= updates)
+
+    def _driver(self) -> Script:
+        c, s = self.costs, self.schedule
+        step = c.optimizer + (c.reduce if s.learners > 1 else 0.0)
+        while True:
+            self._launch(through=self.version)
+            yield lambda: self.open[self.version] == 0
+            self._launch(through=self.version + s.max_staleness)
+            self.updating = True
+            for minibatch in s.units * s.updates_per_rollout:
+                yield from self._learn([c.update * sum(minibatch[rank :: s.learners]) for rank in range(s.learners)])
+                yield from self._learn([step] * s.learners)
+            yield from self._learn([c.publish] * s.learners)
+            self.updating = False
+            yield c.driver
+            self.version += 1
 
     def _launch(self, through: int) -> None:
-        """Queue the units of all steps up to `through` that are not out yet, with the weights of now."""
+        """Hand out the units of all steps up to `through` that are not out yet, with the weights of now."""
         for step in range(self.launched, through + 1):
             self.open[step] = 2 * self.schedule.count
             for minibatch in self.schedule.units:
                 for number, size in enumerate(minibatch):
-                    self._launch_unit(step, size, self.learners[number % len(self.learners)])
+                    self.to_sample.append(_Unit(step, size, number % self.schedule.learners, self.version))
         self.launched = max(self.launched, through + 1)
 
-    def _launch_unit(self, step: int, size: int, learner: Actor) -> None:
-        c, version = self.costs, self.updates
+    def _learn(self, seconds: list[float]) -> Script:
+        """Every learner does its part of the update; the earlier ones wait for the last."""
+        self.to_learn = [*seconds]
+        yield lambda: all(part is None for part in self.to_learn)
 
-        def seconds(worker: Actor) -> float:
-            load = c.sync if worker.version < version else 0.0
-            worker.version = version
-            return load + size * (c.read + c.encode + c.sample)
-
-        def sampled() -> None:
-            self.reward_queue.append(_job(size * c.score, scored))
+    def _rollout(self) -> Script:
+        c, version = self.costs, 0
+        while True:
+            yield lambda: bool(self.to_sample)
+            unit = self.to_sample.popleft()
+            load = c.sync if version < unit.version else 0.0
+            version = unit.version
+            yield load + unit.size * (c.read + c.encode + c.sample)
+            self.to_score.append(unit)
             if not self.schedule.in_turn:
-                prepare()
+                self.to_prepare[unit.learner].append(unit)
 
-        def scored() -> None:
-            self._close(step)
+    def _reward(self) -> Script:
+        while True:
+            yield lambda: bool(self.to_score)
+            unit = self.to_score.popleft()
+            yield unit.size * self.costs.score
+            self.open[unit.step] -= 1
             if self.schedule.in_turn:
-                prepare()
+                self.to_prepare[unit.learner].append(unit)
 
-        def prepare() -> None:
-            learner.queue.append(_job(size * (c.encode_again + c.reference), lambda: self._close(step)))
-
-        self.rollout_queue.append(Job(seconds, sampled))
-
-    def _close(self, step: int) -> None:
-        self.open[step] -= 1
-        self._update_if_ready()
-
-    def _update_if_ready(self) -> None:
-        if self.waiting and self.open[self.updates] == 0:
-            del self.open[self.updates]
-            self.waiting = False
-            self._launch(through=self.updates + self.schedule.max_staleness)
-            self._pass(0)
-
-    def _pass(self, number: int) -> None:
-        """The learners' work on one minibatch, then the optimizer step that they take together."""
-        c, units, count = self.costs, self.schedule.units, len(self.learners)
-        if number == self.schedule.updates_per_rollout * len(units):
-            published = lambda: self.driver.queue.append(_job(c.driver, self._next_step))  # noqa: E731
-            self._together([c.publish] * count, published)
-            return
-        minibatch = units[number % len(units)]
-        step = c.optimizer + (c.reduce if count > 1 else 0.0)
-        gradients = [c.update * sum(minibatch[rank::count]) for rank in range(count)]
-        self._together(gradients, lambda: self._together([step] * count, lambda: self._pass(number + 1)))
-
-    def _together(self, seconds: list[float], done: Callable[[], None]) -> None:
-        """A job for every learner, ahead of anything queued, and `done` when the last has ended. Who is early waits."""
-        left = len(seconds)
-
-        def ended(learner: Actor) -> None:
-            nonlocal left
-            left -= 1
-            learner.held = True
-            if left == 0:
-                for other in self.learners:
-                    other.held = False
-                done()
-
-        for learner, work in zip(self.learners, seconds, strict=True):
-            learner.queue.appendleft(_job(work, partial(ended, learner)))
-
-    def _next_step(self) -> None:
-        self.updates += 1
-        self.waiting = True
-        self._launch(through=self.updates)
-        self._update_if_ready()
-
-
-def _job(seconds: float, done: Callable[[], None]) -> Job:
-    return Job(lambda actor: seconds, done)
+    def _learner(self, rank: int) -> Script:
+        c, units = self.costs, self.to_prepare[rank]
+        while True:
+            yield lambda: self.to_learn[rank] is not None if self.updating else bool(units)
+            if (part := self.to_learn[rank]) is not None:
+                yield part
+                self.to_learn[rank] = None
+            else:
+                unit = units.popleft()
+                yield unit.size * (c.encode_again + c.reference)
+                self.open[unit.step] -= 1

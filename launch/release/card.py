@@ -23,7 +23,7 @@ _OF_THE_PLACE = {
     *("kind", "name", "runs", "resume", "config"),
     *("device", "threads", "plan", "cluster", "memory_gb", "memory_budget"),
 }
-"""Settings that say nothing of the result, or too much of the machine."""
+"""Settings that do not affect the result, or describe the machine."""
 _DATA = ("shards", "val_shards", "heldout", "novel")
 _STAGES = 5
 
@@ -34,8 +34,8 @@ def model_card(
     """The card's text, with the hub's metadata at its head.
 
     Args:
-        files: the names of what is uploaded with it.
-        summary: of an evaluation; see `evaluation_rows`.
+        files: the names of the files that are uploaded with it.
+        summary: the summary of an evaluation; see `evaluation_rows`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -78,7 +78,7 @@ def samples_picture(release: ModelWeights) -> bytes | None:
 
 
 def evaluation_rows(summary: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, float, Mapping[str, Any]]]:
-    """(metric, mean, all that is known of it) of every entry with a number under "mean", however deep it lies."""
+    """(metric, mean, the whole entry) for every entry with a number under "mean", at any depth."""
     mean = summary.get("mean")
     if isinstance(mean, (int, float)):
         yield name, float(mean), summary
@@ -117,7 +117,7 @@ def _model(release: ModelWeights) -> str:
 
 
 def _stages(run: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(GRPO or SFT, settings) of a run, then of the run that it started from, as far as they are on this machine."""
+    """(GRPO or SFT, settings) of a run, then of the run that it started from, as long as they are on this machine."""
     for _ in range(_STAGES):
         file = None if run is None else run / "config.yaml"
         if file is None or not file.is_file():
@@ -152,12 +152,12 @@ def _recipe(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def _is_final(release: ModelWeights) -> bool:
-    """Whether it is the run's finished model, which the scores after training are of."""
+    """Whether it is the finished model of the run. The scores after training belong to that one."""
     return release.files.run is not None and Path(release.files.name).resolve() == (release.files.run / "model").resolve()
 
 
 def _results(release: ModelWeights) -> str:
-    """Held-out scores of this very model, where the run has some."""
+    """Held-out scores of this very model, if the run has any."""
     if release.files.run is None:
         return ""
     rows: list[Sequence[str]] = []
@@ -178,7 +178,7 @@ def _results(release: ModelWeights) -> str:
 
 
 def _checkpoint_scores(checkpoint: Path) -> Iterator[tuple[str, str]]:
-    """What a checkpoint itself tells of how good it is."""
+    """The scores that are stored in a checkpoint."""
     for file, key, label in (
         ("progress.json", "best", "best held-out reward up to this checkpoint"),
         ("state.json", "best_heldout_loss", "lowest held-out loss up to this checkpoint"),
@@ -213,7 +213,7 @@ def _number(value: Any) -> str:
 
 
 def _public(value: Any) -> str:
-    """A setting without the folders of the machine that it was made on."""
+    """A setting without local folders."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_public, value))
     text = str(value)
@@ -221,7 +221,7 @@ def _public(value: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; none without rows."""
+    """A Markdown table; empty without rows."""
     if not rows:
         return ""
     lines = [head, ["---"] * len(head), *rows]

@@ -33,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Target:
-    """The files to write; `vae` is None if it is not wanted."""
+    """The files to write; `vae` is None if it is not to be written."""
 
     weights: Path
     config: Path
@@ -45,7 +45,7 @@ class Target:
 
 
 def target_of(out: Path, with_vae: bool) -> Target:
-    """The files behind `--out`. UserError for an ending that says no format."""
+    """The files that `--out` stands for. Raises UserError for an unknown ending."""
     check_path(out, "--out", utf8=out.suffix not in TORCH_ENDINGS)
     if out.is_dir() or not out.suffix or out.suffix[1:].isdigit():  # release-1.0 is a folder
         weights = out / MODEL_FILE
@@ -57,23 +57,23 @@ def target_of(out: Path, with_vae: bool) -> Target:
 
 
 def check_target(target: Target, overwrite: bool) -> None:
-    """UserError if something would be replaced unasked; for the config see `check_config`."""
+    """Raise UserError if a file would be replaced without `overwrite`; for the config see `check_config`."""
     existing = [path for path in target.files if path != target.config and path.exists()]
     if existing and not overwrite:
         raise UserError(f"{existing[0]} exists: choose another --out, or replace what is there with --overwrite")
 
 
 def check_config(target: Target, arch: ModelConfig, overwrite: bool) -> None:
-    """UserError if the config of another model would be replaced unasked; models that are alike may share one."""
+    """Raise UserError if another model's config would be replaced without `overwrite`. Equal models may share one."""
     if not overwrite and target.config.exists() and ModelConfig.load(target.config) != arch:
         raise UserError(
-            f"{target.config} exists, and tells of another architecture or other alphas: choose another --out, or replace "
+            f"{target.config} exists, and has another architecture or other alphas: choose another --out, or replace "
             f"what is there with --overwrite"
         )
 
 
 def stored_state(release: ModelWeights, dtype: str) -> State:
-    """The weights as they are written. UserError for values that the type cannot hold."""
+    """The weights as they are written. Raises UserError for values that the type cannot hold."""
     stored = compact(release.state, DTYPES[dtype])
     lost = [
         k for k, v in stored.items() if v.dtype != release.state[k].dtype and (v.isinf() != release.state[k].isinf()).any()
@@ -86,7 +86,7 @@ def stored_state(release: ModelWeights, dtype: str) -> State:
 def write(release: ModelWeights, state: State, target: Target, vae: Path | None = None) -> None:
     """Write everything, with the VQ-VAE in the file `vae`, each file whole or not at all; see `verify`.
 
-    UserError for a place that cannot be written or has no room.
+    Raises UserError if the folder cannot be written or has no room.
     """
     try:
         target.weights.parent.mkdir(parents=True, exist_ok=True)
@@ -110,12 +110,14 @@ def write(release: ModelWeights, state: State, target: Target, vae: Path | None 
 
 
 def verify(path: Path, state: State, release: ModelWeights) -> None:
-    """Read the file as any program would: every key of the model, every value equal. RuntimeError otherwise."""
+    """Read the file as any program would. Raises RuntimeError unless it holds every key of the model, with equal values."""
     found = read_model_state(path)
     fitted(build_from_config(release.arch, "meta")[1], found, str(path))
     for name, value in state.items():
         if found[name].dtype != value.dtype or not torch.equal(found[name], value):
-            raise RuntimeError(f"{name} did not come back from {path} as it was written: the disk is not to be trusted")
+            raise RuntimeError(
+                f"{name} was read back from {path} with other values than were written: do not trust this disk"
+            )
 
 
 def _check_room(folder: Path, tensors: list[torch.Tensor]) -> None:
@@ -123,5 +125,5 @@ def _check_room(folder: Path, tensors: list[torch.Tensor]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB of room for {needed / 1e9:.1f} GB: make room or choose another --out"
+            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: make room or choose another --out"
         )

@@ -16,7 +16,7 @@ from stylevar.errors import UserError
 
 @dataclass(frozen=True)
 class Upload:
-    """Where a release goes, and under which words."""
+    """Where a release goes, and how it is described there."""
 
     repo: str
     branch: str | None = None
@@ -26,7 +26,7 @@ class Upload:
 
 
 def check_access(repo: str) -> None:
-    """Find out before any work whether an upload can succeed. UserError for a bad name, no token, a refused one, no net."""
+    """Check before any work that an upload can succeed. Raises UserError for a bad name, a bad token or no network."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -36,15 +36,15 @@ def check_access(repo: str) -> None:
             raise HFValidationError("it has the form owner/name")
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"--push {repo}: no name of a repository ({str(error).splitlines()[0]})") from error
+        raise UserError(f"--push {repo}: not the name of a repository ({str(error).splitlines()[0]})") from error
     if get_token() is None:
-        raise UserError("--push needs a token that may write: set HF_TOKEN, or log in with `hf auth login`")
+        raise UserError("--push needs a token with write access: set HF_TOKEN, or log in with `hf auth login`")
     with _explained(repo):
         HfApi().whoami()
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of an evaluation. UserError if it is missing or no JSON object."""
+    """The summary of an evaluation. Raises UserError if it is missing or not a JSON object."""
     try:
         summary = json.loads(path.read_text())
     except OSError as error:
@@ -52,14 +52,14 @@ def read_summary(path: Path) -> dict[str, Any]:
             f"--eval {path} cannot be read ({error.strerror}): give the summary.json of an evaluation"
         ) from error
     except ValueError as error:
-        raise UserError(f"--eval {path} is no JSON ({error}): give the summary.json of an evaluation") from error
+        raise UserError(f"--eval {path} is not JSON ({error}): give the summary.json of an evaluation") from error
     if not isinstance(summary, dict):
-        raise UserError(f"--eval {path} holds no object: give the summary.json of an evaluation")
+        raise UserError(f"--eval {path} is not a JSON object: give the summary.json of an evaluation")
     return summary
 
 
 def push(folder: Path, release: ModelWeights, upload: Upload, summary: dict[str, Any] | None = None) -> str:
-    """Upload `folder`, which holds the written release, with a card and a picture of samples; says where it now lies."""
+    """Upload `folder`, which holds the written release, with a card and a picture of samples. Returns where it is now."""
     from huggingface_hub import HfApi
 
     picture = samples_picture(release)
@@ -84,7 +84,7 @@ def push(folder: Path, release: ModelWeights, upload: Upload, summary: dict[str,
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turn what the hub or the way to it refuses into one line."""
+    """Turn errors of the hub or the network into a UserError of one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -97,12 +97,12 @@ def _explained(repo: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         code = error.response.status_code
         reason = {
-            401: "it does not know the token: set HF_TOKEN to one that is valid, or `hf auth login` again",
+            401: "the token is unknown: set HF_TOKEN to a valid one, or run `hf auth login` again",
             403: f"the token may not write there: create one with write access to {repo.partition('/')[0]}",
             404: "there is no such repository or branch, or the token may not see it",
         }.get(code, (str(error).strip() or type(error).__name__).splitlines()[0])
         raise UserError(f"the hub refused {repo} (HTTP {code}): {reason}") from error
-    except Exception as error:  # Which classes a broken connection raises depends on the library's HTTP client.
+    except Exception as error:  # The classes of connection errors depend on the library's HTTP client.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"cannot reach the hub at {constants.ENDPOINT} ({reason}): check the network, or write files with --out"

@@ -52,7 +52,10 @@ class ColocatedWorker:
         self.sets = ConditionSets(
             config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
         )
-        self.assemble(choice.config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
+        config = choice.config
+        if checkpoint is None:
+            config = config.with_heldout_sampling(policy.model.arch.sampling)
+        self.assemble(config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
@@ -66,7 +69,7 @@ class ColocatedWorker:
         """The roles around a policy. What `setup` does beyond this is to load things; `learn` needs no more."""
         self.config, self.policy, self.scorer = config, policy, scorer
         self.device, self.adapters = policy.device, policy.adapters
-        self.adapters.keep_merged = config.rollout.cuda_graphs
+        self.adapters.keep_in_place = config.rollout.cuda_graphs
         self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
         self.conditions = ConditionCache(policy.model, images=config.rollout.decode_batch)
         self.sampler = GroupSampler(policy.model, config.rollout, self.conditions, clock=self.timer)
@@ -83,9 +86,9 @@ class ColocatedWorker:
         config, timer = self.config, self.timer
         with timer("condition"):
             state = self.conditions.get(batch)
-        with ExitStack() as merged:
-            with timer("merge"):
-                merged.enter_context(self.adapters.merged())
+        with ExitStack() as kept:
+            with timer("effective_weights"):
+                kept.enter_context(self.adapters.effective_weights())
             with timer("rollout"):
                 trajectories = self.sampler.sample(batch, config.seed, step, self.policy.version)
             with timer("reward"):
@@ -112,8 +115,8 @@ class ColocatedWorker:
         monitor, version = self.config.monitor, self.policy.version
         chosen = spread(self.sets.sizes()[name], conditions)
         tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
-        sampler = GroupSampler(self.policy.model, self.config.rollout, streams=CoupledStreams)
-        with self.adapters.merged():
+        sampler = GroupSampler(self.policy.model, self.config.heldout_sampling(), streams=CoupledStreams)
+        with self.adapters.effective_weights():
             for start in range(0, len(chosen), monitor.eval_unit):
                 batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
                 drawn = sampler.sample(batch, self.config.seed, HELDOUT_STEP, version, monitor.eval_group)

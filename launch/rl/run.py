@@ -97,7 +97,8 @@ class GrpoRun:
         config = self.config
         bar = tqdm(total=config.steps, initial=self.done, desc=config.name, unit="step", dynamic_ncols=True)
         with bar, stop:
-            for step in range(self.done, config.steps):
+            while not self._finished:
+                step = self.done
                 try:
                     report = self.worker.step(step)  # sample, score, reference, learn
                 except StepAbandoned:
@@ -117,7 +118,15 @@ class GrpoRun:
                 bar.update()
                 if stopping:
                     break
-        return self.done == config.steps
+        if self.done < config.steps and self._finished:
+            print(f"no better held-out score {self.progress.flat} times in a row: ending after {self.done} steps")
+        return self._finished
+
+    @property
+    def _finished(self) -> bool:
+        """Whether all steps are done, or the held-out score has long been flat."""
+        patience = self.config.monitor.stop_when_flat
+        return self.done >= self.config.steps or 0 < patience <= self.progress.flat
 
     def _score_some(self, done: int) -> StepMetrics:
         """Scalars of a few held-out conditions, where they are due after `done` steps."""
@@ -157,11 +166,8 @@ class GrpoRun:
 
     def _keep(self, heldout: float | None, stopping: bool) -> None:
         """Write a checkpoint where one is due, and mark it if it has the best held-out reward so far."""
-        progress = self.progress
-        is_best = heldout is not None and (progress.best is None or heldout > progress.best)
-        if is_best:
-            progress.best = heldout
-        last = stopping or self.done == self.config.steps
+        is_best = heldout is not None and self.progress.scored(heldout)
+        last = stopping or self._finished
         if last or is_best or self.done % self.config.monitor.checkpoint_every == 0:
             self._checkpoint()
         if is_best:
@@ -256,11 +262,12 @@ def stopped(run: RunFolder) -> NoReturn:
 
 def report(config: GrpoConfig, run: RunFolder) -> None:
     """Print what the run gained, and draw it."""
+    last = run.steps()[-1]
     for name in config.heldout_sets:
-        print("\n".join(compare(run.path, name, 0, config.steps).lines(name)))
+        print("\n".join(compare(run.path, name, 0, last).lines(name)))
     shards = TripletShards(expand_shards(config.heldout))
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
-    picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
+    picture = before_after(run.path, "heldout", 0, last, [(r.content, r.style, r.target) for r in rows])
     print(f"picture      {lasting(picture)}")
     print(f"model        {lasting(run.path / 'model')}")
     print(f"run          {lasting(run.path)}")

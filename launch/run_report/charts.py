@@ -1,4 +1,4 @@
-"""Which curves a run has: a chart for each question that one asks of it."""
+"""The charts of a run: one for each question about it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def training_charts(record: RunRecord) -> list[Chart]:
 
 
 def hacking_charts(record: RunRecord) -> list[Chart]:
-    """The statistics that a gamed reward drags along."""
+    """The statistics that change when a reward is gamed."""
     charts = []
     for name in SENSES:
         lines = list(_every_step("training", record.scalars.get(f"reward/component/{name}"), 0))
@@ -95,7 +95,7 @@ def _reward(record: RunRecord) -> Chart | None:
             lines.append(Line(label, series.steps, series.values, style, colour))  # type: ignore[arg-type]
     found = quantiles(record, "reward", (0.1, 0.9))
     band = None if found is None else Band("10 to 90 % of samples", found[0], found[1][0], found[1][1])
-    about = "Higher is better. Held-out conditions are scored with fixed seeds, so that their curve has no other noise."
+    about = "Higher is better. Held-out conditions are scored with fixed seeds, so their curve has no sampling noise."
     return Chart("Reward", lines, about, band) if lines else None
 
 
@@ -131,7 +131,7 @@ def _chart(
     ]
     if len(found) == 1:
         lines = [line for number, label, series in found for line in _every_step(label, series, number)]
-    else:  # means under all of them would be too many curves
+    else:  # running means of all of them would be too many curves
         lines = [Line(label, series.steps, series.values, colour=number) for number, label, series in found]
     known = {name: level for name, level in (levels or {}).items() if level is not None}
     return Chart(title, lines, about, levels=known, zero=zero) if lines else None

@@ -20,7 +20,7 @@ from launch.run_report.record import Array, Mark
 POINTS = 600
 """Points kept of a long curve: each is the mean of its stretch."""
 COLOURS = 6
-# Colours that no chart draws with stand for the page's own, and are replaced by them in the finished SVG.
+# Placeholders for the page's own colours, which replace them in the finished SVG.
 _INK, _GRID, _MARK = "#0a0b01", "#0a0b02", "#0a0b03"
 _SERIES = [f"#0a0c{number:02d}" for number in range(COLOURS)]
 _RAMP = "#0a0d"
@@ -76,14 +76,14 @@ class Band:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture of curves, under a title that says what is on the y axis."""
+    """A picture of curves. The title says what is on the y axis."""
 
     title: str
     lines: Sequence[Line]
     about: str = ""
     band: Band | None = None
     levels: dict[str, float] = field(default_factory=dict)
-    """Horizontal lines, by what they mean; drawn where they lie near the curves."""
+    """Horizontal lines by their label; drawn if they lie near the curves."""
     zero: bool = False
     """Whether the y axis begins at 0."""
 
@@ -109,7 +109,7 @@ def draw(chart: Chart, marks: Sequence[Mark], span: tuple[int, int], number: int
                 axes.axhline(level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label=name)
         low, high = axes.get_ylim()
         if chart.zero:
-            # The room above a curve was measured by its own range: a level one would lie on the edge.
+            # The margin was chosen for the curve's own range: a level curve would lie on the edge.
             axes.set_ylim(0, high + max(0, low) / 20)
         for mark in marks:
             axes.axvline(mark.step, color=_MARK, linewidth=1, linestyle=(0, (1, 2)))
@@ -133,7 +133,7 @@ def draw(chart: Chart, marks: Sequence[Mark], span: tuple[int, int], number: int
             figure.legend(
                 handles, labels, loc="upper left", ncols=_COLUMNS, handlelength=1.4, columnspacing=1.0, borderaxespad=0.1
             )
-        # By hand: automatic layouts take most of a chart's time.
+        # By hand, because automatic layout takes most of the time of a chart.
         figure.subplots_adjust(left=0.125, right=0.985, bottom=0.15, top=0.965 - 0.065 * lines)
         out = StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -143,15 +143,15 @@ def draw(chart: Chart, marks: Sequence[Mark], span: tuple[int, int], number: int
 def _add(axes: Axes, line: Line) -> None:
     steps, values = thinned(line.steps, line.values)
     colour = _SERIES[line.colour % COLOURS] if isinstance(line.colour, int) else f"{_RAMP}{round(99 * line.colour):02d}"
-    looks: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "line": {"linewidth": 1.5},
         "faint": {"linewidth": 0.8, "alpha": 0.45},
         "points": {"linewidth": 1.0, "marker": "o", "markersize": 3.5},
         "dashed": {"linewidth": 1.2, "linestyle": (0, (5, 2))},
     }
     # A single value would be invisible as a line.
-    look = looks["points" if len(steps) == 1 else line.style]
-    axes.plot(steps, values, color=colour, label=line.label, **look)
+    style = styles["points" if len(steps) == 1 else line.style]
+    axes.plot(steps, values, color=colour, label=line.label, **style)
 
 
 def thinned(steps: Array, values: Array) -> tuple[Array, Array]:
@@ -179,12 +179,12 @@ def smoothed(values: Array, window: int) -> Array:
 
 
 def _themed(svg: str, title: str, number: int) -> str:
-    """The bare element, as wide as its place, its colours the page's variables."""
+    """The bare element: as wide as its place, with the page's variables as colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Labels too begin their ids with a number of their own, which every chart counts from 1.
+    # matplotlib numbers ids from 1 in every chart: make them unique on the page.
     svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>c{number}-", svg)
     names = {_INK: "ink", _GRID: "grid", _MARK: "mark", **{colour: f"s{i}" for i, colour in enumerate(_SERIES)}}
     for colour, name in names.items():

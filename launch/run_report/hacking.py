@@ -1,9 +1,9 @@
-"""Is the reward being gamed? What the samples look like, held against how the reward moved.
+"""Is the reward being gamed? Compares how the samples changed with how the reward changed.
 
-A reward that rises because pictures get better leaves their other properties where the targets have them, or brings them
-there. One that is gamed drags something along: grain, flat colours, a single picture for every seed. The rule is plain,
-and documented in docs/report.md: the reward rises by more than twice its standard error, while a statistic gets worse by
-more than a share of where it began and by more than three standard errors.
+If the reward rises because the pictures get better, their other properties stay near those of the targets or move towards
+them. If it is gamed, something else changes, too: grain, flat colours, one picture for every seed. The rule is described in
+docs/report.md: it warns if the reward rises by more than twice its standard error while a statistic gets worse by more than
+a share of its first value and by more than three standard errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WORSE = {
     "sharpness": "grain or blur",
     "color_entropy": "too few or too many colours",
     "edge_density": "scribble or smears",
-    DIVERSITY: "all samples of a condition grow alike",
+    DIVERSITY: "the samples of a condition become alike",
     "ssim": "the picture's structure drifts from the target's",
     "psnr": "pixels drift from the target's",
     "color": "the palette drifts from the target's",
@@ -73,7 +73,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found, and by how much the reward itself rose in each of the two views."""
+    """The findings, and the change of the reward itself in training and on held-out conditions."""
 
     findings: tuple[Finding, ...]
     reward: dict[str, Change]
@@ -81,7 +81,7 @@ class Inspection:
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence for everything that got worse while the reward rose."""
+        """A sentence for each statistic that got worse while the reward rose."""
         found = []
         for finding in self.findings:
             for view in finding.warned:
@@ -101,7 +101,7 @@ class Inspection:
 
 
 def rose(change: Change) -> bool:
-    """Whether it went up by more than chance makes it."""
+    """Whether it went up by more than chance explains."""
     return change.difference > 2 * change.error
 
 

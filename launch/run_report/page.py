@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside it: no network, no server, no other file."""
+"""The report as one HTML page that needs no network, no server and no other file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from launch.run_report.assets import SCRIPT, STYLE
 from launch.run_report.charts import hacking_charts, phases, step_span, time_charts, training_charts
 from launch.run_report.curves import Chart, draw
 from launch.run_report.hacking import SENSES, Change, Inspection, inspect
-from launch.run_report.looks import SCRIPT, STYLE
 from launch.run_report.record import Mark, Picture, RunRecord, paired
 from launch.run_report.settings import changed_settings
 from stylevar.yaml_files import yaml_text
@@ -47,7 +47,7 @@ def render(record: RunRecord, grids: int = 12, drift: float = 0.1) -> str:
 
 
 def _line(record: RunRecord) -> str:
-    """What the run is, in one line."""
+    """A one-line description of the run."""
     config = record.config
     kind = "GRPO" if record.kind == "grpo" else "SFT"
     wanted = config.get("steps")
@@ -70,7 +70,7 @@ def _worked(record: RunRecord) -> float:
     """Seconds that the steps took."""
     if "time/step" not in record.scalars:
         return max(0.0, record.last_time - record.starts[0].time)
-    # In SFT reading is a phase of its own.
+    # In SFT a step does not include reading its data.
     tags = ("time/step",) if record.kind == "grpo" else ("time/step", "time/data")
     return float(sum(np.nansum(record.scalars[tag].values) for tag in tags if tag in record.scalars))
 
@@ -84,13 +84,13 @@ def _notices(record: RunRecord, inspection: Inspection) -> str:
     """What a reader must not miss."""
     found = [f'<p class="warn">{escape(text)}</p>' for text in inspection.warnings]
     if not record.done:
-        found.append('<p class="note">No step is reported yet: this page has what is there so far.</p>')
+        found.append('<p class="note">No step is recorded yet. This page shows what there is so far.</p>')
     found += [f'<p class="note">{escape(text)}</p>' for text in record.notes]
     return f'<div class="notices">{"".join(found)}</div>' if found else ""
 
 
 def _summary(record: RunRecord) -> str:
-    """Held-out scores before and after, or what there is in their place."""
+    """Some facts, and the held-out scores before and after."""
     rows = []
     for name, first, last in paired(record):
         before, after = (np.asarray(scores["parts"]["reward"]) for scores in (first, last))
@@ -164,7 +164,7 @@ def _hacking(record: RunRecord, inspection: Inspection) -> str:
     if record.kind == "sft":
         return ""
     if not inspection.findings:
-        return "<p>Nothing is recorded to tell from.</p>"
+        return "<p>The run has recorded no statistics to judge by.</p>"
     rows = []
     for finding in inspection.findings:
         sense = {"target": "near the targets'", "higher": "higher", "lower": "lower"}[SENSES[finding.name]]
@@ -189,7 +189,7 @@ def _hacking(record: RunRecord, inspection: Inspection) -> str:
 
 def _verdict(inspection: Inspection) -> str:
     if not inspection.reward:
-        return "Too few steps to tell: the rule needs ten, or held-out scores before and after."
+        return "Too few steps to tell: the rule needs ten steps, or held-out scores before and after."
     moved = {
         view: f"{view} {change.difference:+.4f} &plusmn; {change.error:.4f}" for view, change in inspection.reward.items()
     }
@@ -199,7 +199,7 @@ def _verdict(inspection: Inspection) -> str:
     )
     if not inspection.rising:
         every = ", ".join(moved.values())
-        return f"The reward has not risen beyond chance ({every}), so there is no gain that could be a false one. {rule}"
+        return f"The reward has not risen beyond chance ({every}), so there is no gain to question. {rule}"
     rose = ", ".join(moved[view] for view in inspection.rising)
     if still := [text for view, text in moved.items() if view not in inspection.rising]:
         rose += f"; not beyond chance: {', '.join(still)}"
@@ -216,7 +216,7 @@ def _change(change: Change | None) -> str:
 
 
 def _samples(record: RunRecord, grids: int) -> Iterator[str]:
-    """Of every kind of picture a slider over the steps."""
+    """A slider over the steps for each kind of picture."""
     for tag, pictures in record.pictures.items():
         chosen = [pictures[i] for i in sorted({round(i) for i in np.linspace(0, len(pictures) - 1, grids)})]
         shown = [picture for picture in map(_webp, chosen) if picture is not None]
@@ -237,7 +237,7 @@ def _samples(record: RunRecord, grids: int) -> Iterator[str]:
 
 
 def _webp(picture: Picture) -> tuple[int, str] | None:
-    """(step, base64) of a smaller copy; None for a picture that was cut off."""
+    """(step, base64) of a smaller copy; None if the picture is incomplete."""
     try:
         with Image.open(io.BytesIO(picture.png)) as image:
             out = io.BytesIO()
@@ -263,7 +263,7 @@ def _time(record: RunRecord) -> str:
 
 
 def _faults(record: RunRecord) -> str:
-    """What went wrong and what was done about it, and what the run ran on."""
+    """What went wrong, what was done about it, and which machines the run used."""
     rows = [[label, value] for label, value in _fault_counts(record)]
     starts = [
         [
@@ -303,7 +303,7 @@ def _fault_counts(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _configuration(record: RunRecord) -> str:
-    """What was set otherwise than by default, and all of it."""
+    """The settings that differ from the defaults, and all settings."""
     if not record.config:
         return ""
     rows = [[f"<code>{escape(k)}</code>", escape(str(v)), escape(str(d))] for k, v, d in changed_settings(record)]

@@ -1,4 +1,4 @@
-"""All that a run's folder says of the run, read so that what is damaged or missing costs no more than itself."""
+"""Reads everything that a run's folder records. Files that are damaged or missing are left out and noted."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from stylevar.yaml_files import read_yaml
 
 EVENT = "merge/event/"
 """Prefix of the scalars that mark a merge or a rollback: the rest is the name of what was done."""
+RENAMED = {"time/merge": "time/effective_weights"}
+"""Curves that older versions wrote under another name."""
 Array = NDArray[Any]
 
 
@@ -56,7 +58,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Start:
-    """A process that worked on the run: when it started (seconds since 1970), at which step, and on what."""
+    """A process that worked on the run: when it started (seconds since 1970), at which step, and on which machine."""
 
     time: float
     step: int
@@ -93,7 +95,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: it has a model, which is not from before it was extended."""
+        """Whether the run reached its end: it has a final model, and was not extended after that."""
         return (self.path / "model").is_dir() and self.done <= (finished_at(self.path) or self.done)
 
     def marks(self) -> list[Mark]:
@@ -108,12 +110,12 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run's folder. UserError if it is none."""
+    """Read a run's folder. Raises UserError if it is not one."""
     if not path.is_dir():
-        raise UserError(f"{path} is no folder: give the folder of a run, as runs/demo")
+        raise UserError(f"{path} is not a folder: give the folder of a run, such as runs/demo")
     check_path(path, "run", utf8=True)
     if not (path / "config.yaml").is_file() and not (path / "tensorboard").is_dir():
-        raise UserError(f"{path} is no run, it has neither config.yaml nor tensorboard/: give a folder such as runs/demo")
+        raise UserError(f"{path} is not a run, it has neither config.yaml nor tensorboard/: give a folder such as runs/demo")
     record = RunRecord(path)
     _read_config(record)
     _read_events(record)
@@ -149,16 +151,19 @@ def _read_events(record: RunRecord) -> None:
         at = _cut_off(file)
         if at is not None:
             record.notes.append(
-                f"{file.name} ends within a record, at byte {at}: the run was killed, or is writing; what is before is shown"
+                f"{file.name} is cut off at byte {at} (the run was killed or is still writing): it is shown up to there"
             )
-    # It would tell of every purge of a resumed run.
+    # It would report every purge of a resumed run.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 1}).Reload()
-    for tag in events.Tags()["scalars"]:
-        points = {event.step: event.value for event in events.Scalars(tag)}  # of a step that was redone, the last
+    curves: dict[str, dict[int, float]] = {}
+    for tag in sorted(events.Tags()["scalars"], key=lambda tag: tag not in RENAMED):  # older names, older values first
+        points = curves.setdefault(RENAMED.get(tag, tag), {})
+        points.update((event.step, event.value) for event in events.Scalars(tag))  # of a step that was redone, the last
+        record.last_time = max(record.last_time, max(event.wall_time for event in events.Scalars(tag)))
+    for tag, points in curves.items():
         steps = sorted(points)
         record.scalars[tag] = Series(np.array(steps, np.int64), np.array([points[step] for step in steps], np.float64))
-        record.last_time = max(record.last_time, max(event.wall_time for event in events.Scalars(tag)))
     for tag in events.Tags()["images"]:
         record.pictures[tag] = [Picture(event.step, event.encoded_image_string) for event in events.Images(tag)]
     record.starts = [start for file in files if (start := _start(file)) is not None]
@@ -237,7 +242,7 @@ def _read_heldout(record: RunRecord) -> None:
 
 
 def paired(record: RunRecord) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Every held-out set with its first and its last scores, where there are two, of the same conditions."""
+    """Every held-out set that has two scores of the same conditions, with the first and the last of them."""
     for name, scores in record.heldout.items():
         first, last = scores[0], scores[-1]
         if first is not last and first["keys"] == last["keys"]:

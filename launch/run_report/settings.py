@@ -1,4 +1,4 @@
-"""A run's settings beside the defaults that it started from."""
+"""A run's settings compared with the defaults of its preset."""
 
 from __future__ import annotations
 

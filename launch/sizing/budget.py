@@ -1,8 +1,8 @@
-"""How much a run computes at once, chosen so that its memory budget holds it.
+"""Choose batch sizes that fit the memory budget.
 
-Batch sizes that the settings leave at 0 become the largest whose phases fit, by the plan of `memory.py`. The choice is a
-function of settings, architecture and budget. It is written into the run's config.yaml, since sums of other batches round
-differently: a resumed run must not choose anew.
+A batch size left at 0 becomes the largest one whose phases fit, as estimated by `memory.py`. The choice depends only on the
+settings, the architecture and the budget. It is saved in the run's config.yaml, and a resumed run keeps it: other batch
+sizes would round sums differently.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from stylevar.config import ModelConfig
 
 GIB = 1 << 30
 RESERVE = 0.1
-"""Share of a budget that is kept for what the plan does not see: work space inside kernels, fragmentation."""
+"""Share of the budget kept free for what the plan does not see: kernel workspace and fragmentation."""
 PROCESS = 1 << 30
-"""Bytes of a process without a model, on a CPU: interpreter, libraries, buffers."""
+"""Bytes that a CPU process takes without a model: interpreter, libraries, buffers."""
 MOST_SAMPLED, MOST_DECODED = 128, 8
-"""Trajectories, and images, from which on larger batches are no faster. On an H200 fp32 convolutions of 32 images were 20 %
-slower than those of 8, and took 15 GiB of work space."""
+"""Larger batches of trajectories or images are no faster. On an H200, fp32 convolutions were 20 % slower with 32 images than
+with 8, and took 15 GiB of workspace."""
 WITHOUT_BUDGET = {"update": 1.5 * GIB, "reference": 1.5 * GIB, "sample": 4 * GIB, "encode": 1.5 * GIB, "decode": 1.5 * GIB}
-"""Bytes that a phase may work on where nothing is said of a budget, as on CPUs: beyond, larger batches are slower there."""
+"""Bytes that a phase may use when there is no budget, as on CPUs, where even larger batches are slower."""
 
 PHASES = {"micro": ("reference", "update"), "rollout": ("sample",), "images": ("encode", "decode")}
-"""Which phases each field of `Batches` bounds."""
+"""The phases whose memory depends on each field of `Batches`."""
 FLAGS = {"micro": "--micro-batch", "rollout": "--rollout-batch", "images": "--decode-batch"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings with nothing left open, and, if the budget does not hold even the least, what is missing."""
+    """The settings with every batch size filled in. `shortage` says what is missing if not even the smallest fit."""
 
     config: GrpoConfig
     shortage: str | None = None
 
     def facts(self) -> dict[str, object]:
-        """What was chosen, for reading."""
+        """What was chosen, for people to read."""
         c = self.config
         facts: dict[str, object] = {
             "micro-batch": c.learner.micro_batch,
@@ -58,7 +58,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Share:
-    """A process that the budget is for: which batch sizes are its own, and its memory as a function of them."""
+    """A process with a budget: the batch sizes that it decides, and its memory as a function of them."""
 
     name: str
     fields: tuple[str, ...]
@@ -67,27 +67,27 @@ class _Share:
 
 
 def device_budget(config: GrpoConfig, device: torch.device) -> int | None:
-    """Bytes that a process may take of its device: as set, or what is free on a GPU now; None for no bound."""
+    """Bytes of its device that a process may use: the setting, or what is free on the GPU now. None means no bound."""
     if config.memory_budget is not None:
         return parse_size(config.memory_budget)
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def workload(config: GrpoConfig, arch: ModelConfig, on_gpu: bool, tokens_known: bool = False) -> Workload:
-    """What `config` computes with."""
+    """The workload of a run with these settings."""
     return Workload(arch, config.learner, config.rollout, config.reward, tokens_known, config.precision, on_gpu)
 
 
 def choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | None], on_gpu: bool) -> Choice:
-    """Fill in micro-batch, rollout batch, decode batch and where the optimizer's moments lie, as far as they are open.
+    """Fill in what is left open of micro-batch, rollout batch, decode batch, and where the optimizer's moments are kept.
 
     Args:
-        budgets: bytes of each role's process, None for no bound; the colocated process has the learner's.
-        on_gpu: the budgets are those of GPUs.
+        budgets: bytes for each role's process, None for no bound; the colocated process uses the learner's.
+        on_gpu: whether the budgets are GPU memory.
     """
     learner, rollout = config.learner, config.rollout
     open_device = learner.optimizer_device == "auto" and on_gpu
-    if not on_gpu or open_device:  # where the model is on the CPU, its device is the CPU
+    if not on_gpu or open_device:  # on a CPU both are the same memory
         config = _with(config, optimizer_device="device")
     if learner.micro_batch and rollout.rollout_batch and rollout.decode_batch and not open_device:
         return Choice(config)
@@ -101,7 +101,7 @@ def choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | N
 def _choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | None], on_gpu: bool) -> Choice:
     chosen: dict[str, int] = {}
     shortages = []
-    for share in _shares(config):
+    for share in _shares(config, bounded=budgets["learner"] is not None):
         budget = budgets["rollout" if share.name == "rollout" else "learner"]
         sizes, shortage = _choose_for(share, config, arch, budget, on_gpu)
         chosen |= sizes
@@ -114,7 +114,7 @@ def _choose(config: GrpoConfig, arch: ModelConfig, budgets: Mapping[Role, int | 
 def _choose_for(
     share: _Share, config: GrpoConfig, arch: ModelConfig, budget: int | None, on_gpu: bool
 ) -> tuple[dict[str, int], str | None]:
-    """The largest sizes that fit one process, or the least and what is missing."""
+    """The largest sizes that fit into one process, or the smallest and what is missing."""
     candidates = _candidates(config, share.conditions)
     recorded = config.rollout.cuda_graphs and "rollout" in share.fields
     unrecorded = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, cuda_graphs=False))
@@ -133,7 +133,7 @@ def _choose_for(
         at = (_between(least, most, name, n) for n in candidates[name])
         allowed = room
         if recorded and name == "rollout":
-            # What it works on stays reserved beside all other phases: at most half, and what the least of them leaves.
+            # Its memory stays reserved during the other phases: take at most half, and leave room for the smallest of them.
             others = max(bytes_ for phase, bytes_ in least.memory.phases.items() if phase != "sample")
             allowed = {phase: min(bytes_ / 2, bytes_ - others) for phase, bytes_ in room.items()}
         fitting = [between for between in at if _fits(between, name, allowed)] or [least]
@@ -141,8 +141,10 @@ def _choose_for(
         if allowed is not room:
             kept = fitting[-1].memory.phases["sample"]
             room = {phase: bytes_ - kept for phase, bytes_ in room.items()}
-    at_least = _memory(config, arch, share, least.batches, on_gpu, budget is not None)
-    if budget is None or at_least.total <= budget * (1 - RESERVE):
+    if budget is None:
+        return chosen, None
+    at_least = _memory(config, arch, share, least.batches, on_gpu, bounded=True)
+    if at_least.total <= budget * (1 - RESERVE):
         return chosen, None
     return chosen, _shortage(config, arch, share, on_gpu, budget, at_least)
 
@@ -154,10 +156,10 @@ class _Measured:
 
 
 def _between(least: _Measured, most: _Measured, name: str, n: int) -> _Measured:
-    """An upper bound for the batch size `n` of one field.
+    """An upper bound on the memory at batch size `n` of one field.
 
-    A phase takes the largest of sums that grow linearly with its batch: a convex function, which stays below the line
-    between the two measured ends.
+    The memory of a phase is the maximum of sums that grow linearly with its batch: a convex function, so it stays below the
+    line between the two measured ends.
     """
     low, high = getattr(least.batches, name), getattr(most.batches, name)
     share = 0.0 if low == high else (n - low) / (high - low)
@@ -177,10 +179,12 @@ def _memory(
     return share.memory(MemoryPlan(workload(config, arch, on_gpu), share.conditions, process, batches))
 
 
-def _shares(config: GrpoConfig) -> list[_Share]:
+def _shares(config: GrpoConfig, bounded: bool) -> list[_Share]:
     if config.cluster.placement == "colocated":
-        return [_Share("colocated", tuple(PHASES), config.conditions, MemoryPlan.colocated)]
-    # The largest unit that any number of workers leads to: the choice does not depend on how many there are.
+        # Only a budget has to hold the reward, too; tracing it takes as long as all the rest.
+        memory = MemoryPlan.colocated if bounded or config.rollout.cuda_graphs else MemoryPlan.batched
+        return [_Share("colocated", tuple(PHASES), config.conditions, memory)]
+    # The largest unit for any number of workers, so that the choice does not depend on how many there are.
     unit = config.cluster.unit or config.conditions // config.learner.minibatches
     held = conditions_held(config)
     return [
@@ -199,7 +203,7 @@ def _with(config: GrpoConfig, **learner: Any) -> GrpoConfig:
 
 
 def _candidates(config: GrpoConfig, conditions: int) -> dict[str, Sequence[int]]:
-    """The sizes to choose from, ascending: equal parts of a group, or whole groups. What is set is the only candidate."""
+    """The sizes to choose from, ascending: equal parts of a group, then whole groups. A size that is set has no other."""
     group = config.rollout.group
     parts = sorted({-(-group // share) for share in range(1, group + 1)})
     most = min(MOST_SAMPLED, conditions * group)
@@ -218,7 +222,7 @@ def _batches(candidates: Mapping[str, Sequence[int]], end: int) -> Batches:
 
 
 def _room(memory: RoleMemory, budget: int | None) -> dict[str, float]:
-    """Bytes that each phase may take."""
+    """Bytes available to each phase."""
     if budget is None:
         return dict(WITHOUT_BUDGET)
     left = budget * (1 - RESERVE) - (memory.total - max(memory.phases.values()))
@@ -226,7 +230,7 @@ def _room(memory: RoleMemory, budget: int | None) -> dict[str, float]:
 
 
 def _shortage(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int, memory: RoleMemory) -> str:
-    """What the least needs, by component, and which flags would make it fit."""
+    """What the smallest batches need, by component, and which flags would make them fit."""
     worst = max(memory.phases, key=lambda phase: memory.phases[phase])
     parts = [part for part in memory.components if part.phase in (ALWAYS, worst) and part.bytes > 0.01 * memory.total]
     listed = ", ".join(f"{part.name} {size(part.bytes)}" for part in sorted(parts, key=lambda part: -part.bytes))
@@ -235,8 +239,8 @@ def _shortage(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool
     set_by_hand = [flag for name, flag in FLAGS.items() if name in share.fields and _given(config, name)]
     lowered = f"Lower {', '.join(set_by_hand)}. " if set_by_hand else ""
     return (
-        f"{given}, of which {size(budget * (1 - RESERVE))} can be planned with, cannot hold {owner}, even a trajectory at a "
-        f"time: it needs {size(memory.total)} in the phase {worst} ({listed}). {lowered}"
+        f"{given} ({size(budget * (1 - RESERVE))} without a reserve) cannot hold {owner}, even one trajectory at a time: "
+        f"the phase {worst} needs {size(memory.total)} ({listed}). {lowered}"
         f"{_remedies(config, arch, share, on_gpu, budget)}"
     )
 
@@ -246,7 +250,7 @@ def _given(config: GrpoConfig, name: str) -> int:
 
 
 def _remedies(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool, budget: int) -> str:
-    """Each flag that saves memory with the need that it leaves, and that of all together."""
+    """What the process would need with each flag that saves memory, and with all of them."""
     smaller = max(1, config.learner.lora_rank // 4)
     options: dict[str, Callable[[GrpoConfig], GrpoConfig]] = {}
     if not config.learner.recompute:
@@ -264,7 +268,7 @@ def _remedies(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool
     listed = ", ".join(f"{size(need)} with {flag}" for flag, need in needs.items())
     if min(needs.values()) <= budget * (1 - RESERVE):
         return f"It would need {listed}"
-    return f"It would need {listed}: give it a larger device, or --placement distributed"
+    return f"It would need {listed}: use a larger device, or --placement distributed"
 
 
 def _least(config: GrpoConfig, arch: ModelConfig, share: _Share, on_gpu: bool) -> int:

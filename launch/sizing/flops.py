@@ -1,7 +1,7 @@
 """FLOPs of a step: 2 x the multiply-adds of matrix products, attention and convolutions, counted in the run's own code.
 
-Elementwise work is left out. Attention counts both of its products, and in the backward pass four; kernels that recompute
-the scores there do a quarter more.
+Elementwise operations are not counted. Attention counts as two products forward and four backward; kernels that recompute
+the scores in the backward pass do a quarter more.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from launch.sizing.trace import count_flops_of
 
 @dataclass(frozen=True)
 class Flops:
-    """Counts by phase. Those per trajectory leave out what a group shares, which `per_trajectory` adds."""
+    """Counts by phase. Counts per trajectory leave out what its group shares; `per_trajectory` adds a share of it."""
 
     encode: int
     """Per condition: encoders, VQ encoder if the shards bring no tokens, adaLN."""
     encode_again: int
-    """Per condition, by a learner in another process, which is told the VQ tokens."""
+    """Per condition, by a learner in another process, which receives the VQ tokens."""
     queries: int
     """Per condition: guide queries of all blocks; rollout, reference and update each compute them."""
     queries_backward: int
     """Per condition."""
     target: int
     """Per condition: embedding the target for the reward."""
-    merge: int
-    """Per version of the adapters: the merged weights."""
+    effective_weights: int
+    """Per version of the adapters."""
     rollout: int
     """Per trajectory, without the decoder."""
     decode: int
@@ -39,14 +39,14 @@ class Flops:
     forward: int
     """Per trajectory: a teacher-forced pass, as of the reference and of each update."""
     head_backward: int
-    """Per trajectory: the head's part of the backward pass, which an update's forward does, while the logits are there."""
+    """Per trajectory: the head's part of the backward pass. The forward pass does it, while the logits are in memory."""
     backward: int
     """Per trajectory, without the head."""
 
     def per_trajectory(self, group: int) -> dict[str, float]:
-        """FLOPs of one trajectory by phase, with its share of what its group of G = `group` computes once.
+        """FLOPs of one trajectory by phase, with its share of what its group (G = `group`) computes once.
 
-        `update backward` and `update forward` are of one pass over the trajectories.
+        `update forward` and `update backward` are for one pass over the trajectories.
         """
         return {
             "condition": self.encode / group,
@@ -62,19 +62,19 @@ class Flops:
         """FLOPs of a step of B = `conditions` by phase.
 
         Args:
-            passes: over the same trajectories.
+            passes: how often the update goes over the same trajectories.
             optimizer_steps: in the whole step.
-            copies: how often each condition is encoded, and weights merged: once per process that does.
+            copies: how many processes encode each condition, and compute the effective weights.
         """
         times = {"condition": copies, "update forward": passes, "update backward": passes}
         counts = {
             phase: conditions * group * flops * times.get(phase, 1) for phase, flops in self.per_trajectory(group).items()
         }
-        return counts | {"merge": float(self.merge * (optimizer_steps + copies - 1))}
+        return counts | {"effective weights": float(self.effective_weights * (optimizer_steps + copies - 1))}
 
 
 def count_flops(work: Workload) -> Flops:
-    """Count a model's phases on the meta device, in seconds at any size: one and two blocks stand for all."""
+    """Count the phases on the meta device. It takes seconds at any size, since one and two blocks stand for all."""
     counts = over_depth(work, _measure)
     return Flops(**counts, **_reward(work))
 
@@ -83,8 +83,8 @@ def _measure(phases: Phases) -> dict[str, int]:
     counts = {}
     state, counts["encode"] = count_flops_of(lambda: phases.encode(1))
     _, counts["encode_again"] = count_flops_of(lambda: phases.encode(1, tokens_known=True))
-    with phases.adapters.merged():
-        _, counts["merge"] = count_flops_of(phases.adapters.refresh)
+    with phases.adapters.effective_weights():
+        _, counts["effective_weights"] = count_flops_of(phases.adapters.refresh)
         queries, counts["queries"] = count_flops_of(lambda: phases.queries(state))
         _, counts["rollout"] = count_flops_of(lambda: phases.sample(state, queries, 1))
         _, counts["decode"] = count_flops_of(lambda: phases.decode(1))

@@ -1,8 +1,7 @@
-"""Memory of each role by component, from the shapes of the run's own code on the meta device.
+"""Memory of each role by component, measured by running the run's own code on the meta device.
 
-What a phase takes beyond the weights is the most that is live at once while it runs; phases come one after another, so a
-process needs what is always there and the largest of its phases. Work space inside kernels, fragmentation and a GPU's
-context come on top.
+The memory of a phase is the most that is live at once while it runs, beyond the weights. Phases run one after another, so a
+process needs what is always there plus its largest phase. Kernel workspace, fragmentation and a GPU's context come on top.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from launch.sizing.trace import peak_bytes, saved_bytes
 from reward.base import RewardConfig
 from stylevar.conditions import ConditionState
 from stylevar.config import ModelConfig
-from stylevar.lowrank import MERGED
+from stylevar.lowrank import kept_effective
 
 ALWAYS = "always"
 _CACHED_BATCHES = 2  # of a ConditionCache
@@ -27,7 +26,7 @@ _CACHED_BATCHES = 2  # of a ConditionCache
 
 @dataclass(frozen=True)
 class Component:
-    """`bytes` that are there in one `phase`, or always."""
+    """`bytes` that are in use during one `phase`, or always."""
 
     name: str
     bytes: int
@@ -68,7 +67,7 @@ class Batches:
 
     @classmethod
     def of(cls, work: Workload, conditions: int) -> Batches:
-        """Those of the settings; where they give none, everything that `conditions` have."""
+        """Those of the settings; a size that is not set covers all trajectories of `conditions`."""
         group, settings = work.rollout.group, work.rollout
         every = conditions * group
         return cls(work.learner.micro_batch or group, settings.rollout_batch or every, settings.decode_batch or every)
@@ -78,10 +77,10 @@ class MemoryPlan:
     """Measures a workload's phases and composes them into roles.
 
     Args:
-        conditions: that are encoded, sampled and scored in one call; of all roles together a step's (B), of a distributed
-            run's a unit's.
+        conditions: how many are encoded, sampled and scored in one call: all of a step (B) in a colocated run, those of a
+            unit in a distributed one.
         process: bytes of the interpreter and its libraries, in every process.
-        batches: in place of the settings'.
+        batches: replaces those of the settings.
     """
 
     def __init__(self, work: Workload, conditions: int, process: int = 0, batches: Batches | None = None) -> None:
@@ -106,6 +105,10 @@ class MemoryPlan:
         parts = (*self._model(), *self._state(self.conditions), *self._sampling(), *self._scoring(), *self._learning())
         return RoleMemory(parts)
 
+    def batched(self) -> RoleMemory:
+        """Only what depends on batch sizes: sampling and learning."""
+        return RoleMemory((*self._sampling(), *self._learning()))
+
     def _libraries(self) -> list[Component]:
         return [Component("interpreter and libraries", self.process)] if self.process else []
 
@@ -116,7 +119,7 @@ class MemoryPlan:
             Component("transformer", m["transformer"]),
             Component("VQ-VAE", m["VQ-VAE"]),
             Component("adapters", m["adapters"]),
-            Component("merged weights", m["merged"]),
+            Component("effective weights", m["effective"]),
         ]
 
     def _state(self, conditions: int, cached: int = _CACHED_BATCHES) -> list[Component]:
@@ -127,7 +130,7 @@ class MemoryPlan:
 
     def _sampling(self) -> list[Component]:
         m = self.measured
-        # What a recorded rollout works on stays reserved for it.
+        # A recorded rollout keeps its memory.
         phase = ALWAYS if self.work.rollout.cuda_graphs else "sample"
         return [
             *self._encoding(),
@@ -140,7 +143,7 @@ class MemoryPlan:
         ]
 
     def _pictures(self) -> int:
-        """uint8, and twice: those of single runs are joined."""
+        """uint8; counted twice, because parts are joined into one tensor."""
         return 2 * self.conditions * self.work.rollout.group * 3 * self.work.arch.image_size**2
 
     def _scoring(self) -> list[Component]:
@@ -149,7 +152,7 @@ class MemoryPlan:
 
     def _learning(self) -> list[Component]:
         m, adapters = self.measured, self.measured["adapters"]
-        # As the gradients of activations come, what was saved for them goes.
+        # The backward pass frees what was saved as it goes.
         saved = min(m["saved"], m["update"])
         on_host = self.work.on_gpu and self.work.learner.optimizer_device == "cpu"
         return [
@@ -178,7 +181,7 @@ def saved_activations(work: Workload, group: int) -> int:
     """Bytes that autograd keeps between forward and backward of one condition's micro-batch of `group` trajectories."""
 
     def measure(phases: Phases) -> dict[str, int]:
-        with phases.adapters.merged():
+        with phases.adapters.effective_weights():
             return {"saved": _saved(phases, phases.encode(1), group)}
 
     return over_depth(work, measure)["saved"]
@@ -186,20 +189,20 @@ def saved_activations(work: Workload, group: int) -> int:
 
 def _weights(phases: Phases) -> dict[str, int]:
     adapters = _bytes(phases.adapters.parameters())
-    with phases.adapters.merged():
-        merged = _bytes(_merged(phases))
+    with phases.adapters.effective_weights():
+        effective = _bytes(_effective(phases))
     vae = phases.model.vae
     return {
         "transformer": _bytes([*phases.model.parameters(), *phases.model.buffers()]) - adapters,
         "VQ-VAE": _bytes([*vae.parameters(), *vae.buffers()]),
         "adapters": adapters,
-        "merged": merged,
+        "effective": effective,
     }
 
 
 @lru_cache(maxsize=8)
 def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]:
-    """Bytes by what they are for; see `MemoryPlan`."""
+    """Bytes by purpose; see `MemoryPlan`."""
     arch, group = work.arch, work.rollout.group
     sampled, unit = min(group, batches.rollout), min(conditions, max(1, batches.rollout // group))
     chunk = min(unit * sampled, batches.images)
@@ -207,8 +210,8 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
     state = phases.encode(unit, tokens_known=True)
     _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
     _, decode = peak_bytes(lambda: phases.decode(chunk))
-    with phases.adapters.merged():
-        # A block hands on what the next one takes, and keeps nothing but its part of the cache, which is there at once.
+    with phases.adapters.effective_weights():
+        # A block passes its output on and keeps only its part of the cache, which is allocated at the start.
         queries = phases.queries(state)
         _, sample = peak_bytes(lambda: phases.sample(state, queries, sampled))
     # Keys and values [depth, 2, b, G, H, L, 64].
@@ -221,7 +224,7 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
     """What grows with the depth."""
     some = phases.encode(unit, tokens_known=True)
     one = some.select(slice(0, 1))
-    with phases.adapters.merged():
+    with phases.adapters.effective_weights():
         queries = phases.queries(some)
         _, reference = peak_bytes(lambda: phases.reference(one, micro))
         saved = _saved(phases, one, micro)
@@ -237,7 +240,7 @@ def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
 
 
 def _saved(phases: Phases, state: ConditionState, group: int) -> int:
-    weights = [*phases.model.parameters(), *phases.model.buffers(), *phases.model.vae.parameters(), *_merged(phases)]
+    weights = [*phases.model.parameters(), *phases.model.buffers(), *phases.model.vae.parameters(), *_effective(phases)]
     return saved_bytes(lambda: phases.forward(state, group), [*weights, *_tensors(state)])[1]
 
 
@@ -256,8 +259,9 @@ def _reward(config: RewardConfig, arch: ModelConfig, group: int, conditions: int
     return _bytes([*distance.parameters(), *distance.buffers()]), activations
 
 
-def _merged(phases: Phases) -> list[Tensor]:
-    return [getattr(layer, MERGED) for layer in phases.adapters.layers.values() if hasattr(layer, MERGED)]
+def _effective(phases: Phases) -> list[Tensor]:
+    kept = map(kept_effective, phases.adapters.layers.values())
+    return [weight for weight in kept if weight is not None]
 
 
 def _tensors(state: ConditionState) -> list[Tensor]:

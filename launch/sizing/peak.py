@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: the bound that work made of matrix products is held against."""
+"""How fast this machine multiplies matrices: an upper bound for work that consists of matrix products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from stylevar.policy import Precision
 
 SIDES = (1024, 1536, 2048)
-"""Large enough to keep a CPU's cores busy, small enough to be quick there."""
+"""Large enough to keep the cores of a CPU busy, small enough to be quick."""
 GPU_SIDES = (4096, 8192)
 
 
@@ -25,7 +25,7 @@ def product_peak(
 
 
 def product_rate(device: torch.device, precision: Precision, threads: int) -> float:
-    """`product_peak` of a run's precision with so many CPU threads."""
+    """`product_peak` in a run's precision, with `threads` CPU threads."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

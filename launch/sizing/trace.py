@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,7 +19,7 @@ ResultT = TypeVar("ResultT")
 
 def count_flops_of(work: Callable[[], ResultT]) -> tuple[ResultT, int]:
     """What `work` returns, and its FLOPs: 2 x the multiply-adds of matrix products, attention and convolutions."""
-    with shapes_only(), FlopCounterMode(display=False) as counter:
+    with ShapesOnly(), FlopCounterMode(display=False) as counter:
         result = work()
     return result, counter.get_total_flops()
 
@@ -30,7 +29,7 @@ def peak_bytes(work: Callable[[], ResultT]) -> tuple[ResultT, int]:
 
     Work space inside a kernel is not seen.
     """
-    with shapes_only(fused_attention=True), _LiveBytes() as live:
+    with _with_fused_attention(), _LiveBytes() as live:
         result = work()
     return result, live.peak
 
@@ -49,51 +48,48 @@ def saved_bytes(work: Callable[[], ResultT], given: Iterable[Tensor]) -> tuple[R
             kept[id(storage)] = storage
         return tensor
 
-    with shapes_only(fused_attention=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with _with_fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = work()
     return result, sum(storage.nbytes() for storage in kept.values())
 
 
+class ShapesOnly(TorchDispatchMode):
+    """Skips what is slow on the meta device for its values alone: bicubic upsampling, which multiplies no matrices."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.upsample_bicubic2d.default and args[0].is_meta:
+            x, size = args[:2]
+            return x.new_empty(*x.shape[:2], *size)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def shapes_only(fused_attention: bool = False) -> Iterator[None]:
-    """Inside, functions step aside on the meta device for what is slow there or unlike a real device.
+def _with_fused_attention() -> Iterator[None]:
+    """Inside, attention on the meta device is one kernel that holds no matrix of scores, as on CPUs and GPUs.
 
-    Bicubic resizing has no kernel of its own there (and no product that would count). With `fused_attention`, attention
-    runs as one kernel, as it does on CPUs and GPUs, without a matrix of scores in memory.
-
-    The functions themselves are exchanged, for this process: a mode of torch's would not reach blocks that the backward
-    pass runs again.
+    torch has no such kernel there and would multiply the scores out. Tensors of other devices are not affected.
     """
-    interpolate, attention = F.interpolate, F.scaled_dot_product_attention
-
-    def resized(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if x.is_meta and kwargs.get("mode") == "bicubic":
-            return x.new_empty(*x.shape[:2], *kwargs["size"])
-        return interpolate(x, *args, **kwargs)
-
-    def attended(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return (_fused_attention if q.is_meta and fused_attention else attention)(q, *args, **kwargs)
-
-    functions: Any = F
-    functions.interpolate, functions.scaled_dot_product_attention = resized, attended
-    try:
+    with ShapesOnly(), torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("scaled_dot_product_attention", _fused_attention, "AutogradMeta")
         yield
-    finally:
-        functions.interpolate, functions.scaled_dot_product_attention = interpolate, attention
 
 
 def _fused_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    # The CPU's kernel: its output and what it saves are of the same sizes as those of the GPU's fused kernels.
+    # The output of the CPU's kernel and what it saves are as large as those of the GPU's fused kernels.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -134,7 +134,7 @@ class LearnerWorker:
             unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards, scored[unit].gradient)
             for unit, w in work.items()
         }
-        with self._policy.adapters.merged():
+        with self._policy.adapters.effective_weights():
             result = self._trainer.update(step, [[lessons[unit] for unit in some] for some in minibatches], fresh)
         rows, at = [], 0
         for unit in order:

@@ -163,7 +163,8 @@ class GrpoLearner:
         clock: Clock = untimed,
         steps: int | None = None,
     ) -> None:
-        """`clock` is told of the phases "credit", "update_forward", "update_backward", "optimizer" and "merge".
+        """`clock` is told of the phases "credit", "update_forward", "update_backward", "optimizer" and
+        "effective_weights".
 
         `steps` is the length of the run, which a learning-rate schedule needs.
         """
@@ -268,7 +269,7 @@ class GrpoLearner:
         for number in range(c.updates_per_rollout):
             for some in tasks:
                 if passes:
-                    with self._clock("merge"):
+                    with self._clock("effective_weights"):
                         self.adapters.refresh()
                 freshness = Freshness.FIRST_PASS if number == 0 else Freshness.LATER_PASS
                 passes.append(self._pass(step, some, Freshness.ON_POLICY if fresh and not passes else freshness))

@@ -228,7 +228,7 @@ def test_what_comes_back_otherwise_is_not_kept(run, tmp_path, monkeypatch):
         (["/nowhere/x.pth", "--out", "x.pth"], "/nowhere/x.pth does not exist"),
         (["RUN/checkpoints/latest/adapter", "--out", "x.pth"], "adapters only"),
         (["RUN", "--push", "no-slash"], "owner/name"),
-        (["RUN", "--push", "owner/na me"], "no name of a repository"),
+        (["RUN", "--push", "owner/na me"], "not the name of a repository"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, arguments, message):

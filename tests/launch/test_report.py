@@ -163,6 +163,19 @@ def test_a_resumed_run_shows_each_start(copy):
     assert "times the run was resumed1" in page_of(copy).text
 
 
+def test_a_curve_that_was_renamed_goes_on(copy):
+    """A run of an older version, resumed with this one."""
+    for step, tag in ((20, "time/merge"), (21, "time/effective_weights")):
+        telemetry = Telemetry(RunFolder.open(copy), step)
+        telemetry.scalars(step, {tag: float(step)})
+        telemetry.close()
+    record = read_run(copy)
+    assert "time/merge" not in record.scalars
+    curve = record.scalars["time/effective_weights"]
+    assert list(curve.steps) == [*range(8), 20, 21]
+    assert list(curve.values[-2:]) == [20.0, 21.0]
+
+
 def test_a_run_cut_short_is_shown_as_far_as_it_goes(copy):
     """A killed process leaves a record of events half written, and a damaged disk worse."""
     (events,) = (copy / "tensorboard").iterdir()
@@ -194,17 +207,17 @@ def test_a_run_without_steps(tmp_path, inputs):
     run = RunFolder.create(tmp_path / "run", to_plain(settings))
     Telemetry(run).close()
     page = page_of(run.path)
-    assert "No step is reported yet" in page.text
+    assert "No step is recorded yet" in page.text
     assert "config.yaml" in page.text
     shutil.rmtree(run.tensorboard)
     assert "no event file" in page_of(run.path).text
 
 
 def test_no_run_at_all(tmp_path, monkeypatch, capsys):
-    with refused("no run", "neither config.yaml nor tensorboard"):
+    with refused("not a run", "neither config.yaml nor tensorboard"):
         read_run(tmp_path)
     assert exit_code(monkeypatch, lambda: cli.run(report.main, ReportConfig), tmp_path / "none") == 2
-    assert "no folder" in capsys.readouterr().err
+    assert "not a folder" in capsys.readouterr().err
     with refused("--grids 0"):
         ReportConfig(tmp_path, grids=0)
 

@@ -169,7 +169,7 @@ def on_the_spot(work):
 def test_a_recorded_rollout_replays_with_new_conditions_seeds_and_weights():
     model = small_model.build()
     adapters = small_model.adapt(model)
-    adapters.keep_merged = True
+    adapters.keep_in_place = True
     graphs = dataclasses.replace(CONFIG, cuda_graphs=True, logprob="support")
     recorded = GroupSampler(model, graphs, record=on_the_spot)
     direct = GroupSampler(model, dataclasses.replace(graphs, cuda_graphs=False))
@@ -178,7 +178,7 @@ def test_a_recorded_rollout_replays_with_new_conditions_seeds_and_weights():
         batch = small_model.batch(model, count, seed=step, prefix=f"{step}-")
         with torch.no_grad():
             adapters.parameters()[0].mul_(1.5)
-        with adapters.merged():
+        with adapters.effective_weights():
             pair = [sampler.sample(batch, seed=1, step=step, version=VERSION) for sampler in (recorded, direct)]
         for name in ("tokens", "logp", "kept_mass", "images", "support"):
             assert torch.equal(getattr(pair[0], name), getattr(pair[1], name)), name

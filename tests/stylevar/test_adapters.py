@@ -1,4 +1,4 @@
-"""LoRA on every block: off is the base, merged and baked are the same policy, and nothing else is trained."""
+"""LoRA on every block: off is the base, effective weights are the same kept or baked in, and nothing else is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stylevar.adapters import Adapters
 from stylevar.checkpoint import load_into, read_model_state, save_model
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.errors import UserError
-from stylevar.lowrank import MERGED, base_weight, factors, merged_rows, project
+from stylevar.lowrank import base_weight, effective_rows, factors, kept_effective, project
 from stylevar.norm import modulate
 
 
@@ -45,7 +45,7 @@ def test_fresh_adapters_change_no_bit(model):
     before = small_model.logits(model)
     adapters = Adapters(model, rank=4, seed=1)
     assert torch.equal(small_model.logits(model), before)
-    with adapters.merged():
+    with adapters.effective_weights():
         assert torch.equal(small_model.logits(model), before)
 
 
@@ -55,7 +55,7 @@ def test_off_is_the_base_to_the_bit(model):
     assert (small_model.logits(model) - before).abs().max() > 1e-2
     with adapters.off():
         assert torch.equal(small_model.logits(model), before)
-    with adapters.merged(), adapters.off():
+    with adapters.effective_weights(), adapters.off():
         assert torch.equal(small_model.logits(model), before)
 
 
@@ -65,7 +65,7 @@ def test_the_effective_weight_is_w_plus_twice_b_a(model):
         lora_a, lora_b, scale = factors(layer)
         assert scale == 2.0
         expected = base_weight(layer) + 2.0 * lora_b @ lora_a
-        torch.testing.assert_close(merged_rows(layer, slice(None)), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(effective_rows(layer, slice(None)), expected, atol=1e-6, rtol=0)
 
 
 def test_our_projection_is_pefts(model):
@@ -81,10 +81,10 @@ def test_our_projection_is_pefts(model):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
 
 
-def test_merged_and_refreshed_follow_the_adapters(model):
+def test_kept_and_refreshed_weights_follow_the_adapters(model):
     adapters = small_model.adapt(model)
     expected = logp(model)
-    with adapters.merged():
+    with adapters.effective_weights():
         assert torch.equal(logp(model), expected)
         with torch.no_grad():
             for parameter in adapters.parameters():
@@ -176,24 +176,25 @@ def test_adapters_of_another_rank_are_refused(model, tmp_path):
         Adapters(small_model.build(), rank=0)
 
 
-def test_kept_merged_weights_stay_where_they_are_and_follow_the_adapters():
+def test_weights_kept_in_place_stay_there_and_follow_the_adapters():
     adapters = small_model.adapt(small_model.build())
-    adapters.keep_merged = True
+    adapters.keep_in_place = True
     layers = list(adapters.layers.values())
 
-    def merged() -> list[torch.Tensor]:
-        with adapters.merged():
-            return [getattr(layer, MERGED) for layer in layers]
+    def kept() -> list[torch.Tensor]:
+        with adapters.effective_weights():
+            return [weight for layer in layers if (weight := kept_effective(layer)) is not None]
 
-    before = merged()
+    before = kept()
+    assert len(before) == len(layers)
     values = [tensor.clone() for tensor in before]
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.mul_(2)
-    for tensor, again, old, layer in zip(before, merged(), values, layers, strict=True):
+    for tensor, again, old, layer in zip(before, kept(), values, layers, strict=True):
         assert again.data_ptr() == tensor.data_ptr()
         assert not torch.equal(again, old)
-        assert not hasattr(layer, MERGED)
+        assert kept_effective(layer) is None
 
 
 @pytest.mark.parametrize("learns_input", [True, False])

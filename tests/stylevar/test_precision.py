@@ -32,7 +32,7 @@ def outcome(bf16: bool, recorded_off: float = 0.0, **settings) -> tuple[Adapters
     adapters = adapted(bf16)
     model = adapters.model
     batch = small_model.batch(model, 2)
-    with adapters.merged():
+    with adapters.effective_weights():
         drawn = GroupSampler(model, RolloutConfig(group=4, top_k=20)).sample(batch, seed=0, step=0, version=VERSION)
         drawn = dataclasses.replace(drawn, logp=drawn.logp + recorded_off)
         learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, **settings))
@@ -83,7 +83,7 @@ def test_the_mismatch_guard_knows_the_precision():
 def test_merging_adapters_into_the_base_keeps_every_bit_of_it():
     rounded, exact = adapted(True), adapted(False)
     for adapters in (rounded, exact):
-        with adapters.merged():
+        with adapters.effective_weights():
             adapters.refresh()
         adapters.bake()
     assert rounded.fingerprint() == exact.fingerprint()

@@ -81,7 +81,9 @@ def test_a_distributed_plan_says_it_all_and_leaves_nothing(argv, capsys, tmp_pat
     for words in ("rollout      2", "KV cache", "saved activations", "optimizer moments", "update backward", "all actors"):
         assert words in text
     assert "2.5 (10 conditions)" in text
-    seconds = number(r"step +([\d.e-]+) ms", text) / 1000
+    step = re.search(r"step +([\d.e-]+) (ms|s|min)\n", text)
+    assert step is not None
+    seconds = float(step[1]) * {"ms": 0.001, "s": 1, "min": 60}[step[2]]
     assert number(r"trajectories/s +([\d.]+)", text) == pytest.approx(8 / seconds, rel=0.02)
     rows = re.findall(r"^ +([124]) +(\d) .*%.* ([\d.]+)$", text, re.MULTILINE)
     assert [(int(workers), int(units)) for workers, units, _ in rows] == [(1, 2), (2, 4), (4, 4)]
@@ -151,7 +153,7 @@ def test_costs_follow_from_flops_and_bytes():
         queries=16,
         queries_backward=8,
         target=24,
-        merge=5,
+        effective_weights=5,
         rollout=7,
         decode=3,
         reward=2,
@@ -175,7 +177,7 @@ def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
         queries=0,
         queries_backward=0,
         target=0,
-        merge=0,
+        effective_weights=0,
         rollout=1,
         decode=0,
         reward=0,

@@ -74,8 +74,8 @@ def test_the_backward_pass_with_factored_gradients_equals_its_closed_form(counte
     assert counted["backward"] == 2 * (factors + inputs + 2 * dense_attention(SMALL))
     assert counted["head_backward"] == 2 * head
     assert counted["queries_backward"] == 2 * depth * 2 * length * 2 * rank * (2 * width)
-    merged = depth * rank * sum(inside * outside for inside, outside in [*used, (width, width)])
-    assert counted["merge"] == 2 * merged
+    effective = depth * rank * sum(inside * outside for inside, outside in [*used, (width, width)])
+    assert counted["effective_weights"] == 2 * effective
 
 
 def test_two_blocks_stand_for_all(counted):
@@ -99,7 +99,7 @@ def test_shared_work_is_spread_over_the_group_and_a_step_multiplies():
         queries=16,
         queries_backward=8,
         target=24,
-        merge=5,
+        effective_weights=5,
         rollout=7,
         decode=3,
         reward=2,
@@ -118,7 +118,8 @@ def test_shared_work_is_spread_over_the_group_and_a_step_multiplies():
         "update backward": 10,
     }
     step = flops.per_step(conditions=2, group=8, passes=3, optimizer_steps=6, copies=2)
-    assert (step["condition"], step["rollout"], step["update forward"], step["merge"]) == (320, 144, 576, 35)
+    phases = ("condition", "rollout", "update forward", "effective weights")
+    assert [step[phase] for phase in phases] == [320, 144, 576, 35]
 
 
 def test_the_reward_embeds_a_target_once():

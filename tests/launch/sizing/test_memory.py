@@ -30,6 +30,7 @@ from stylevar.cache import KVCache
 from stylevar.conditions import ConditionState, guide_queries
 from stylevar.config import ModelConfig
 from stylevar.contracts import PolicyVersion
+from stylevar.lowrank import kept_effective
 
 RANK, GROUP = 4, 3
 
@@ -48,9 +49,9 @@ def plan(work) -> MemoryPlan:
 
 def given(sampler: GroupSampler, state: ConditionState) -> list[Tensor]:
     model = sampler.model
-    merged = [m for m in (vars(module).get("_merged_rows") for module in model.modules()) if m is not None]
+    effective = [w for w in (kept_effective(module) for module in model.modules()) if w is not None]
     rest = [state.start, state.guides, state.head_adaln, *state.adaln]
-    return [*model.parameters(), *model.buffers(), *model.vae.parameters(), *merged, *rest]
+    return [*model.parameters(), *model.buffers(), *model.vae.parameters(), *effective, *rest]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -64,7 +65,7 @@ def test_a_real_update_keeps_what_the_plan_says(depth, group, recompute):
     sampler, learner = GroupSampler(model, work.rollout), GrpoLearner(adapters, work.learner)
     batch = small_model.batch(model, 1)
     state = sampler.conditions.get(batch)
-    with adapters.merged():
+    with adapters.effective_weights():
         trajectories = sampler.sample(batch, 0, 0, PolicyVersion(0, 0))
         lesson = Lesson(state, trajectories, learner.reference(state, trajectories), torch.randn(1, group))
         forward = lambda: learner.update(0, lesson.split(1))  # noqa: E731
@@ -89,7 +90,7 @@ def test_real_phases_hold_what_the_plan_says(work, plan):
     state, encode = peak_bytes(lambda: sampler.conditions.get(batch))
     one = state.select(slice(0, 1))
     assert measured["encode"] == pytest.approx(encode, rel=0.1)
-    with adapters.merged():
+    with adapters.effective_weights():
         trajectories, sampled = peak_bytes(lambda: sampler.sample(batch, 0, 0, PolicyVersion(0, 0)))
         expected = measured["queries"] + max(measured["sample"], measured["decode"])
         assert expected == pytest.approx(sampled, rel=0.1)
@@ -107,19 +108,19 @@ def test_two_blocks_stand_for_all(work, plan):
     phases = Phases(work)
     assert _measure(phases, GROUP, 2).items() <= plan.measured.items()
     state = phases.encode(2, tokens_known=True)
-    with phases.adapters.merged():
+    with phases.adapters.effective_weights():
         queries = phases.queries(state)
         assert peak_bytes(lambda: phases.sample(state, queries, GROUP))[1] == plan.measured["sample"]
 
 
 def test_weights_and_optimizer_follow_from_the_parameters(work, plan):
-    """fp32: adapters once, moments and snapshots twice each, gradients once; merged copies of the rows in use."""
+    """fp32: adapters once, moments and snapshots twice each, gradients once; effective weights of the rows in use."""
     sizes = {part.name: part.bytes for part in plan.colocated().components}
     width, depth = work.arch.width, work.arch.depth
     adapters = 4 * depth * RANK * ((3 + 1) * 2 + (1 + 1) + (4 + 1) * 2) * width
     assert sizes["adapters"] == sizes["gradients"] == adapters
     assert sizes["optimizer moments"] == sizes["adapter snapshots (peak, best)"] == 2 * adapters
-    assert sizes["merged weights"] == 4 * depth * (1 + 2 + 1 + 4 + 4) * width**2
+    assert sizes["effective weights"] == 4 * depth * (1 + 2 + 1 + 4 + 4) * width**2
     model = small_model.build(patch_nums=(1, 2, 4), V=96, depth=3)
     assert sizes["transformer"] == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert sizes["VQ-VAE"] == sum(t.nbytes for t in (*model.vae.parameters(), *model.vae.buffers()))
@@ -177,7 +178,7 @@ def test_bf16_and_an_optimizer_in_the_hosts_memory_take_less(work):
     gpu = replace(work, on_gpu=True)
     sizes = {p.name: p.bytes for p in MemoryPlan(gpu, 2).colocated().components}
     halved = {p.name: p.bytes for p in MemoryPlan(replace(gpu, precision="bf16"), 2).colocated().components}
-    for name in ("KV cache", "merged weights"):
+    for name in ("KV cache", "effective weights"):
         assert halved[name] == sizes[name] / 2
     assert halved["transformer"] == sizes["transformer"]
     on_host = replace(gpu, learner=replace(work.learner, optimizer_device="cpu"))

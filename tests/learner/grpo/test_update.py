@@ -71,16 +71,16 @@ def test_logprobs_with_and_without_adapters(golden):
 
 
 @pytest.mark.parametrize("variant", ["panw", "mean"])
-@pytest.mark.parametrize("merged", [True, False])
-def test_golden_loss_and_gradients(golden, variant, merged):
+@pytest.mark.parametrize("kept", [True, False])
+def test_golden_loss_and_gradients(golden, variant, kept):
     adapters = golden_adapters()
     state, rows = trajectories(golden, adapters)
     learner = GrpoLearner(adapters, LearnerConfig(lora_rank=4, kl_estimator="paper"))
     weights = panw_weights((1, 2, 3, 4), 0.7) if variant == "panw" else torch.full((30,), 1 / 30)
     old, ref = (condition_major(golden[f"grpo.{name}_logprobs"]).flatten(0, 1) for name in ("old", "ref"))
     advantages = condition_major(golden["grpo.advantages"]).flatten()
-    if merged:
-        with adapters.merged():
+    if kept:
+        with adapters.effective_weights():
             new = learner.logprobs(state, guide_queries(adapters.model, state), rows.tokens, None)[0]
             terms = grpo_loss(new.flatten(0, 1), old, ref, advantages, weights, kl_kind="paper")
             terms.total.mean().backward()
@@ -129,8 +129,8 @@ def test_micro_batches_do_not_change_the_gradient(golden):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("merged", [True, False])
-def test_recomputed_blocks_give_the_same_gradient(merged):
+@pytest.mark.parametrize("kept", [True, False])
+def test_recomputed_blocks_give_the_same_gradient(kept):
     gradients = []
     for recompute in (False, True):
         model = small_model.build(depth=2)
@@ -138,12 +138,12 @@ def test_recomputed_blocks_give_the_same_gradient(merged):
         sampler = GroupSampler(model, RolloutConfig(group=3))
         batch = small_model.batch(model, 2)
         config = LearnerConfig(lora_rank=4, grad_clip=1e9, micro_batch=2, recompute=recompute)
-        with adapters.merged() if merged else nullcontext():
+        with adapters.effective_weights() if kept else nullcontext():
             rows, state = sampler.sample(batch, 0, 0, PolicyVersion(0, 0)), sampler.conditions.get(batch)
             learner = GrpoLearner(adapters, config)
             update(learner, state, rows, scores(2, 3))
         gradients.append([learner.optimizer.state[p]["exp_avg"] for p in adapters.parameters()])
-        assert all("forward" not in vars(block) for block in model.blocks)
+        assert not any(block.recompute for block in model.blocks)
     assert all(map(torch.equal, *gradients))
     assert any(g.any() for g in gradients[0])
 
