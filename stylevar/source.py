@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from stylevar.errors import BadSetting, UserError
 from stylevar.hub import LINKS, fetch, fetch_beside, followed
+from stylevar.yaml_files import read_yaml
 
 MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
 ADAPTER, FACTS = "adapter", "worker.json"
@@ -116,10 +115,7 @@ def _settings(path: Path, run: Path | None) -> dict[str, Any]:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return {}
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no YAML ({str(error).splitlines()[0]}): restore the run's config") from error
+    values = read_yaml(file, "restore the run's config")
     return values if isinstance(values, dict) else {}
 
 

@@ -114,6 +114,10 @@ def test_roles_know_ray_in_their_actors_only() -> None:
     assert {module.rpartition(".")[2] for module in roles} == {"actor"}
 
 
+def test_yaml_is_read_and_written_in_one_place() -> None:
+    assert {module for module in modules() if "yaml" in imports(module)} == {"stylevar.yaml_files"}
+
+
 def test_only_commands_lie_at_the_top_of_launch() -> None:
     assert {file.stem for file in (ROOT / "launch").glob("*.py")} == COMMANDS | {"__init__"}
 

@@ -126,4 +126,5 @@ def test_bounds_are_kept(kind: type) -> None:
             with pytest.raises(UserError) as refused:
                 dataclasses.replace(usual, **{name: value})
             flag = f"--{name.replace('_', '-')}"
-            assert str(refused.value).startswith((f"{flag} {words(value)}: ", f"{name} {words(value)}: "))
+            said = refused.value.for_command_line()
+            assert said.startswith((f"{flag} {words(value)}: ", f"{name} {words(value)}: "))
