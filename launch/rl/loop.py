@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from launch.common.stop import StopRequest
 from launch.configs.grpo import GrpoConfig
-from launch.rl.heldout import not_finite, save_scores
+from launch.rl.heldout import not_finite, save_scores, save_values
 from launch.rl.reports import HeldoutReport
 from launch.rl.worker import StepAbandoned, Worker
 from launch.run.run_folder import RunFolder
@@ -57,6 +57,7 @@ def train(
             heldout = None
             if (step + 1) % config.monitor.eval_every == 0:
                 scores = worker.evaluate("heldout", config.monitor.eval_conditions)
+                save_values(run.path, "heldout", step + 1, scores)
                 heldout = float(scores.rewards.mean())
                 metrics["reward/heldout"] = heldout
                 metrics |= {f"heldout/{name}": float(value.mean()) for name, value in scores.components.items()}
