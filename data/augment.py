@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from data.shard_writer import ROLES
 from data.triplets import to_u8
+from stylevar.bounds import Remedy, check_bounds
 from stylevar.contracts import Condition
-from stylevar.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,17 @@ class AugmentConfig:
 
     augment: bool = True
     """Vary the training triplets anew in every epoch."""
-    rotation: float = 10.0
+    rotation: Annotated[float, Ge(0), Le(45), Remedy("it is an angle in degrees")] = 10.0
     """Largest rotation of the content in degrees; the target follows."""
-    brightness: float = 0.2
+    brightness: Annotated[float, Ge(0), Lt(1)] = 0.2
     """The content's brightness is multiplied by a number within this distance of 1."""
-    style_crop: float = 0.8
+    style_crop: Annotated[float, Gt(0), Le(1)] = 0.8
     """Smallest share of the style image's area that is cut out, at a random place, and enlarged again."""
     flip: bool = False
     """Mirror every second triplet (all three images of it), with and without --augment."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rotation <= 45:
-            raise UserError(f"--rotation {self.rotation}: must lie in [0, 45] degrees")
-        if not 0 <= self.brightness < 1:
-            raise UserError(f"--brightness {self.brightness}: must lie in [0, 1)")
-        if not 0 < self.style_crop <= 1:
-            raise UserError(f"--style-crop {self.style_crop}: must lie in (0, 1]")
+        check_bounds(self)
 
     @property
     def varies(self) -> bool:

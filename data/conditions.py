@@ -59,7 +59,7 @@ class ConditionSets:
 
 
 def spread(total: int, count: int | None) -> list[int]:
-    """`count` indices of `total`, evenly spread; all for None."""
+    """`count` indices of `total`, evenly spread from the first to the last; all for None."""
     if count is None:
         return list(range(total))
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})

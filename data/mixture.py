@@ -5,29 +5,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from data.order import EpochOrder
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
+
+Weight = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
     """How corpora are mixed. Without weights every sample comes once an epoch: the corpora by their natural sizes."""
 
-    weights: tuple[tuple[str, float], ...] = ()
+    weights: tuple[tuple[str, Weight], ...] = ()
     """Share of each corpus in the batches, e.g. --weights omnistyle 0.7 imagepulse 0.3."""
-    weights_end: tuple[tuple[str, float], ...] = ()
+    weights_end: tuple[tuple[str, Weight], ...] = ()
     """Shares at the end of the run, reached linearly from --weights: a curriculum."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for flag, pairs in (("--weights", self.weights), ("--weights-end", self.weights_end)):
-            weights = [weight for _, weight in pairs]
-            if weights and (min(weights) < 0 or sum(weights) <= 0):
-                raise UserError(f"{flag} {_shown(pairs)}: must not be negative, and one must be positive")
+            if pairs and not any(weight for _, weight in pairs):
+                raise UserError(f"{flag} {_shown(pairs)}: one must be positive")
             if len(dict(pairs)) < len(pairs):
                 raise UserError(f"{flag} {_shown(pairs)}: names a corpus twice")
         if self.weights_end and set(dict(self.weights_end)) != set(dict(self.weights)):
@@ -75,13 +79,13 @@ class MixtureOrder:
             spans = [(step * self.batch, (step + 1) * self.batch)]
         else:
             spans = list(zip(self._taken[step].tolist(), self._taken[step + 1].tolist(), strict=True))
-        found = []
+        picks: list[Pick] = []
         for members, order, span in zip(self._members, self._orders, spans, strict=True):
-            found += [Pick(int(members[order.at(i)]), i // order.n) for i in range(*span)]
+            picks += [Pick(int(members[order.at(i)]), i // order.n) for i in range(*span)]
         if self._taken is not None:  # no process of several shall get one corpus only
-            shuffled = np.random.Generator(np.random.PCG64(_hash(self.seed, f"slots {step}"))).permutation(len(found))
-            found = [found[i] for i in shuffled]
-        return found
+            shuffled = np.random.Generator(np.random.PCG64(_hash(self.seed, f"slots {step}"))).permutation(len(picks))
+            picks = [picks[i] for i in shuffled]
+        return picks
 
     def share(self, step: int, rank: int, world: int) -> list[Pick]:
         """The part of `picks` that process `rank` of `world` takes: together they take all, none twice."""

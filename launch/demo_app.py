@@ -13,16 +13,18 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
+from annotated_types import Ge, Le
 
 from launch.common import cli
 from launch.stylise.best_of import Judge, ScoreConfig
 from launch.stylise.pretrained import ModelSource
 from launch.stylise.session import MAX_SAMPLES, Session, example_photos, example_styles
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.pipeline import Sampling
 
@@ -35,10 +37,13 @@ PREVIEW, RESULTS, WIDTH = 260, 500, 1220  # pixels; the last is the page in a us
 class AppConfig:
     host: str = "127.0.0.1"
     """Where the page is served; 0.0.0.0 also to other machines."""
-    port: int = 7860
+    port: Annotated[int, Ge(1), Le(65535)] = 7860
     """Its port."""
     model: ModelSource = field(default_factory=ModelSource)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def import_gradio() -> Any:
@@ -59,7 +64,14 @@ def build_page(session: Session, examples: Path) -> Any:
     def stylise(content: str | None, style: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         samples, strength, temperature, top_k, top_p, seed, fit = values
         try:
-            sampling = Sampling(int(samples), int(seed or 0), strength, int(top_k), top_p, temperature)
+            sampling = Sampling(
+                int(samples),
+                int(seed or 0),
+                style_strength=strength,
+                top_k=int(top_k),
+                top_p=top_p,
+                temperature=temperature,
+            )
             for view in session.stylise(content, style, sampling, fit):
                 yield view.results, view.evolution, view.status, view.rewards
         except UserError as error:

@@ -19,8 +19,11 @@ import tyro
 
 from launch.common import cli
 from launch.release.files import check_config, check_target, stored_state, target_of, write
-from launch.run.model import Take, load_release
+from stylevar.bounds import check_bounds
+from stylevar.checkpoint import read_model
+from stylevar.config import Alpha
 from stylevar.errors import UserError
+from stylevar.source import Take, locate
 from stylevar.text import printable
 
 
@@ -40,7 +43,7 @@ class ReleaseConfig:
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default that of the run."""
     with_vae: bool = False
     """Copy the VQ-VAE too, as vqvae.safetensors."""
-    alphas: tuple[float, ...] | None = None
+    alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale, in place of those saved with the model."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) of a source on the hub."""
@@ -61,6 +64,7 @@ class ReleaseConfig:
     """Summary of an evaluation (JSON), for the card."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.out is None and self.push is None:
             raise UserError("nothing to do: give --out FILE, --push OWNER/NAME, or both")
         if self.push is None and (self.private or self.branch or self.message or self.eval):
@@ -76,12 +80,14 @@ def main(config: ReleaseConfig) -> None:
 
         check_access(config.push)
         summary = None if config.eval is None else read_summary(config.eval)
-    release = load_release(config.source, config.take, config.base, config.vae, config.alphas, config.revision)
+    files = locate(config.source, config.revision, config.base, config.take)
+    release = read_model(files, config.vae, config.alphas)
+    vae = files.vae_file(config.vae) if config.with_vae else None
     state = stored_state(release, config.dtype)
     if target is not None:
         check_config(target, release.arch, config.overwrite)
-        write(release, state, target)
-        how = "adapters baked in" if release.baked else "no adapters"
+        write(release, state, target, vae)
+        how = "adapters baked in" if files.base else "no adapters"
         parameters = sum(v.numel() for v in state.values())
         print(f"{printable(target.weights)}: {len(state)} tensors, {parameters:,} values, {how}; read back, all equal")
         print(f"{printable(target.config)}: the architecture and the style weight of each scale; keep it beside the weights")
@@ -90,7 +96,7 @@ def main(config: ReleaseConfig) -> None:
 
         with tempfile.TemporaryDirectory(prefix="stylevar-") as folder:
             staged = target_of(Path(folder), config.with_vae)
-            write(release, state, staged)
+            write(release, state, staged, vae)
             upload = Upload(config.push, config.branch, config.private, config.message, config.licence)
             print(push(Path(folder), release, upload, summary))
 

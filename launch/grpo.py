@@ -28,8 +28,8 @@ from launch.run.resume import NothingLeft, check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run.run_lock import only_writer
 from launch.run.saving import saving
-from stylevar.checkpoint import MODEL_FILE, VAE_FILE
 from stylevar.hub import fetch
+from stylevar.source import VAE_FILE, locate
 
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
@@ -55,7 +55,7 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
     """Find a user's mistakes before anything is started or written."""
     for patterns in config.condition_patterns().values():
         expand_shards(patterns)
-    fetch(config.init, MODEL_FILE, config.revision)
+    locate(config.init, config.revision)
     fetch(config.vae, VAE_FILE, config.revision)
     if point is None and named:
         RunFolder(config.runs / config.name).check_free()

@@ -16,11 +16,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import tyro
+from annotated_types import Ge
 from tqdm import tqdm
 
 from launch.common import cli
@@ -32,6 +34,7 @@ from launch.stylise.pictures import PICTURES, Failures, PairFiles, all_pairs, fi
 from launch.stylise.pretrained import ModelSource
 from launch.stylise.results import Results, plan_results
 from stylevar.allocator import keep_freed_memory
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.pictures import Fit, Restore, from_u8, restored
 from stylevar.pipeline import Sampling, StyleVARPipeline
@@ -50,8 +53,8 @@ class InferConfig:
     """Folder for CONTENT__STYLE.png and grid.png; or, for a single result, a .png file (its grid is beside it). By default
     runs/infer, or where that is taken runs/infer-2 and so on."""
     content: tuple[Path, ...] = ()
-    """Pictures that are to be stylised: files, folders and patterns (quoted or not). Of an animation the first frame.
-    Without contents, styles and pairs, a few of the demo's pictures are taken."""
+    """Pictures that are to be stylised: files, folders, patterns (quoted or not) and .txt lists of files. Of an animation
+    the first frame. Without contents, styles and pairs, a few of the demo's pictures are taken."""
     style: tuple[Path, ...] = ()
     """Pictures in the wanted style, likewise; every content is combined with every style."""
     pairs: Path | None = None
@@ -63,9 +66,9 @@ class InferConfig:
     """Shape of results. aspect: the content's, at the model's resolution (with --fit crop the square); size: the
     content's own width and height (with --fit crop its centre square), enlarged to at most 64 megapixels; square: as
     drawn."""
-    best_of: int = 0
+    best_of: Annotated[int, Ge(0)] = 0
     """Draw so many per pair, and keep the --num-samples best of them by --reward; 0 keeps all that are drawn."""
-    batch: int = 8
+    batch: Annotated[int, Ge(1)] = 8
     """Results that are computed at once."""
     overwrite: bool = False
     """Replace results that exist."""
@@ -76,8 +79,7 @@ class InferConfig:
     model: ModelSource = field(default_factory=ModelSource)
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise UserError(f"--batch {self.batch}: must be at least 1")
+        check_bounds(self)
         if self.best_of and self.best_of < self.sampling.num_samples:
             raise UserError(f"--best-of {self.best_of}: must be 0 or at least --num-samples {self.sampling.num_samples}")
         if self.pairs is None and bool(self.content) != bool(self.style):

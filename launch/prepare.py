@@ -7,6 +7,7 @@ python launch/prepare.py check data/omnistyle
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
+from annotated_types import Ge, Le
 
 from data.convert import demo, demo_corpus, demo_photos, demo_sheet, folder, imagepulse, omnistyle
 from data.convert.block import ConvertConfig, FilterConfig, check_dataset
@@ -29,6 +31,7 @@ from data.shards import expand_shards
 from launch.common.cli import about, exit_code
 from launch.common.cpus import available_cpus
 from launch.common.device import choose_device
+from stylevar.bounds import check_bounds
 from stylevar.checkpoint import load_tokenizer
 from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.errors import UserError
@@ -58,7 +61,7 @@ class TokenConfig:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """What all sources have in common."""
 
     source: tyro.conf.Positional[Path]
@@ -67,23 +70,21 @@ class Source:
     """Folder of the prepared set: shards, manifest.parquet and rejects.parquet."""
     dataset: str | None = None
     """Name of the corpus in keys, file names and mixtures; by default that of the subcommand."""
-    workers: int = field(default_factory=available_cpus)
+    workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
     """Processes that convert. The result does not depend on it."""
-    shard_mb: int = 500
+    shard_mb: Annotated[int, Ge(1)] = 500
     """Size of a shard in megabytes."""
-    max_reject_share: float = 0.01
+    max_reject_share: Annotated[float, Ge(0), Le(1)] = 0.01
     """End with an error if a larger share of the items cannot be used."""
     picture: PictureConfig = field(default_factory=PictureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
 
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
     def run(self) -> None:
-        for name in ("workers", "shard_mb"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.max_reject_share <= 1:
-            raise UserError(f"--max-reject-share {self.max_reject_share}: must lie in [0, 1]")
         if not self.source.is_dir():
             raise UserError(f"{self.source} is no folder: give the one that holds the corpus")
         dataset = self.dataset or type(self).__name__.lower()
@@ -108,8 +109,9 @@ class Source:
         if vae is not None:
             print(f"{tokenize(self.out, vae)} triplets tokenised")
 
+    @abstractmethod
     def blocks(self, dataset: str) -> Sequence[Block]:
-        raise NotImplementedError
+        """The corpus in parts that are converted one by one, with `dataset` in their names. UserError if it is none."""
 
     def named(self) -> str:
         """The source, as it is written down to tell it from others."""
@@ -174,8 +176,11 @@ class Check:
 
     folder: tyro.conf.Positional[Path]
     """The prepared set."""
-    workers: int = field(default_factory=available_cpus)
+    workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
     """Processes that read."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def run(self) -> None:
         result = check(self.folder, self.workers)
@@ -225,13 +230,16 @@ class Demo:
     """Decides crops, pairings and style references."""
     sheet: Path = Path("runs/demo_contact_sheet.png")
     """Where a contact sheet of all sets is written, to look at."""
-    train_triplets: int | None = None
+    train_triplets: Annotated[int, Ge(1)] | None = None
     """Make at least so many training triplets, and nothing else, from --photos and --more-photos; needs --out. An
     interrupted build goes on, and a larger number adds to what is there."""
     more_photos: Path | None = None
     """What  launch/prepare.py photos  has collected."""
-    threads: int = 2
+    threads: Annotated[int, Ge(1)] = 2
     """CPU threads of the style network."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def run(self) -> None:
         photos = demo.load_photos(self.photos)
@@ -245,8 +253,8 @@ class Demo:
         print(f"shards are in {self.out}, a contact sheet is {self.sheet}")
 
     def _corpus(self, photos: list[demo.Photo], count: int) -> list[Path]:
-        if self.out == Path("data/demo") or self.more_photos is None or count < 1:
-            raise UserError("--train-triplets: must be at least 1, and needs --more-photos DIR and an --out of its own")
+        if self.out == Path("data/demo") or self.more_photos is None:
+            raise UserError(f"--train-triplets {count}: needs --more-photos DIR and an --out of its own")
         plan = demo_corpus.CorpusPlan(photos, demo_photos.load_collection(self.more_photos), self.seed)
         networks = demo_corpus.load_networks(self.threads)
         return demo_corpus.build_corpus(plan, self.out, self.size, self.seed, count, networks)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
+from annotated_types import Ge, Le
 
 from launch.common import cli
 from launch.run.newest_run import RUNS, newest_first
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.text import check_path, printable
 
@@ -27,26 +31,23 @@ class ReportConfig:
     """The run's folder, of GRPO or SFT; by default the newest one in `runs`. The run may still be going."""
     out: Path | None = None
     """The page; by default report.html in the run's folder. An older one is replaced."""
-    grids: int = 12
+    grids: Annotated[int, Ge(1)] = 12
     """Pictures of samples to show of each kind, evenly spread over the run."""
-    drift: float = 0.1
+    drift: Annotated[float, Ge(0), Le(inf)] = 0.1
     """Share of its first value that a statistic of the samples may lose while the reward rises, before the page warns."""
     runs: Path = RUNS
     """Folder of all runs, in which the newest is looked for."""
 
     def __post_init__(self) -> None:
-        if self.grids < 1:
-            raise UserError(f"--grids {self.grids}: must be at least 1")
-        if not self.drift >= 0:
-            raise UserError(f"--drift {self.drift}: must be at least 0")
+        check_bounds(self)
 
 
 def newest(runs: Path) -> Path:
     """The newest run in `runs`. UserError if there is none."""
-    found = newest_first(runs)
-    if not found:
+    candidates = newest_first(runs)
+    if not candidates:
         raise UserError(f"no run in the folder {runs}: start one with launch/grpo.py, or name the folder of a run")
-    return found[0]
+    return candidates[0]
 
 
 def main(config: ReportConfig) -> None:

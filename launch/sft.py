@@ -13,17 +13,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
-from tqdm import tqdm
 
 from launch.common import cli
 from launch.common.commands import continuing, lasting, loss_warning, quoted
 from launch.common.device import choose_device, set_threads
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.sft import MAY_CHANGE, SftConfig, load_config
+from launch.run.drive import drive
 from launch.run.resume import NothingLeft, check_changes
 from launch.run.run_folder import ResumePoint, find_resume
 from launch.run.run_lock import only_writer
-from launch.run.saving import saving
 from launch.supervised.run import PROGRAM, SftRun
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
@@ -60,12 +59,7 @@ def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
     """`train` in this process."""
     keep_freed_memory()
     set_threads(config.threads)
-    run = SftRun(config, point, choose_device(config.device))
-    bar = tqdm(total=run.steps, initial=run.start, desc="sft", unit="step", smoothing=0.05)
-    with saving(run.run, PROGRAM):
-        with bar, StopRequest() as stop:
-            finished = run.loop(bar, lambda: stop.requested)
-        return run.export() if finished else None
+    return drive(SftRun(config, point, choose_device(config.device)), PROGRAM, StopRequest())
 
 
 def main() -> None:

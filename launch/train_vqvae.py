@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
 import tyro
+from annotated_types import Ge, Gt, Le
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -26,15 +27,17 @@ from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch.common import cli
+from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_DATA
 from launch.common.device import choose_device
 from launch.common.stop import STOPPED, StopRequest
+from launch.configs.shape import VaeShape
 from learner.supervised.vqvae import TokenizerLearner, TokenizerStepConfig, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.checkpoint import load_matching, read_vae_state, save_vae
-from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.sampling import trajectory_seed
@@ -43,20 +46,8 @@ from stylevar.vqvae import VQVAE
 WEIGHTS, STATE = "vqvae.safetensors", "state.pt"
 
 
-@dataclass(frozen=True)
-class TokenizerShape:
-    """The part of the model config that the VQ-VAE needs."""
-
-    patch_nums: tuple[int, ...] = (1, 2, 4, 6, 8, 10)
-    """Side of the token map of each scale."""
-    V: int = 2048
-    """Codebook size."""
-    Cvae: int = 32
-    """Channels of the latent."""
-    ch: int = 32
-    """Base channels."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
-    """Channel multiplier of each level; every level after the first halves the resolution."""
+def _small() -> VaeShape:
+    return VaeShape((1, 2, 4, 6, 8, 10), V=2048, Cvae=32, ch=32, ch_mult=(1, 1, 2, 4))
 
 
 @dataclass(frozen=True)
@@ -71,19 +62,19 @@ class TrainVqvaeConfig:
     """Start from this VQ-VAE instead of from scratch; tensors of another shape start anew and are named."""
     resume: bool = False
     """Go on from the last state in --out."""
-    shape: TokenizerShape = field(default_factory=TokenizerShape)
+    shape: VaeShape = field(default_factory=_small)
     step: TokenizerStepConfig = field(default_factory=TokenizerStepConfig)
-    steps: int = 2000
+    steps: Annotated[int, Gt(0)] = 2000
     """Optimizer steps."""
-    minutes: float = math.inf
+    minutes: Annotated[float, Gt(0), Le(math.inf)] = math.inf
     """End after so many minutes of training, should `steps` take longer; the learning rate falls in time for that."""
-    batch: int = 32
+    batch: Annotated[int, Gt(0)] = 32
     """Images per step."""
-    warmup: int = 100
+    warmup: Annotated[int, Ge(0)] = 100
     """Steps over which the learning rate rises to its peak; then a cosine to zero."""
-    revive_every: int = 25
+    revive_every: Annotated[int, Gt(0)] = 25
     """Steps between revivals of unused codes, during the first two thirds of the training."""
-    eval_every: int = 250
+    eval_every: Annotated[int, Gt(0)] = 250
     """Steps between measurements; weights and state are saved then."""
     half: bool = False
     """Store the weights' matrices in fp16."""
@@ -93,21 +84,11 @@ class TrainVqvaeConfig:
     """Where the model is trained; auto takes a GPU if there is one."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "minutes", "batch", "revive_every", "eval_every"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        if self.warmup < 0 or self.threads < 0:
-            raise UserError(f"--warmup {self.warmup} --threads {self.threads}: must be at least 0")
-
-    def model_config(self) -> ModelConfig:
-        """The full model config, of which the VQ-VAE takes its part."""
-        shape = self.shape
-        alphas = default_alphas(len(shape.patch_nums))
-        return ModelConfig(shape.patch_nums, shape.V, shape.Cvae, shape.ch, shape.ch_mult, alphas=alphas)
+        check_bounds(self)
 
 
 def load_images(patterns: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
@@ -145,7 +126,7 @@ class TokenizerRun:
     def __init__(self, config: TrainVqvaeConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        arch = config.model_config()
+        arch = config.shape.model_config()
         self.images = torch.cat(load_images(config.shards, arch.image_size)).to(device)
         content, target = load_images(config.heldout, arch.image_size)
         self.heldout = {"photographs": content.to(device), "stylised": target.to(device)}

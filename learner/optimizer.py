@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+Decay = Annotated[float, Ge(0), Lt(1)]
+"""Share of a moving average that each step keeps."""
 OptimizerDevice = Literal["auto", "cpu", "device"]
 
 

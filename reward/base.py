@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from reward.terms import Term, parse_terms
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 
 
@@ -35,14 +37,15 @@ class RewardConfig:
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
     """Folder that holds DreamSim's weight files, in place of `dreamsim` in --metric-weights; nothing is downloaded."""
-    reward_scale: float = 5.0
+    reward_scale: Annotated[float, Gt(0)] = 5.0
     """Lambda: the reward is -scale * distance. In a sum it is the weight of distances that have none of their own."""
-    reward_batch: int = 64
+    reward_batch: Annotated[int, Ge(1)] = 64
     """The most generated images that are scored at once; a smaller number saves memory."""
     metric_weights: str | None = None
     """Folder that holds the weight files of the other distances (docs/rewards.md lists them); nothing is downloaded."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         self.terms()
 
     def terms(self) -> tuple[Term, ...]:

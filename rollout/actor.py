@@ -38,8 +38,13 @@ class RolloutWorker:
     def __init__(self, name: str) -> None:
         self.name, self._log = name, RoleLog(name)
 
-    def setup(self, source: PolicySource, config: RolloutConfig, device: str, threads: int) -> dict[str, Any]:
-        """Load the run's base. Raises UserError for files that cannot be used."""
+    def setup(
+        self, source: PolicySource, config: RolloutConfig, heldout: RolloutConfig, device: str, threads: int
+    ) -> dict[str, Any]:
+        """Load the run's base. `heldout` says how samples are drawn for scoring policies against each other.
+
+        Raises UserError for files that cannot be used.
+        """
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
@@ -47,7 +52,7 @@ class RolloutWorker:
         self._seed = source.seed
         self._samplers = {
             False: GroupSampler(self._policy.model, config),
-            True: GroupSampler(self._policy.model, config, streams=CoupledStreams),
+            True: GroupSampler(self._policy.model, heldout, streams=CoupledStreams),
         }
         self._version: PolicyVersion | None = None  # no adapters yet
         return self._policy.describe()
@@ -88,7 +93,7 @@ class RolloutWorker:
         if version != self._version:
             raise WrongVersion(f"{self.name} holds {self._version}, step {step} needs {version}: sync it first")
         sampler = self._samplers[group is not None]
-        batch = sampler.conditions.tokenised(batch)
+        batch = sampler.conditions.tokenized(batch)
         drawn = sampler.sample(batch, self._seed, step, version, group).to("cpu")
         return (batch, drawn.without_images()), drawn.images, CallInfo(time.perf_counter() - start)
 

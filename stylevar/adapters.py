@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from stylevar.attention import BlendedAttention
-from stylevar.checkpoint import read_file
+from stylevar.checkpoint import fingerprint, read_file
 from stylevar.errors import UserError
 from stylevar.lowrank import MERGED, base_weight, compute_dtype, factors, merged_rows
 from stylevar.transformer import StyleVAR
@@ -129,20 +128,8 @@ class Adapters:
 
     def fingerprint(self) -> str:
         """A hash of all effective weights, to the last bit: workers with equal fingerprints hold the same policy."""
-        return _digest(
+        return fingerprint(
             tensor if layer is None else merged_rows(layer, slice(None))
             for name, tensor in self.base_state().items()
             for layer in [self.layers.get(name.removesuffix(".weight"))]
         )
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """`Adapters.fingerprint` of a policy whose adapters are baked in: its state, in the model's order and types."""
-    return _digest(state.values())
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().flatten().numpy().data)
-    return digest.hexdigest()[:16]

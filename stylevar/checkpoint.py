@@ -7,12 +7,14 @@ wrongly shaped one is an error that names the first few.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import mmap
 import pickle
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,16 @@ from torch import Tensor, nn
 
 from stylevar.build import build_from_config
 from stylevar.config import ModelConfig, default_alphas
-from stylevar.errors import UserError
-from stylevar.hub import adapters_only, fetch, fetch_beside
+from stylevar.errors import BadSetting, UserError
+from stylevar.hub import adapters_only, fetch
+from stylevar.source import CONFIG_FILE, FACTS, MODEL_FILE, VAE_FILE, ModelFiles, locate
 from stylevar.text import check_path
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
 State = dict[str, Tensor]
-MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
 LORA_SCALE = 2.0  # alpha / r of the released adapters
+_PEFT = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of names that torch.compile, FSDP and recomputation put anywhere."""
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # what torch's refusal to unpickle a class or function names
@@ -268,51 +271,125 @@ def read_vae_state(path: Path) -> State:
     return state
 
 
+@dataclass(frozen=True)
+class ModelWeights:
+    """A transformer as it was read: `state` has the released names in their order, adapters baked in, all fp32."""
+
+    files: ModelFiles
+    state: State
+    arch: ModelConfig
+
+
 def load_pair(
-    init: str, vae: str, alphas: Sequence[float] | None = None, revision: str | None = None
+    init: str, vae: str | None = None, alphas: Sequence[float] | None = None, revision: str | None = None
 ) -> tuple[VQVAE, StyleVAR]:
-    """Load a VQ-VAE and a StyleVAR checkpoint, on CPU, in eval mode.
+    """Load a VQ-VAE and a StyleVAR, on CPU, in eval mode: whatever a user calls a model, see `locate`.
 
     Args:
-        init, vae: a file, a folder, or a hub id `owner/name[:file]`.
+        init: the model, a `source` of `locate`.
+        vae: a file, a folder, or a hub id `owner/name[:file]`; by default the one beside the model, or that of its run.
         alphas: style weight per scale; by default those of `config.json` beside the model, else the published ones.
         revision: hub revision of both.
     """
-    model_path, vae_path = fetch(init, MODEL_FILE, revision), fetch(vae, VAE_FILE, revision)
-    state, vae_state = read_model_state(model_path), read_vae_state(vae_path)
-    if is_vanilla_var(state):
-        raise UserError(f"{init} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
-    config = config_beside(init, revision) or _inferred(state, vae_state, init, vae)
-    if alphas is not None:
-        config = dataclasses.replace(config, alphas=tuple(alphas))
-    tokenizer, model = build_from_config(config)
-    load_into(tokenizer, vae_state, vae)
-    load_into(model, state, init)
+    files = locate(init, revision)
+    weights = read_model(files, vae, alphas)
+    vae_file = files.vae_file(vae)
+    tokenizer, model = build_from_config(weights.arch)
+    load_into(tokenizer, read_vae_state(vae_file), str(vae_file))
+    model.load_state_dict(weights.state)
     return tokenizer, model
 
 
-def _inferred(state: State, vae_state: State, init: str, vae: str) -> ModelConfig:
+def read_model(files: ModelFiles, vae: str | None = None, alphas: Sequence[float] | None = None) -> ModelWeights:
+    """Read a transformer; arguments as of `load_pair`. Without a config beside it, its VQ-VAE tells the architecture.
+
+    UserError for weights that are incomplete, or are not those that a checkpoint was saved from.
+    """
+    state = _read_state(files)
+    arch = _own_config(files) or _inferred(files, state, vae)
+    if alphas is not None:
+        arch = dataclasses.replace(arch, alphas=tuple(alphas))
+    state = fitted(build_from_config(arch, "meta")[1], state, files.name)
+    if files.base is not None:
+        _check_fingerprint(files, state)
+    return ModelWeights(files, state, arch)
+
+
+def _read_state(files: ModelFiles) -> State:
+    if files.base is not None:
+        return _with_adapters(_read_state(files.base), files.weights)
+    state = read_model_state(files.weights)
+    if is_vanilla_var(state):
+        raise UserError(f"{files.name} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
+    return state
+
+
+def _with_adapters(state: State, folder: Path) -> State:
+    """W + s B A for every layer that the PEFT adapters in `folder` are made for, as the policy itself computes it."""
     try:
-        return infer_config(state, vae_state)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        scale = settings["lora_alpha"] / settings["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no readable adapter_config.json ({error}): take another checkpoint") from error
+    adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / "adapter_model.safetensors").items()}
+    layers = {name.rpartition(".lora_")[0] for name in adapters}
+    if unknown := sorted(layer for layer in layers if f"{layer}.weight" not in state):
+        raise UserError(f"{folder} holds adapters for {unknown[0]}, which its base lacks: their sizes do not fit")
+    parted = {(f"{k[:-7]}.base_weight" if k[:-7] in layers and k.endswith(".weight") else k): v for k, v in state.items()}
+    return bake_lora({**parted, **adapters}, str(folder), scale)
+
+
+def _check_fingerprint(files: ModelFiles, state: State) -> None:
+    """Refuse weights that are not those that were saved: their base is another one now.
+
+    On a GPU sums come out differently in the last bits, so that only what a CPU saved can be told for sure.
+    """
+    facts = json.loads((files.weights.parent / FACTS).read_text())
+    if facts.get("device") == "cpu" and fingerprint(state.values()) != facts["fingerprint"]:
+        raise UserError(
+            f"{files.name} does not give the weights it was saved from: its base is another model now; name the old one "
+            "with launch/export.py --base"
+        )
+
+
+def fingerprint(weights: Iterable[Tensor]) -> str:
+    """A hash of a policy's effective weights, in the model's order and types: to the last bit."""
+    digest = hashlib.sha256()
+    for tensor in weights:
+        digest.update(tensor.detach().cpu().flatten().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _inferred(files: ModelFiles, state: State, vae: str | None) -> ModelConfig:
+    try:
+        vae_file = files.vae_file(vae)
+    except BadSetting as error:
+        why = f"{files.name} has no {CONFIG_FILE} beside it: give its VQ-VAE, which tells the rest"
+        raise BadSetting("vae", None, why) from error
+    try:
+        return infer_config(state, read_vae_state(vae_file))
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"no architecture fits {init} with {vae} (missing: {error}): give a complete StyleVAR and its VQ-VAE"
+            f"no architecture fits {files.name} with {vae_file} (missing: {error}): give a complete StyleVAR and its VQ-VAE"
         ) from error
 
 
-def read_architecture(init: str, vae: str, revision: str | None = None) -> ModelConfig:
+def read_architecture(init: str, vae: str | None = None, revision: str | None = None) -> ModelConfig:
     """The architecture of `load_pair`'s model: from the config beside it, or else from the weights, which are then read."""
-    return config_beside(init, revision) or load_pair(init, vae, revision=revision)[1].arch
+    files = locate(init, revision)
+    return _own_config(files) or read_model(files, vae).arch
 
 
 def config_beside(init: str, revision: str | None) -> ModelConfig | None:
     """The config that was saved with a model, if it was."""
-    beside = fetch_beside(init, fetch(init, MODEL_FILE, revision), CONFIG_FILE, revision)
-    return None if beside is None else _own_config(beside)
+    return _own_config(locate(init, revision))
 
 
-def _own_config(path: Path) -> ModelConfig | None:
-    """The config in `path`, or None if it is another program's (checkpoints on the hub often carry one)."""
+def _own_config(files: ModelFiles) -> ModelConfig | None:
+    """The config beside a model; None if there is none, or another program's (checkpoints on the hub often carry one)."""
+    path = files.beside(CONFIG_FILE)
+    if path is None:
+        return None
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 
-from stylevar.errors import UserError
+from stylevar.bounds import Remedy, as_named, check_bounds
+from stylevar.errors import BadSetting, UserError
+from stylevar.sampling_config import SamplingConfig
 
 PAPER_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAPER_ALPHAS = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.8)
 HEAD_DIM = 64
 MAX_VOCAB = 2**15
+Alpha = Annotated[float, Ge(0), Le(1)]
+"""Weight of the style stream at one scale; the content stream gets the rest."""
 
 
 def default_alphas(scales: int) -> tuple[float, ...]:
@@ -26,42 +31,6 @@ def default_alphas(scales: int) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class SamplingDefaults:
-    """How a model is sampled where nothing else is asked for; by default as published."""
-
-    temperature: float = 1.0
-    """The policy is softmax(logits / temperature)."""
-    top_k: int = 900
-    """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise UserError(
-                f"sampling with temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: they must be "
-                "positive, at least 0, and in [0, 1]"
-            )
-
-
-def sampling_over(
-    defaults: SamplingDefaults, temperature: float | None, top_k: int | None, top_p: float | None
-) -> SamplingDefaults:
-    """`defaults` with what is given in their place. Raises UserError, named as flags, for what is out of bounds."""
-    if top_k is not None and top_k < 0:
-        raise UserError(f"--top-k {top_k}: must be at least 0")
-    if top_p is not None and not 0 <= top_p <= 1:
-        raise UserError(f"--top-p {top_p}: must lie in [0, 1]")
-    if temperature is not None and not temperature > 0:
-        raise UserError(f"--temperature {temperature}: must be positive")
-    return SamplingDefaults(
-        defaults.temperature if temperature is None else temperature,
-        defaults.top_k if top_k is None else top_k,
-        defaults.top_p if top_p is None else top_p,
-    )
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """Shapes of the VQ-VAE and the transformer. Saved as `config.json` beside every checkpoint.
 
@@ -70,17 +39,17 @@ class ModelConfig:
 
     patch_nums: tuple[int, ...] = PAPER_PATCH_NUMS
     """Side of the token map of each scale, coarse to fine."""
-    V: int = 4096
+    V: Annotated[int, Ge(1), Le(MAX_VOCAB), Remedy("tokens travel as int16")] = 4096
     """Codebook size."""
-    Cvae: int = 32
+    Cvae: Annotated[int, Ge(1)] = 32
     """Channels of the latent."""
     ch: int = 160
     """Base channels of the VQ-VAE; a multiple of 32."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    ch_mult: tuple[Annotated[int, Ge(1)], ...] = (1, 1, 2, 2, 4)
     """Channel multiplier of each VQ-VAE level; every level after the first halves the resolution."""
-    share_quant_resi: int = 4
+    share_quant_resi: Annotated[int, Ge(0)] = 4
     """Residual convolutions of the quantizer: K shared by the scales, 1 for all, or 0 for one per scale."""
-    depth: int = 20
+    depth: Annotated[int, Ge(1)] = 20
     """Transformer blocks; also the number of heads. The width is 64 * depth."""
     shared_aln: bool = False
     """One adaLN projection shared by the blocks, with a learned offset per block."""
@@ -88,28 +57,21 @@ class ModelConfig:
     """L2-normalised queries and keys with a learned scale per head."""
     style_enc_dim: int = 512
     """Features of the content and style encoders: 512 is ResNet-18, 128 a ResNet-18 of a quarter of the channels."""
-    alphas: tuple[float, ...] = PAPER_ALPHAS
+    alphas: tuple[Alpha, ...] = PAPER_ALPHAS
     """Weight of the style stream at each scale, in [0, 1]; the content stream gets the rest."""
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How this model is best sampled: no part of its shape, but what its users start from."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, as_named)
         if not self.patch_nums or list(self.patch_nums) != sorted(set(self.patch_nums)) or self.patch_nums[0] != 1:
             raise UserError(f"patch_nums must start at 1 (one token opens the sequence) and increase, got {self.patch_nums}")
         if len(self.alphas) != self.scales:
             raise UserError(
                 f"{len(self.alphas)} alphas for {self.scales} scales {self.patch_nums}: give one alpha per scale"
             )
-        if not all(0.0 <= a <= 1.0 for a in self.alphas):
-            raise UserError(f"alphas must lie in [0, 1], got {self.alphas}")
-        if not 1 <= self.V <= MAX_VOCAB:
-            raise UserError(f"V must lie in [1, {MAX_VOCAB}] (tokens travel as int16), got {self.V}")
         if self.ch < 32 or self.ch % 32:
             raise UserError(f"ch must be a positive multiple of 32 (GroupNorm has 32 groups), got {self.ch}")
-        if self.share_quant_resi < 0:
-            raise UserError(f"share_quant_resi must be at least 0, got {self.share_quant_resi}")
-        if self.depth < 1:
-            raise UserError(f"depth must be at least 1, got {self.depth}")
         if self.style_enc_dim < 8 or self.style_enc_dim % 8:
             raise UserError(f"style_enc_dim must be a multiple of 8 (four widths d/8 ... d), got {self.style_enc_dim}")
 
@@ -141,10 +103,11 @@ class ModelConfig:
         return slices
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `sampling` only where it is not the published one."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if self.sampling == SamplingDefaults():
-            del values["sampling"]
+        """Plain values; of `sampling` only what is not as published."""
+        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        published, own = asdict(SamplingConfig()), values.pop("sampling")
+        if changed := {k: v for k, v in own.items() if v != published[k]}:
+            values["sampling"] = changed
         return values
 
     @staticmethod
@@ -155,7 +118,10 @@ class ModelConfig:
             raise UserError(f"unknown keys in the model config: {unknown}; known are {sorted(known)}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "sampling" in arguments:
-            arguments["sampling"] = SamplingDefaults(**arguments["sampling"])
+            try:
+                arguments["sampling"] = SamplingConfig(**arguments["sampling"])
+            except BadSetting as error:
+                raise UserError(f"sampling: {error}") from error
         return ModelConfig(**arguments)
 
     def save(self, path: Path) -> None:

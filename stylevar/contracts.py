@@ -145,6 +145,20 @@ class TrajectoryRows:
     version: PolicyVersion
 
     @staticmethod
+    def of(trajectories: Trajectories, scores: Scores, advantages: Tensor, kl: Tensor) -> TrajectoryRows:
+        """Rows of trajectories that were scored and learned from; `advantages` and `kl` are float [B, G] on the CPU."""
+        return TrajectoryRows(
+            keys=trajectories.keys,
+            rewards=scores.rewards.cpu(),
+            components={name: value.cpu() for name, value in scores.components.items()},
+            advantages=advantages,
+            logp=trajectories.logp.sum(-1).cpu(),
+            kl=kl,
+            seeds=trajectories.seeds,
+            version=trajectories.policy_version,
+        )
+
+    @staticmethod
     def join(parts: Sequence[TrajectoryRows]) -> TrajectoryRows:
         """Several groups of rows of one version as one."""
         return TrajectoryRows(

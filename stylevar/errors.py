@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that stand for a user's mistake."""
 
 from __future__ import annotations
 
@@ -8,3 +8,23 @@ class UserError(Exception):
 
     The programs in `launch/` print it as one line and exit with code 2; anything else is a bug and keeps its traceback.
     """
+
+    def for_command_line(self) -> str:
+        """The message as a program prints it."""
+        return str(self)
+
+
+class BadSetting(UserError):
+    """A setting that is refused: in Python it goes by its argument's name, on a command line by its flag's."""
+
+    def __init__(self, name: str, value: object, why: str) -> None:
+        super().__init__(name, value, why)
+        self.name, self.value, self.why = name, value, why
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value!r}: {self.why}"
+
+    def for_command_line(self) -> str:
+        """The message with the flag; a flag that is missing has no value."""
+        value = "" if self.value is None else f" {self.value}"
+        return f"--{self.name.replace('_', '-')}{value}: {self.why}"

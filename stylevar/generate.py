@@ -13,11 +13,9 @@ from torch import Tensor
 from stylevar.attention import Span
 from stylevar.cache import KVCache
 from stylevar.conditions import ConditionState
-from stylevar.errors import UserError
-from stylevar.sampling import Draw, Stream, Truncation, draw_tokens, pack_support
+from stylevar.sampling import Draw, Stream, draw_tokens, pack_support
+from stylevar.sampling_config import SamplingConfig
 from stylevar.transformer import StyleVAR
-
-KV_CACHES = ("exact", "paper")
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,10 @@ def generate_scales(
     queries: Sequence[Tensor],
     group: int,
     stream: Stream,
-    truncation: Truncation,
-    temperature: float = 1.0,
+    sampling: SamplingConfig,
     alphas: Tensor | None = None,
-    kv_cache: str = "exact",
 ) -> Iterator[Scale]:
     """Sample `group` trajectories for each of the B conditions of `state`, one scale at a time; arguments of `generate`."""
-    if kv_cache not in KV_CACHES:
-        raise UserError(f"unknown kv_cache {kv_cache!r}: choose one of {', '.join(KV_CACHES)}")
     arch, quantize = model.arch, model.vae.quantize
     batch = state.start.shape[0]
     cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, model.device, model.compute_dtype)
@@ -77,12 +71,12 @@ def generate_scales(
     f_hat = quantize.empty(batch * group)
     for s, at in enumerate(arch.scale_slices()):
         now = at.stop - at.start
-        span = Span((now,), at.stop, _paper_bias(at.start, now, x) if kv_cache == "paper" else None)
+        span = Span((now,), at.stop, _paper_bias(at.start, now, x) if sampling.kv_cache == "paper" else None)
         for i, (block, adaln, q) in enumerate(zip(model.blocks, state.adaln, queries, strict=True)):
             x = block(x, adaln, q[..., 2 * at.start : 2 * at.stop, :], alphas[at], [span], cache=cache.block(i))
         cache.advance(now)
         logits = model.head_logits(x, state.head_adaln)
-        draw = draw_tokens(logits, truncation, temperature, stream, at)
+        draw = draw_tokens(logits, sampling, stream, at)
         f_hat = f_hat + quantize.embed(draw.tokens.flatten(0, 1), s)
         yield Scale(logits, draw, f_hat)
         if s + 1 < arch.scales:
@@ -98,10 +92,8 @@ def generate(
     queries: Sequence[Tensor],
     group: int,
     stream: Stream,
-    truncation: Truncation,
-    temperature: float = 1.0,
+    sampling: SamplingConfig,
     alphas: Tensor | None = None,
-    kv_cache: str = "exact",
     keep_logits: bool = False,
     keep_support: bool = False,
 ) -> Generation:
@@ -111,12 +103,11 @@ def generate(
         queries: `guide_queries(model, state)`.
         stream: where the randomness comes from.
         alphas: [L, 1] style weights, the model's own by default.
-        kv_cache: "exact" samples from the policy that teacher forcing describes; "paper" reproduces the released code.
         keep_logits: also return raw logits [B, G, L, V].
         keep_support: also return the drawn-from sets, packed uint8 [B, G, L, ceil(V / 8)].
     """
     draws, logits_all, support = [], [], []
-    for scale in generate_scales(model, state, queries, group, stream, truncation, temperature, alphas, kv_cache):
+    for scale in generate_scales(model, state, queries, group, stream, sampling, alphas):
         logits, draw, f_hat = scale
         draws.append(draw)
         if keep_logits:

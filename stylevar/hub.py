@@ -13,16 +13,24 @@ from stylevar.errors import UserError
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w./-]+))?")
 ANSWER_SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5)
 """How long a hub may take to say that it is there."""
+LINKS = ("latest", "best")
+"""Names that a run gives to checkpoints."""
 _FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 
 
-def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
+def fetch(
+    source: str,
+    default_file: str,
+    revision: str | None = None,
+    accepted: str = "a file, a folder that holds one, or a hub id owner/name[:file]",
+) -> Path:
     """The local file behind `source`.
 
     Args:
         source: a file, a folder that holds `default_file`, or a hub id `owner/name` or `owner/name:file`.
         default_file: what to take from a folder or a hub repository that names no file.
         revision: branch, tag or commit on the hub.
+        accepted: what the error tells the user to give.
     Raises:
         UserError: no such file, and no such model on the hub (or the hub is out of reach and nothing is cached).
     """
@@ -30,40 +38,42 @@ def fetch(source: str, default_file: str, revision: str | None = None) -> Path:
     names_hub_file = ":" in source
     if path.is_dir():
         if not (path / default_file).is_file():
-            raise UserError(_no_model_in(path, default_file))
+            raise UserError(_no_model_in(path, default_file, accepted))
         return path / default_file
     if path.is_file():
         return path
     match = _HUB_ID.fullmatch(source)
     if match is None or (not names_hub_file and (source.endswith(_FILE_ENDINGS) or path.parent.is_dir())):
-        raise UserError(
-            f"checkpoint {source} does not exist: give a file, a run's merge folder or a hub id owner/name[:file]"
-        )
+        raise UserError(f"checkpoint {source} does not exist: give {accepted}")
     return _download(match["repo"], match["file"] or default_file, revision)
 
 
 def followed(path: Path) -> Path:
-    """The checkpoint that a run's `latest` or `best` names where it is a small file; any other path as it is.
+    """The checkpoint that a run's `latest` or `best` names; any other path as it is.
 
-    Runs write such files on file systems that have no symbolic links.
+    They are symbolic links, or small files on file systems that have none.
     """
-    if path.name in ("latest", "best") and path.parent.name == "checkpoints" and path.is_file():
-        return path.parent / path.read_text().strip()
-    return path
+    if path.name not in LINKS or path.parent.name != "checkpoints":
+        return path
+    if path.is_symlink():
+        return path.parent / path.readlink()
+    return path.parent / path.read_text().strip() if path.is_file() else path
 
 
 def adapters_only(source: Path) -> str:
     """What to tell a user who gave adapters where a whole model is needed."""
     return (
-        f"{source} holds adapters only, without their base: continue that run with --resume, "
-        f"or give a merged checkpoint (runs/NAME/model, or a folder of runs/NAME/merges)"
+        f"{source} holds adapters only, without their base: give the checkpoint of the run that they lie in, continue that "
+        "run with --resume, or give a merged checkpoint (runs/NAME/model, or a folder of runs/NAME/merges)"
     )
 
 
-def _no_model_in(folder: Path, default_file: str) -> str:
+def _no_model_in(folder: Path, default_file: str, accepted: str) -> str:
     if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
         return adapters_only(folder)
-    return f"{folder} holds no {default_file}: give the folder of a saved model or the file itself"
+    names = sorted(entry.name for entry in folder.iterdir())
+    found = f"only {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "it is empty"
+    return f"folder {folder} holds no {default_file} ({found}): give {accepted}"
 
 
 def fetch_beside(source: str, fetched: Path, name: str, revision: str | None = None) -> Path | None:

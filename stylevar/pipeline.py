@@ -13,56 +13,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from PIL import Image
 from torch import Tensor
 
-from stylevar.checkpoint import MODEL_FILE, VAE_FILE, load_pair
-from stylevar.conditions import ConditionState, encode_conditions, guide_queries
-from stylevar.config import SamplingDefaults, sampling_over
-from stylevar.errors import UserError
-from stylevar.generate import Scale, generate_scales
-from stylevar.hub import fetch, fetch_beside
-from stylevar.images import pm1_to_u8, to_device, u8_to_pm1
+from stylevar.checkpoint import load_pair
+from stylevar.conditions import ConditionState, encode_conditions
+from stylevar.errors import BadSetting, UserError
+from stylevar.images import to_device, u8_to_pm1
 from stylevar.pictures import DAMAGE, Fit, Restore, Size, from_u8, restored, square, to_u8, upright_rgb
 from stylevar.policy import Precision
-from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.sampler import Sampler, Streams
+from stylevar.sampling import TrajectoryStreams, trajectory_seeds
+from stylevar.sampling_config import KvCache, SamplingChoice
 from stylevar.transformer import StyleVAR
 
 Pictures = Image.Image | Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(SamplingChoice):
     """How results are drawn."""
 
-    num_samples: int = 1
+    num_samples: Annotated[int, Ge(1)] = 1
     """Results per pair."""
     seed: int = 0
     """Seed; a result depends on it, on the name of its pair and on its number, not on the other pairs."""
-    style_strength: float = 0.0
-    """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
-    top_k: int | None = None
-    """Only the best K tokens may be drawn; 0 for all. By default what the model's config.json says, else 900."""
-    top_p: float | None = None
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
-    temperature: float | None = None
-    """Higher for more varied, lower for safer results. By default the model's, else 1."""
-    kv_cache: Literal["exact", "paper"] = "exact"
-    """paper reproduces how the released weights were sampled."""
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UserError(f"--num-samples {self.num_samples}: must be at least 1")
-        if not -1 <= self.style_strength <= 1:
-            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        self.over(SamplingDefaults())
-
-    def over(self, defaults: SamplingDefaults) -> SamplingDefaults:
-        """The settings that hold for a model with these defaults. Raises UserError if one is out of bounds."""
-        return sampling_over(defaults, self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -94,8 +73,9 @@ class Partial:
 class StyleVARPipeline:
     """A model that is ready to stylise; `model.vae` is its tokenizer."""
 
-    def __init__(self, model: StyleVAR) -> None:
-        self.model = model
+    def __init__(self, model: StyleVAR, streams: Streams = TrajectoryStreams) -> None:
+        """`streams`: see `Sampler`."""
+        self.model, self.streams = model, streams
 
     @classmethod
     def from_pretrained(
@@ -110,8 +90,9 @@ class StyleVARPipeline:
         """Load a StyleVAR and its VQ-VAE.
 
         Args:
-            model, vae: a file, a folder, or a hub id `owner/name[:file]`. Without `vae` it is the `vqvae.safetensors`
-                beside the model.
+            model: a file of weights, the folder of a model, a run, one of its checkpoints or merges, or a hub id
+                `owner/name[:file]`.
+            vae: a file, a folder or a hub id; by default the `vqvae.safetensors` beside the model, or that of its run.
             revision: branch, tag or commit on the hub, of both.
             device: by default a GPU if there is one.
             precision: bf16 has the blocks multiply and attend in bfloat16, and a GPU decode in it.
@@ -119,12 +100,7 @@ class StyleVARPipeline:
         Raises:
             UserError: weights are missing or do not fit.
         """
-        model = str(model)
-        if vae is None:
-            vae = fetch_beside(model, fetch(model, MODEL_FILE, revision), VAE_FILE, revision)
-            if vae is None:
-                raise UserError(f"no {VAE_FILE} lies beside {model}: give its VQ-VAE with --vae (in Python vae=)")
-        tokenizer, loaded = load_pair(model, str(vae), alphas, revision)
+        tokenizer, loaded = load_pair(str(model), None if vae is None else str(vae), alphas, revision)
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer.to(target)
         loaded.to(target)
@@ -150,7 +126,7 @@ class StyleVARPipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         temperature: float | None = None,
-        kv_cache: Literal["exact", "paper"] = "exact",
+        kv_cache: KvCache | None = None,
         fit: Fit = "crop",
         restore: Restore = "aspect",
         names: Sequence[str] | None = None,
@@ -170,8 +146,16 @@ class StyleVARPipeline:
             UserError: a setting is out of bounds, or a picture cannot be used.
         """
         if batch < 1:
-            raise UserError(f"batch {batch}: must be at least 1")
-        sampling = Sampling(num_samples, seed, style_strength, top_k, top_p, temperature, kv_cache)
+            raise BadSetting("batch", batch, "must be at least 1")
+        sampling = Sampling(
+            num_samples,
+            seed,
+            style_strength=style_strength,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            kv_cache=kv_cache,
+        )
         pairs = self.prepared(content, style, fit)
         results_u8 = self.sample(pairs.content_u8, pairs.style_u8, names or pairs.same_names(), sampling, batch)
         return Stylised(pairs.restored(results_u8, restore))
@@ -189,13 +173,14 @@ class StyleVARPipeline:
         sampling = sampling or Sampling()
         pairs = self.prepared(content, style, fit)
         seeds = self._seeds(names or pairs.same_names(), len(pairs.sizes), sampling)
+        sampler = self._sampler(sampling)
 
         def decoded(f_hat: Tensor) -> list[list[Image.Image]]:
-            return pairs.restored(self._decoded(f_hat, seeds), restore)
+            return pairs.restored(sampler.images(f_hat, seeds).cpu(), restore)
 
-        state, queries = self._encoded(pairs.content_u8, pairs.style_u8)
+        state = self._encoded(pairs.content_u8, pairs.style_u8)
         sides = self.model.arch.patch_nums
-        for s, scale in enumerate(self._scales(state, queries, seeds, sampling)):
+        for s, scale in enumerate(sampler.scales(state, seeds)):
             yield Partial(s + 1, len(sides), sides[s], scale.f_hat, partial(decoded, scale.f_hat))
 
     def prepared(self, content: Pictures, style: Pictures, fit: Fit) -> Prepared:
@@ -217,7 +202,6 @@ class StyleVARPipeline:
         ]
         return Prepared(squares[0], squares[1], [image.size for image in contents], fit)
 
-    @torch.no_grad()
     def sample(
         self, content_u8: Tensor, style_u8: Tensor, names: Sequence[str], sampling: Sampling, at_once: int = 8
     ) -> Tensor:
@@ -226,50 +210,27 @@ class StyleVARPipeline:
         `at_once` bounds the results that are computed together; it changes none of them.
         """
         seeds = self._seeds(names, len(content_u8), sampling)
-        pairs = max(1, at_once // sampling.num_samples)
-        results = []
-        for at in range(0, len(seeds), pairs):
-            rows = slice(at, at + pairs)
-            state, queries = self._encoded(content_u8[rows], style_u8[rows])
-            groups = []
-            for some in seeds[rows].split(at_once, dim=1):
-                *_, last = self._scales(state, queries, some, sampling)
-                groups.append(self._decoded(last.f_hat, some))
-            results.append(torch.cat(groups, dim=1))
-        return torch.cat(results)
+        parts = self._sampler(sampling, at_once).parts(lambda rows: self._encoded(content_u8[rows], style_u8[rows]), seeds)
+        return torch.cat([part.images.cpu() for part in parts])
 
     def _seeds(self, names: Sequence[str], pairs: int, sampling: Sampling) -> Tensor:
         if len(names) != pairs:
             raise UserError(f"{len(names)} names for {pairs} pairs: give one for each")
         return trajectory_seeds(sampling.seed, 0, tuple(names), sampling.num_samples)
 
-    @torch.no_grad()
-    def _encoded(self, content_u8: Tensor, style_u8: Tensor) -> tuple[ConditionState, list[Tensor]]:
-        content, style = (u8_to_pm1(to_device(images, self.model.device)) for images in (content_u8, style_u8))
-        state = encode_conditions(self.model, style, content)
-        return state, guide_queries(self.model, state)
-
-    def _scales(
-        self, state: ConditionState, queries: Sequence[Tensor], seeds: Tensor, sampling: Sampling
-    ) -> Iterator[Scale]:
-        model = self.model
-        chosen = sampling.over(model.arch.sampling)
-        return generate_scales(
-            model,
-            state,
-            queries,
-            group=seeds.shape[1],
-            stream=TrajectoryStreams(seeds, model.arch.tokens, model.device),
-            truncation=Truncation(chosen.top_k, chosen.top_p),
-            temperature=chosen.temperature,
-            alphas=model.alphas(sampling.style_strength),
-            kv_cache=sampling.kv_cache,
+    def _sampler(self, sampling: Sampling, at_once: int = 0) -> Sampler:
+        return Sampler(
+            self.model,
+            sampling.over(self.model.arch.sampling),
+            style_strength=sampling.style_strength,
+            streams=self.streams,
+            at_once=at_once,
         )
 
     @torch.no_grad()
-    def _decoded(self, f_hat: Tensor, seeds: Tensor) -> Tensor:
-        """Latents [B * G, D, h, h] -> uint8 [B, G, 3, S, S] on CPU."""
-        return pm1_to_u8(self.model.vae.fhat_to_img(f_hat)).unflatten(0, tuple(seeds.shape)).cpu()
+    def _encoded(self, content_u8: Tensor, style_u8: Tensor) -> ConditionState:
+        content, style = (u8_to_pm1(to_device(images, self.model.device)) for images in (content_u8, style_u8))
+        return encode_conditions(self.model, style, content)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
-from stylevar.generate import generate
-from stylevar.sampling import SharedStream, Truncation
+from stylevar.sampler import Sampler
+from stylevar.sampling import SharedStream
+from stylevar.sampling_config import KvCache, SamplingConfig
 from stylevar.transformer import StyleVAR
 
 
@@ -37,7 +38,7 @@ class ReleasedStyleVAR(StyleVAR):
         top_k: int = 0,
         top_p: float = 0.0,
         style_strength: float = 0.0,
-        kv_cache: str = "exact",
+        kv_cache: KvCache = "exact",
         return_tokens: bool = False,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Stylise B pairs.
@@ -51,20 +52,15 @@ class ReleasedStyleVAR(StyleVAR):
             return_tokens: also return the token maps, one int64 [B, p*p] per scale.
         Returns:
             Images [B, 3, H, W] in [0, 1].
+        Raises:
+            BadSetting: top_k, top_p or kv_cache is out of bounds.
         """
         if not B == style_img.shape[0] == content_img.shape[0]:
             raise ValueError(f"B={B}, but {style_img.shape[0]} style and {content_img.shape[0]} content images")
+        sampling = SamplingConfig(top_k=top_k, top_p=top_p, kv_cache=kv_cache)
         state = encode_conditions(self, style_img, content_img)
-        result = generate(
-            self,
-            state,
-            guide_queries(self, state),
-            group=1,
-            stream=SharedStream(g_seed, self.device),
-            truncation=Truncation(top_k, top_p),
-            alphas=self.alphas(style_strength),
-            kv_cache=kv_cache,
-        )
+        sampler = Sampler(self, sampling, style_strength=style_strength)
+        result = sampler.draw(state, guide_queries(self, state), SharedStream(g_seed, self.device), group=1)
         images = self.vae.fhat_to_img(result.f_hat).add(1).mul(0.5)
         if not return_tokens:
             return images

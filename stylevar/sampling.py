@@ -10,35 +10,29 @@ import torch
 from torch import Tensor
 
 from stylevar.images import to_device
+from stylevar.sampling_config import SamplingConfig
 
 
-@dataclass(frozen=True)
-class Truncation:
+def support_of(logits: Tensor, top_k: int, top_p: float) -> Tensor | None:
     """Which tokens may be drawn: the `top_k` best, and of those the smallest set that holds a share `top_p`. 0 is off.
 
-    Tokens that tie with the last one kept are kept too.
+    Logits [..., V] -> bool [..., V], or None where nothing is cut. The largest logit always stays, and tokens that tie
+    with the last one kept are kept too.
     """
-
-    top_k: int = 0
-    top_p: float = 0.0
-
-    def keep(self, logits: Tensor) -> Tensor | None:
-        """Logits [..., V] -> bool [..., V], or None where nothing is cut. The largest logit always stays."""
-        vocab = logits.shape[-1]
-        k = self.top_k if 0 < self.top_k < vocab else vocab
-        by_p = 0.0 < self.top_p < 1.0
-        if not by_p:
-            return None if k == vocab else logits >= logits.topk(k, dim=-1).values[..., -1:]
-        best = logits.topk(k, dim=-1).values  # descending
-        # Ties with the k-th value all stay, so the shares are taken over everything at or above it.
-        ties = (logits >= best[..., -1:]).sum(-1, keepdim=True) - k
-        total = torch.logaddexp(best.logsumexp(-1, keepdim=True), best[..., -1:] + ties.log())
-        tied_extra = 1.0 - (best - total).exp().sum(-1, keepdim=True)
-        share_up_to = tied_extra + (best - total).exp().flip(-1).cumsum(-1).flip(-1)  # of this token and all smaller
-        stays = share_up_to > 1.0 - self.top_p
-        stays[..., 0] = True
-        last = stays.sum(-1, keepdim=True) - 1
-        return logits >= best.gather(-1, last)
+    vocab = logits.shape[-1]
+    k = top_k if 0 < top_k < vocab else vocab
+    if not 0.0 < top_p < 1.0:
+        return None if k == vocab else logits >= logits.topk(k, dim=-1).values[..., -1:]
+    best = logits.topk(k, dim=-1).values  # descending
+    # Ties with the k-th value all stay, so the shares are taken over everything at or above it.
+    ties = (logits >= best[..., -1:]).sum(-1, keepdim=True) - k
+    total = torch.logaddexp(best.logsumexp(-1, keepdim=True), best[..., -1:] + ties.log())
+    tied_extra = 1.0 - (best - total).exp().sum(-1, keepdim=True)
+    share_up_to = tied_extra + (best - total).exp().flip(-1).cumsum(-1).flip(-1)  # of this token and all smaller
+    stays = share_up_to > 1.0 - top_p
+    stays[..., 0] = True
+    last = stays.sum(-1, keepdim=True) - 1
+    return logits >= best.gather(-1, last)
 
 
 class Stream(Protocol):
@@ -130,14 +124,14 @@ class Draw:
     keep: Tensor | None
 
 
-def draw_tokens(logits: Tensor, truncation: Truncation, temperature: float, stream: Stream, at: slice) -> Draw:
+def draw_tokens(logits: Tensor, sampling: SamplingConfig, stream: Stream, at: slice) -> Draw:
     """Sample one scale. `logits` fp32 [B, G, T, V]; `at` is where its tokens lie in the sequence.
 
     The policy is softmax(logits / temperature); truncation changes what is drawn, and `kept_mass` says by how much.
     """
-    logits = logits if temperature == 1.0 else logits / temperature
+    logits = logits if sampling.temperature == 1.0 else logits / sampling.temperature
     logp_all = logits.log_softmax(-1)
-    keep = truncation.keep(logits)
+    keep = support_of(logits, sampling.top_k, sampling.top_p)
     probs = logp_all.exp()
     kept_mass = torch.zeros(logits.shape[:-1], device=logits.device)
     if keep is not None:

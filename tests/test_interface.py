@@ -5,7 +5,6 @@ After such a change, write the new lists with:  python -m pytest tests/test_inte
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,18 @@ from command_flags import flags
 
 import stylevar
 from launch.configs.grpo import GrpoConfig
+from launch.configs.io import RunConfig, as_kept
 from launch.configs.sft import SftConfig
-from launch.rl.loop import Progress
-from launch.run.run_folder import RunFolder
+from launch.rl.progress import Progress
+from launch.run.run_folder import RunFolder, flat
 from learner.grpo.merging import MergeConfig, MergeController
 
 FROZEN = Path(__file__).parent / "golden" / "interface.json"
 
 
-def settings(config: Any, prefix: str = "") -> list[str]:
+def settings(config: RunConfig) -> list[str]:
     """The keys of a run's config.yaml, nested ones with dots."""
-    found: list[str] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        nested = dataclasses.is_dataclass(value)
-        found += settings(value, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
-    return sorted(found)
+    return sorted(flat(as_kept(config)))
 
 
 def interface(tmp_path: Path) -> dict[str, Any]:

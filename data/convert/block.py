@@ -18,6 +18,7 @@ from data.manifest import REJECT_SCHEMA, SCHEMA, rows_to_table
 from data.shard_writer import EncodedTriplet, ShardWriter
 from data.triplets import UnusableImage
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable
 
@@ -37,6 +38,9 @@ class FilterConfig:
     """Leave out triplets with one of these artifact flags."""
     min_score: dict[str, float] = field(default_factory=dict)
     """Leave out triplets of which a score is missing or lower, e.g. --min-score aesthetic 5."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def refusal(self, triplet: RawTriplet) -> str | None:
         """Why `triplet` is unwanted, or None."""

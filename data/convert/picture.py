@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from PIL import Image, ImageOps
 
 from data.convert.source import identity
 from data.triplets import decode_rgb
-from stylevar.errors import UserError
+from stylevar.bounds import check_bounds
 
 
 @dataclass(frozen=True)
 class PictureConfig:
     """How pictures are stored."""
 
-    size: int = 256
+    size: Annotated[int, Ge(8), Le(4096)] = 256
     """Side of the square images in pixels."""
     fit: Literal["crop", "stretch"] = "crop"
     """crop: shorter side to `size`, then the centre; stretch: both sides to `size`, as the published code."""
-    quality: int = 95
+    quality: Annotated[int, Ge(1), Le(100)] = 95
     """JPEG quality, without chroma subsampling."""
 
     def __post_init__(self) -> None:
-        if not 8 <= self.size <= 4096:
-            raise UserError(f"--size {self.size}: must be between 8 and 4096 pixels")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality}: must be between 1 and 100")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

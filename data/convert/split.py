@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated
 
-from stylevar.errors import UserError
+from annotated_types import Ge, Lt
+
+from stylevar.bounds import check_bounds
 
 SPLITS = ("train", "val_pair", "val_style", "val_content")
+Share = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
 class SplitConfig:
     """Shares held out. Contents and styles are told apart by a hash of their bytes."""
 
-    holdout_content: float = 0.05
+    holdout_content: Share = 0.05
     """Share of contents that are never trained on (`val_content`)."""
-    holdout_style: float = 0.05
+    holdout_style: Share = 0.05
     """Share of styles that are never trained on (`val_style`)."""
-    holdout_pair: float = 0.01
+    holdout_pair: Share = 0.01
     """Share of the pairs of trained contents and trained styles that are held out (`val_pair`)."""
     split_seed: int = 0
     """Another number holds out others."""
 
     def __post_init__(self) -> None:
-        for name in ("holdout_content", "holdout_style", "holdout_pair"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1)")
+        check_bounds(self)
 
     def split(self, content_id: str, style_id: str) -> str:
         """The split of a pair. A content that is held out goes before a style that is."""

@@ -33,7 +33,7 @@ def tokenize(folder: Path, vae: VQVAE) -> int:
     index, fingerprint = index_triplets(expand_shards([folder])), vae.fingerprint()
     todo = [n for n, path in enumerate(index.paths) if not has_tokens(path, fingerprint)]
     total = int(np.isin(index.shard, todo).sum())
-    pictures = _Tokeniser(vae, index)
+    pictures = _Tokenizer(vae, index)
     with tqdm(total=total, desc="tokenising", unit="triplet") as bar:
         for shard in todo:
             rows = np.flatnonzero(index.shard == shard)
@@ -47,7 +47,7 @@ def tokenize(folder: Path, vae: VQVAE) -> int:
     return total
 
 
-class _Tokeniser:
+class _Tokenizer:
     """Tokens of triplets, each content and style only once: there are few of them in many triplets."""
 
     def __init__(self, vae: VQVAE, index: TripletIndex) -> None:
@@ -68,8 +68,7 @@ class _Tokeniser:
                 if picture not in self._known and picture not in images:
                     images[picture] = self._decoded(data, row)
                 wanted.append((n, role, picture))
-        found = self._tokens(list(images.values()))
-        new = dict(zip(images, found, strict=True))
+        new = dict(zip(images, self._tokens(list(images.values())), strict=True))
         for n, role, picture in wanted:
             result[n, role] = tokens = new[picture] if picture in new else self._known[picture]
             if ROLES[role] != "target":

@@ -21,7 +21,8 @@ from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.lowrank import factors
-from stylevar.sampling import TrajectoryStreams, Truncation
+from stylevar.sampling import TrajectoryStreams
+from stylevar.sampling_config import SamplingConfig
 
 TOLERANCE = 1e-4
 """The most that log-probs may differ."""
@@ -76,7 +77,7 @@ def compare_step(
         ours = worker.sampler.sample(batch, c.seed, 0, worker.policy.version)
     reference = learner.reference(worker.conditions.get(batch), ours)
     timer = PhaseTimer(torch.cuda.synchronize if worker.device.type == "cuda" else None)
-    steps = NaiveSteps(adapters, Truncation(c.rollout.top_k, c.rollout.top_p), timer)
+    steps = NaiveSteps(adapters, c.rollout, timer)
     alike, difference = [], 0.0
     for b in range(c.conditions):
         for g in range(c.rollout.group):
@@ -127,9 +128,9 @@ class Done:
 class NaiveSteps:
     """What a step does with one trajectory, naively; gradients pile up in the adapters."""
 
-    def __init__(self, adapters: Adapters, truncation: Truncation, timer: PhaseTimer) -> None:
+    def __init__(self, adapters: Adapters, sampling: SamplingConfig, timer: PhaseTimer) -> None:
         scale = factors(next(iter(adapters.layers.values())))[2]
-        self.model, self.truncation, self.timer = NaiveModel(adapters.model, scale), truncation, timer
+        self.model, self.sampling, self.timer = NaiveModel(adapters.model, scale), sampling, timer
 
     def run(self, batch: ConditionBatch, b: int, seeds: Tensor, tokens: Tensor) -> Done:
         """Sample a trajectory of condition b with the seed `seeds` [1, 1], and learn from `tokens` [1, L]."""
@@ -139,7 +140,7 @@ class NaiveSteps:
                 reading = model.read(u8_to_pm1(batch.style[b : b + 1]), u8_to_pm1(batch.content[b : b + 1]))
             with timer("rollout"):
                 stream = TrajectoryStreams(seeds, model.arch.tokens, batch.style.device)
-                sampled = model.sample(reading, stream, self.truncation)
+                sampled = model.sample(reading, stream, self.sampling)
             with timer("decode"):
                 pm1_to_u8(model.vae.fhat_to_img(sampled.f_hat))
             with timer("reference"):
@@ -161,10 +162,9 @@ def naive_flops(work: Workload) -> dict[str, int]:
 def _count(phases: Phases) -> dict[str, int]:
     model, arch, counts = NaiveModel(phases.model), phases.work.arch, {}
     image = torch.empty(1, 3, arch.image_size, arch.image_size, device=META)
-    truncation = Truncation(phases.work.rollout.top_k, phases.work.rollout.top_p)
     with torch.no_grad():
         reading, counts["condition"] = count_flops_of(lambda: model.read(image, image))
-        sampled, counts["rollout"] = count_flops_of(lambda: model.sample(reading, FirstToken(), truncation))
+        sampled, counts["rollout"] = count_flops_of(lambda: model.sample(reading, FirstToken(), phases.work.rollout))
         _, counts["decode"] = count_flops_of(lambda: phases.decode(1))
         model.adapted = False
         _, counts["reference"] = count_flops_of(lambda: model.logprobs(reading, sampled.tokens))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from launch.benchmarks.model import SMALL, ModelShape
+from annotated_types import Ge
+
+from launch.benchmarks.model import SMALL
 from launch.benchmarks.step import Effort, RandomRewards, build_policy, run_steps, use_threads
+from launch.common.cpus import Threads
 from launch.common.device import choose_device
 from launch.common.text import duration, table
 from launch.configs.grpo import GrpoConfig
+from launch.configs.shape import ModelShape
 from launch.rl.colocated import ColocatedWorker
 from learner.grpo.update import LearnerConfig
 from rollout.sampler import RolloutConfig
+from stylevar.bounds import check_bounds
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,19 @@ class Cost:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lora_rank=16))
     effort: Effort = field(default_factory=Effort)
-    groups: tuple[int, ...] = (2, 4, 8, 16)
+    groups: tuple[Annotated[int, Ge(2)], ...] = (2, 4, 8, 16)
     """Trajectories per condition (G), at least 2: a group of one has no advantages."""
-    conditions: tuple[int, ...] = (1, 2, 4)
+    conditions: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 4)
     """Conditions per step (B)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False
     """Print a JSON list instead of a table."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def run(self) -> None:
         cells = self.measure()

@@ -14,13 +14,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from annotated_types import Ge
 from PIL import Image, ImageOps
 
 from data.augment import AugmentConfig
@@ -39,6 +40,7 @@ from launch.common.cpus import available_cpus
 from launch.supervised.data import MicroBatches, load_steps
 from learner.supervised.step import SftLearner, SftStepConfig
 from learner.supervised.token_cache import tokenize
+from stylevar.bounds import check_bounds
 from stylevar.build import build_vae_stylevar
 from stylevar.contracts import ConditionBatch
 
@@ -49,20 +51,23 @@ BATCH = 16
 class Data:
     """Preparing, reading, resuming and one SFT step, on a generated corpus in OmniStyle's format."""
 
-    triplets: int = 400
+    triplets: Annotated[int, Ge(1)] = 400
     """Targets of the generated corpus."""
-    source_px: int = 1024
+    source_px: Annotated[int, Ge(1)] = 1024
     """Side of its pictures."""
-    size: int = 256
+    size: Annotated[int, Ge(1)] = 256
     """Side of the prepared pictures."""
-    epoch: int = 100_000
+    epoch: Annotated[int, Ge(1)] = 100_000
     """Triplets of the epoch over which memory is watched."""
-    rows: int = 1_000_000
+    rows: Annotated[int, Ge(1)] = 1_000_000
     """Manifest rows for the resume."""
-    workers: int = field(default_factory=available_cpus)
+    workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
     """Processes that prepare and read."""
     scratch: Path | None = None
     """Where the corpus is generated; a temporary folder by default, removed at the end."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def run(self) -> None:
         with _folder(self.scratch) as folder:

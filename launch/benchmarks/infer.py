@@ -7,17 +7,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from launch.benchmarks.compare import check, naive_flops
-from launch.benchmarks.model import ModelShape, random_conditions
+from launch.benchmarks.model import build_model, random_conditions
 from launch.benchmarks.naive import NaiveModel
 from launch.benchmarks.step import Effort, use_threads
+from launch.common.cpus import Threads
 from launch.common.device import choose_device
 from launch.common.text import duration, operations, share, table
+from launch.configs.shape import ModelShape
 from launch.run.telemetry import memory
 from launch.sizing.flops import count_flops
 from launch.sizing.peak import product_peak
@@ -25,11 +28,13 @@ from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
 from stylevar.policy import Precision, allow_tf32
 from stylevar.released import ReleasedStyleVAR
-from stylevar.sampling import SharedStream, Truncation
+from stylevar.sampling import SharedStream
+from stylevar.sampling_config import TopK, TopP
 from stylevar.transformer import StyleVAR
 
 
@@ -91,11 +96,11 @@ class Infer:
 
     model: ModelShape = field(default_factory=ModelShape)
     effort: Effort = field(default_factory=Effort)
-    batch_sizes: tuple[int, ...] = (1, 4, 8)
+    batch_sizes: tuple[Annotated[int, Ge(1)], ...] = (1, 4, 8)
     """Pairs at once."""
-    top_k: int = 900
+    top_k: TopK = 900
     """Only the best K tokens may be drawn; 0 for all."""
-    top_p: float = 0.96
+    top_p: TopP = 0.96
     """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
     precision: Precision = "fp32"
     """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
@@ -105,7 +110,7 @@ class Infer:
     """Compile the model first, as `infer.py --compile` does."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False
     """Print one JSON object instead of a table."""
@@ -113,10 +118,11 @@ class Infer:
     """Also run the model as its equations read, check that the tokens agree, and show how much is saved."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.compare_naive and (self.precision == "bf16" or self.tf32):
             raise UserError("--compare-naive checks for equal tokens: leave out --precision bf16 and --tf32")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise UserError(f"--batch-sizes {self.batch_sizes}: give one or more, each at least 1")
+        if not self.batch_sizes:
+            raise UserError("--batch-sizes names nothing: give one or more")
 
     def run(self) -> None:
         result = self.measure()
@@ -126,7 +132,7 @@ class Infer:
         """Build the model and time every batch size, smallest first."""
         use_threads(self.threads)
         device = choose_device(self.device)
-        model = self.model.build()
+        model = build_model(self.model)
         model.vae.to(device)
         model.to(device)
         allow_tf32(self.tf32)
@@ -165,8 +171,7 @@ class Infer:
 
         @torch.no_grad()
         def naive() -> Tensor:
-            stream, truncation = SharedStream(0, model.device), Truncation(self.top_k, self.top_p)
-            sampled = plain.sample(plain.read(style, content), stream, truncation)
+            sampled = plain.sample(plain.read(style, content), SharedStream(0, model.device), work.rollout)
             model.vae.fhat_to_img(sampled.f_hat)
             return sampled.tokens
 

@@ -8,9 +8,10 @@ import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
+from annotated_types import Ge
 
 from data.shards import TripletShards, expand_shards
 from launch.benchmarks.gains import FinishedRun, Learned, markdown, summarise, to_json
@@ -28,6 +29,7 @@ from launch.run.run_folder import find_resume, finished_at, flat
 from launch.run.run_lock import only_writer
 from launch.run.saving import saving
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.text import check_path
 
@@ -60,24 +62,19 @@ class Learn:
     """Folder of runs and results. The same command goes on where it was interrupted; finished runs are not repeated."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every variant is trained once with each of them."""
-    seconds: float = 300.0
+    seconds: Annotated[float, Ge(0)] = 300.0
     """Training time of each run, without held-out scoring; 0 for no bound. Becomes a number of steps, by timing a few."""
-    trajectories: int = 0
+    trajectories: Annotated[int, Ge(0)] = 0
     """The most trajectories that a run samples to learn from; 0 for no bound."""
-    points: int = 4
+    points: Annotated[int, Ge(1)] = 4
     """Scorings of the held-out conditions in each run after the one at the start, evenly spread."""
-    eval_conditions: int = 0
+    eval_conditions: Annotated[int, Ge(0)] = 0
     """Held-out conditions that are scored while a run goes; 0 for all. At its start and its end all are."""
-    eval_group: int = 4
+    eval_group: Annotated[int, Ge(1)] = 4
     """Samples per held-out condition."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "trajectories", "eval_conditions"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be finite, and at least 0")
-        for name in ("points", "eval_group"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        check_bounds(self)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give one or more, each once")
 

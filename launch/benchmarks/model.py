@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import torch
 
+from launch.configs.shape import ModelShape
 from stylevar.adapters import Adapters
 from stylevar.build import build_vae_stylevar
-from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.contracts import ConditionBatch
 from stylevar.lowrank import factors
 from stylevar.released import ReleasedStyleVAR
 
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Size of the model; the published one by default."""
-
-    depth: int = 20
-    """Transformer blocks; the width is 64 times as many."""
-    patch_nums: tuple[int, ...] = PAPER_PATCH_NUMS
-    """Side of the token map of each scale; images have 16 times the last one's."""
-    ch: int = 160
-    """Base channels of the VQ-VAE."""
-    V: int = 4096
-    """Codebook size."""
-    Cvae: int = 32
-    """Channels of the latent."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Channel multiplier of each VQ-VAE level."""
-    style_enc_dim: int = 512
-    """Features of the content and style encoders."""
-
-    def build(self, seed: int = 0) -> ReleasedStyleVAR:
-        """The model and, as its `vae`, the tokenizer. Raises UserError for shapes that do not fit together."""
-        # The usual start all but silences the residual branches and the head: then nothing could go wrong in them.
-        torch.manual_seed(seed)
-        _, model = build_vae_stylevar(
-            patch_nums=self.patch_nums,
-            V=self.V,
-            Cvae=self.Cvae,
-            ch=self.ch,
-            depth=self.depth,
-            style_enc_dim=self.style_enc_dim,
-            ch_mult=self.ch_mult,
-            init_adaln_gamma=0.5,
-            init_head=1.0,
-        )
-        return model.requires_grad_(False)
-
-
 SMALL = ModelShape(depth=4, patch_nums=(1, 2, 3, 4), ch=32)
 """A model that a laptop trains, on 64 px images."""
+
+
+def build_model(shape: ModelShape, seed: int = 0) -> ReleasedStyleVAR:
+    """A model and, as its `vae`, the tokenizer. Raises UserError for a shape whose parts do not fit together."""
+    # The usual start all but silences the residual branches and the head: then nothing could go wrong in them.
+    torch.manual_seed(seed)
+    _, model = build_vae_stylevar(**asdict(shape), init_adaln_gamma=0.5, init_head=1.0)
+    return model.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylevar.config import HEAD_DIM
-from stylevar.sampling import Stream, Truncation, draw_tokens
+from stylevar.sampling import Stream, draw_tokens
+from stylevar.sampling_config import SamplingConfig
 from stylevar.transformer import StyleVAR
 
 Cache = dict[tuple[int, int], tuple[Tensor, Tensor]]
@@ -75,7 +76,7 @@ class NaiveModel:
         return self._logits(x, reading.cond).log_softmax(-1).gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
 
     @torch.no_grad()
-    def sample(self, reading: Reading, stream: Stream, truncation: Truncation, temperature: float = 1.0) -> Sampled:
+    def sample(self, reading: Reading, stream: Stream, sampling: SamplingConfig) -> Sampled:
         """One token map after the other, with a cache of keys and values for each stream."""
         quantize, cache = self.vae.quantize, Cache()
         x, f_hat, draws = reading.start, self.vae.quantize.empty(len(reading.start)), []
@@ -84,7 +85,7 @@ class NaiveModel:
             for i in range(self.blocks):
                 x = self._block(i, x, (style, content), reading.cond, self.alpha[at], None, cache)
             logits = self._logits(x, reading.cond).unsqueeze(1)
-            draws.append(draw_tokens(logits, truncation, temperature, stream, at))
+            draws.append(draw_tokens(logits, sampling, stream, at))
             f_hat = f_hat + quantize.embed(draws[-1].tokens.squeeze(1), s)
             if s + 1 < self.arch.scales:
                 following = slice(at.stop, at.stop + self.arch.patch_nums[s + 1] ** 2)

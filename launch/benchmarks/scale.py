@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated
 
 import psutil
 import ray
+from annotated_types import Ge
 
 from launch.cluster.distributed import DistributedRun
 from launch.common.cpus import available_cpus
@@ -20,6 +21,8 @@ from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig, demo
 from launch.dry_run.plan import Plan
 from launch.rl.colocated_actor import ColocatedActor
+from launch.rl.worker import Worker
+from stylevar.bounds import check_bounds
 
 WARM_UP = 2
 
@@ -37,14 +40,17 @@ class Measured:
 class Scale:
     """One worker per role against the colocated run, and predicted against measured step times."""
 
-    steps: int = 4
+    steps: Annotated[int, Ge(1)] = 4
     """Steps that are timed in each round, after two that are not."""
-    rounds: int = 3
+    rounds: Annotated[int, Ge(1)] = 3
     """How often all cases are gone through: a machine's speed drifts by more than what is to be seen. Medians count."""
-    threads: int = field(default_factory=available_cpus)
+    threads: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
     """Threads of the colocated worker, and of each of the distributed ones where they take turns."""
-    conditions: int = 4
+    conditions: Annotated[int, Ge(1)] = 4
     """Conditions per step."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def run(self) -> None:
         alone, pair = ClusterConfig(), ClusterConfig(placement="distributed", unit=self.conditions)
@@ -78,7 +84,7 @@ class Scale:
 
     def _measure(self, config: GrpoConfig, into: Measured) -> None:
         there = join_cluster()
-        worker: Any = ColocatedActor(config, there) if config.cluster.placement == "colocated" else DistributedRun()
+        worker: Worker = ColocatedActor(config, there) if config.cluster.placement == "colocated" else DistributedRun()
         process = psutil.Process()
         try:
             worker.setup(replace(config, steps=self.steps + WARM_UP), None)

@@ -8,18 +8,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
-from launch.benchmarks.model import ModelShape, enliven, random_conditions
+from launch.benchmarks.model import build_model, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases, refuse_unknown
 from launch.benchmarks.result import PhaseResult
+from launch.common.cpus import Threads
 from launch.common.device import choose_device, set_threads
 from launch.common.text import duration, size, table
 from launch.configs.grpo import GrpoConfig
+from launch.configs.shape import ModelShape
 from launch.rl.colocated import ColocatedWorker
 from launch.sizing.flops import count_flops
 from launch.sizing.memory import saved_activations
@@ -30,6 +33,7 @@ from reward.base import DreamSimType, RewardConfig
 from reward.scorer import build_scorer
 from rollout.sampler import RolloutConfig
 from stylevar.allocator import keep_freed_memory
+from stylevar.bounds import check_bounds
 from stylevar.contracts import Scores
 from stylevar.errors import UserError
 from stylevar.policy import Policy, Precision
@@ -54,14 +58,13 @@ class RandomRewards:
 class Effort:
     """How much is measured."""
 
-    repeat: int = 3
+    repeat: Annotated[int, Ge(1)] = 3
     """Times that are measured; medians are shown."""
-    warmup: int = 1
+    warmup: Annotated[int, Ge(0)] = 1
     """Times before that, which are not."""
 
     def __post_init__(self) -> None:
-        if self.repeat < 1 or self.warmup < 0:
-            raise UserError(f"--repeat {self.repeat} --warmup {self.warmup}: must be at least 1, and at least 0")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Step:
     rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=2))
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(micro_batch=1))
     effort: Effort = field(default_factory=Effort)
-    conditions: int = 1
+    conditions: Annotated[int, Ge(1)] = 1
     """Conditions per step."""
     reward: RewardName = "none"
     """The reward; none gives random ones in no time."""
@@ -155,7 +158,7 @@ class Step:
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False
     """Print one JSON object instead of tables."""
@@ -165,6 +168,7 @@ class Step:
     """Also run the step as its equations read, check that both agree, and show how much is saved. Takes much longer."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.reward not in get_args(RewardName):
             raise UserError(f"--reward {self.reward}: unknown; choose one of {', '.join(get_args(RewardName))}")
 
@@ -253,6 +257,6 @@ def use_threads(threads: int) -> None:
 
 def build_policy(config: GrpoConfig, shape: ModelShape, device: torch.device) -> Policy:
     """A policy of random weights, whose adapters have an effect."""
-    policy = Policy(config.policy_source(), device, shape.build(config.seed))
+    policy = Policy(config.policy_source(), device, build_model(shape, config.seed))
     enliven(policy.adapters, config.seed)
     return policy

@@ -97,6 +97,8 @@ def _read(name: str, shared: str, own: str) -> Variant:
             raise UserError(f"--variants, {name}: {said} is not for a variant to choose: give bench.py learn {instead}")
     if config.plan.wanted:
         raise UserError(f"--variants, {name}: a comparison has no dry run: ask launch/grpo.py for it")
+    if config.monitor.stop_when_flat:
+        raise UserError(f"--variants, {name}: --stop-when-flat would end a run before its time is up: leave it out")
     return Variant(name, shlex.join(words), config, flag(words, "--steps") is not None)
 
 

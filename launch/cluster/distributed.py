@@ -1,7 +1,21 @@
-"""A GRPO run over actors on many GPUs or nodes, with the interface of the colocated worker.
+"""A GRPO run over actors on many GPUs or nodes: the `Worker` of `--placement distributed`.
 
-This process only passes references: conditions go from the reader to rollout workers, from there images to reward workers
-and trajectories to learners, and adapters from the first learner to the rollout workers, through Ray's object store.
+A step is cut into units of a few conditions. Each unit goes its own way, and an arrow waits for what is on its left:
+
+    reader ----> rollout worker ----+----> reward worker ----+
+    (images)     (trajectories)     |      (scores)          |
+                       ^            |                        v
+                       |            +----> learner ----> all learners
+                       |                   (reference)   (update, once all units of the step are there)
+                       |                                     |
+                       +-------------------------------------+
+                         adapters, before a unit of a newer version is sampled
+
+With `--max-staleness 0` the rollout workers wait for the update of the step before. With a staleness of s they sample up to
+s steps ahead meanwhile, with older adapters. A merge or rollback comes after an update: what was sampled ahead is thrown
+away. Held-out conditions stop at the scores.
+
+This process only passes references, through Ray's object store: the images and tokens never come here.
 
 Which weights sample a step is fixed beforehand, not a matter of timing: with a staleness of s, those that step t - 1 - s
 left, or the last merge or rollback if that came later. So a worker that is lost changes no result.
@@ -36,6 +50,7 @@ from learner.grpo.actor import UpdateInfo, WeightsInfo, older_adapters
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import saved_base
 from stylevar.checkpoint import read_architecture
+from stylevar.config import ModelConfig
 from stylevar.contracts import PolicyVersion, Scores, TrajectoryRows
 from stylevar.errors import UserError
 from stylevar.policy import PolicySource
@@ -58,15 +73,17 @@ class DistributedRun:
         cluster = config.cluster
         self._calls = Calls(cluster.call_timeout, cluster.start_timeout)
         self._placement = placement = Placement(cluster, config.name, config.device)
-        choice = self._choose(config)
+        arch = read_architecture(config.init, config.vae, config.revision)
+        choice = self._choose(config, arch)
         self._config = config = choice.config
+        if checkpoint is None:
+            self._config = config = config.with_heldout_sampling(arch.sampling)
+        self._source = self._source_of(checkpoint)
         self._learners = LearnerGroup(placement, config, self._calls)
         self._rollout = Pool(
             placement.names("rollout", cluster.rollout_workers),
             lambda number: placement.create("rollout", number),
-            lambda actor: actor.setup.remote(
-                self._source, config.rollout, placement.device, placement.threads("rollout", config.threads)
-            ),
+            self._set_up_rollout,
             self._calls,
             cluster.max_restarts,
             lambda number: not placement.is_lost(("rollout", number)),
@@ -84,35 +101,22 @@ class DistributedRun:
             cluster.max_restarts,
             lambda number: not placement.is_lost(("reward", number)),
         )
-        self._reader = Pool(
-            ["reader"],
-            lambda _: placement.create_reader(),
-            lambda actor: actor.setup.remote(
-                config.condition_patterns(), self._shape["image_size"], self._shape["vae"], config.conditions, config.seed
-            ),
-            self._calls,
-            cluster.max_restarts,
-        )
+        self._pools = [self._rollout, self._reward]
         members = {"rollout": self._rollout.members, "reward": self._reward.members, "learner": self._learners.members}
         self._usage = RoleUsage(config.name, members, {"rollout": self._rollout, "reward": self._reward})
         self._weights = Weights(self._rollout, self._calls, cluster.check_weights, self._usage.synced)
-        in_turn = placement.device == "cpu" and placement.crowded(config.threads)
-        self._flow = UnitFlow(
-            self._reader,
-            self._rollout,
-            self._reward,
-            self._learners,
-            self._weights.sync,
-            in_turn,
-            config.learner.needs_gradient,
-        )
         self._failover = Failover(placement, self._rollout, self._reward, self._learners)
-        self._source = self._source_of(checkpoint)
         self._rollout.start()
         self._reward.start()
         facts = self._start_learners(checkpoint)
-        self._reader.start()
-        self._until(lambda: self._rollout.ready and self._reward.ready and self._reader.ready)
+        # Only the learners can say what images the model takes.
+        self._reader = self._start_reader(facts.pop("image_size"), facts.pop("vae"))
+        in_turn = placement.device == "cpu" and placement.crowded(config.threads)
+        gradient = config.learner.needs_gradient
+        self._flow = UnitFlow(
+            self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn, gradient
+        )
+        self._until(lambda: all(pool.ready for pool in self._pools))
         sizes = {f"{name} conditions": size for name, size in self._reader.facts.items()}
         workers = f"{cluster.rollout_workers} rollout, {cluster.reward_workers} reward, {cluster.learners} learner"
         return {"device": placement.device, "workers": workers, **facts, **sizes, **choice.facts()}
@@ -139,25 +143,14 @@ class DistributedRun:
     def step(self, step: int) -> StepReport:
         """Sample, score and learn. Raises StepAbandoned if a stop is requested before the learning."""
         start = time.perf_counter()
-        self._launch(step)
-        units = self._launched[step]
-        self._until(lambda: all(unit.done for unit in units), abandon=True)
-        for later in range(step + 1, min(step + self._config.cluster.max_staleness, self._config.steps - 1) + 1):
-            self._launch(later)
+        units = self._sample_and_score(step)
+        self._sample_ahead(step)
         sampled = time.perf_counter()
         staleness = self._weights.version.updates - units[0].version.updates
         infos = self._update(step, units)
-        del self._launched[step]
-        self._weights.keep_only([some[0].version for some in self._launched.values()])
-        rows = [rows for _, rows in sorted((pair for info in infos for pair in info.rows), key=lambda pair: pair[0])]
-        joined = TrajectoryRows.join(rows)
         seconds = {"time/step": time.perf_counter() - start, "time/wait": sampled - start}
         seconds["time/update"] = seconds["time/step"] - seconds["time/wait"]
-        seconds["throughput/trajectories_per_s"] = joined.rewards.numel() / seconds["time/step"]
-        usage = self._usage.metrics(staleness, self._restarts())
-        assert infos[0].metrics is not None
-        scores = Scores(joined.rewards, dict(joined.components))
-        return step_report(scores, joined, infos[0].metrics, {**seconds, **usage})
+        return self._report(infos, seconds, staleness)
 
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
         """Score `conditions` (all by default) of the held-out set `name` with the newest weights and fixed seeds."""
@@ -212,12 +205,6 @@ class DistributedRun:
         """Write the current policy, adapters baked in, into an existing folder."""
         self._wait(self._learners.call_first("saving the policy", "save_policy", folder.resolve()))
 
-    def fingerprint(self) -> str:
-        """A hash of the first learner's effective weights, which all workers have to agree with."""
-        info: WeightsInfo = self._wait(self._learners.call("hashing", "weights", True, returns=2))[0]
-        assert info.fingerprint is not None
-        return info.fingerprint
-
     def summary(self) -> str:
         """How busy the roles were, as a table."""
         return self._usage.table(self._restarts()) + "\n"
@@ -238,12 +225,11 @@ class DistributedRun:
             "learner": self._learners.restarts,
         }
 
-    def _choose(self, config: GrpoConfig) -> Choice:
+    def _choose(self, config: GrpoConfig, arch: ModelConfig) -> Choice:
         """What to compute at once: the same for all workers of a role, by the smallest of their devices."""
         budgets = self._placement.free_memory()
         if config.memory_budget is not None:
             budgets = dict.fromkeys(ROLES, parse_size(config.memory_budget))
-        arch = read_architecture(config.init, config.vae, config.revision)
         choice = choose(config, arch, budgets, self._placement.device == "cuda")
         if choice.shortage:
             raise UserError(choice.shortage)
@@ -256,10 +242,29 @@ class DistributedRun:
         base, version = saved_base(checkpoint)
         return dataclasses.replace(source, base=None if base is None else str(Path(base).resolve()), version=version)
 
+    def _set_up_rollout(self, actor: Any) -> Any:
+        """Have a rollout worker load the run's base, which `restart` may have changed since it was created."""
+        config, placement = self._config, self._placement
+        threads = placement.threads("rollout", config.threads)
+        return actor.setup.remote(self._source, config.rollout, config.heldout_sampling(), placement.device, threads)
+
+    def _start_reader(self, image_size: int, vae: str) -> Pool:
+        """Have an actor read conditions, as images of this size and tokens of this VQ-VAE."""
+        config = self._config
+        reader = Pool(
+            ["reader"],
+            lambda _: self._placement.create_reader(),
+            lambda actor: actor.setup.remote(config.condition_patterns(), image_size, vae, config.conditions, config.seed),
+            self._calls,
+            config.cluster.max_restarts,
+        )
+        self._pools.insert(0, reader)
+        reader.start()
+        return reader
+
     def _start_learners(self, checkpoint: Path | None) -> dict[str, Any]:
-        """Bring up the learners, and make theirs the run's version."""
+        """Bring up the learners, and make theirs the run's version. Returns facts about the model."""
         facts = self._wait(self._learners.start(self._source))[0]
-        self._shape = {name: facts.pop(name) for name in ("image_size", "vae")}
         if self._config.cluster.learners > 1:
             address = self._wait(self._learners.call_first("joining", "address"))[0]
             self._wait(self._learners.join(address))
@@ -301,6 +306,18 @@ class DistributedRun:
         for unit in units:
             self._flow.start(unit)
 
+    def _sample_and_score(self, step: int) -> list[Unit]:
+        """The units of a step, once all are sampled, scored, and have their reference log-probs."""
+        self._launch(step)
+        units = self._launched[step]
+        self._until(lambda: all(unit.done for unit in units), abandon=True)
+        return units
+
+    def _sample_ahead(self, step: int) -> None:
+        """Begin with the steps after `step`, as far as the staleness allows."""
+        for later in range(step + 1, min(step + self._config.cluster.max_staleness, self._config.steps - 1) + 1):
+            self._launch(later)
+
     def _update(self, step: int, units: list[Unit]) -> list[UpdateInfo]:
         """All learners learn from their units; rollouts of later steps go on meanwhile."""
 
@@ -313,7 +330,19 @@ class DistributedRun:
         together = self._learners.call_each(f"the update of step {step}", "update", share, returns=2)
         infos: list[UpdateInfo] = self._wait(together)
         self._weights.take(together.references[0][0], infos, updated=True)
+        del self._launched[step]
+        self._weights.keep_only([some[0].version for some in self._launched.values()])
         return infos
+
+    def _report(self, infos: list[UpdateInfo], seconds: dict[str, float], staleness: int) -> StepReport:
+        """What the learners, the clock and the workers say about a step."""
+        numbered = sorted((pair for info in infos for pair in info.rows), key=lambda pair: pair[0])
+        rows = TrajectoryRows.join([rows for _, rows in numbered])
+        speed = {"throughput/trajectories_per_s": rows.rewards.numel() / seconds["time/step"]}
+        usage = self._usage.metrics(staleness, self._restarts())
+        assert infos[0].metrics is not None
+        scores = Scores(rows.rewards, dict(rows.components))
+        return step_report(scores, rows, infos[0].metrics, {**seconds, **speed, **usage})
 
     def _wait(self, together: Together) -> list[Any]:
         self._until(lambda: together.done)
@@ -322,7 +351,7 @@ class DistributedRun:
     def _until(self, done: Callable[[], bool], abandon: bool = False) -> None:
         """Keep all actors at work until `done`."""
         while not done():
-            for pool in (self._reader, self._rollout, self._reward):
+            for pool in self._pools:
                 pool.feed()
             if abandon and self._stop_requested():
                 raise StepAbandoned

@@ -51,7 +51,7 @@ def exit_code(body: Callable[[], None]) -> None:
         try:
             body()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error.for_command_line()}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
+from annotated_types import Ge
+
+from stylevar.bounds import Remedy
+
+Threads = Annotated[int, Ge(0), Remedy("0 takes all cores")]
+"""The threads of a process that a flag asks for; 0 for all cores."""
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+from typing import Any
 
 import ray
 from ray._private import services
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that a cluster may take to answer. Ray itself would wait for minutes."""
+STARTS = 4
+"""How often a local Ray is started whose processes were too slow to come up."""
+TOO_SLOW = "timed out during startup"
+"""What Ray says then."""
 SOCKET_PATH = 107
 """Bytes that the path of a Unix socket may have."""
 SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.12")
@@ -43,7 +48,7 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
         try:
             # A closed terminal signals Ray's processes too, but the run still needs them to save its state.
             with sparing_children(signal.SIGHUP):
-                ray.init(
+                init_patiently(
                     # Without an address Ray would join whatever was last started here, and wait minutes if that has died.
                     address=address or "local",
                     num_cpus=available_cpus() if address is None else None,
@@ -53,10 +58,30 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
                     runtime_env=worker_environment(),
                     _temp_dir=temporary_folder() if address is None else None,
                 )
-        except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError, SlowStart) as error:
             where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
             raise UserError(f"could not {where}: {_first_line(error)}") from error
     return ray.cluster_resources()
+
+
+class SlowStart(Exception):
+    """A local Ray did not come up in the time that it gives itself."""
+
+
+def init_patiently(**settings: Any) -> None:
+    """`ray.init`, up to `STARTS` times if Ray's own processes take longer to start than the 30 s that Ray gives them.
+
+    On a machine that is busy with something else they may. Raises SlowStart if they do so every time.
+    """
+    for _ in range(STARTS):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises no kind of its own for this
+            if TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+    raise SlowStart(f"its processes did not start within 30 s, {STARTS} times: is the machine overloaded?")
 
 
 def find_cluster() -> str | None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from stylevar.processes import STOP_SIGNALS
 
@@ -56,6 +56,19 @@ class Interrupts:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         self.asked = True
         raise KeyboardInterrupt
+
+
+class Stop(Protocol):
+    """Whether somebody wants the work to end. It listens within `with stop:`."""
+
+    @property
+    def requested(self) -> bool: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 class StopRequest:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt
+
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 
 Role = Literal["rollout", "reward", "learner"]
@@ -19,25 +22,25 @@ class ClusterConfig:
 
     placement: Literal["colocated", "distributed"] = "colocated"
     """colocated: one actor process holds all roles and one copy of the weights; distributed: an actor per worker."""
-    rollout_workers: int = 1
+    rollout_workers: Annotated[int, Ge(1)] = 1
     """distributed: actors that sample trajectories (N)."""
-    reward_workers: int = 1
+    reward_workers: Annotated[int, Ge(1)] = 1
     """distributed: actors that score images (M)."""
-    learners: int = 1
+    learners: Annotated[int, Ge(1)] = 1
     """distributed: actors that update the adapters together (K)."""
-    rollout_gpus: float = 1.0
+    rollout_gpus: Annotated[float, Gt(0)] = 1.0
     """distributed, with GPUs: how much of one each rollout worker takes; fractions share a GPU."""
-    reward_gpus: float = 1.0
+    reward_gpus: Annotated[float, Gt(0)] = 1.0
     """The same for each reward worker."""
-    learner_gpus: float = 1.0
+    learner_gpus: Annotated[float, Gt(0)] = 1.0
     """The same for each learner."""
-    rollout_cpus: float = 0.0
+    rollout_cpus: Annotated[float, Ge(0)] = 0.0
     """distributed: CPUs that each rollout worker reserves; 0 for an equal share of the cluster's."""
-    reward_cpus: float = 0.0
+    reward_cpus: Annotated[float, Ge(0)] = 0.0
     """The same for each reward worker."""
-    learner_cpus: float = 0.0
+    learner_cpus: Annotated[float, Ge(0)] = 0.0
     """The same for each learner."""
-    unit: int = 0
+    unit: Annotated[int, Ge(0)] = 0
     """distributed: conditions that one task samples; 0 for two tasks per rollout worker and minibatch."""
     max_staleness: Literal[0, 1, 2] = 0
     """distributed: age in updates of the weights that sample a step; with 1 or 2 rollouts run while learners update."""
@@ -45,30 +48,20 @@ class ClusterConfig:
     """distributed: precision in which adapters travel to the rollout workers. With bf16 the ratio is never exactly 1."""
     check_weights: bool = False
     """distributed: after each sync and merge compare a hash of all effective weights between all workers."""
-    call_timeout: float = 1800.0
+    call_timeout: Annotated[float, Gt(0)] = 1800.0
     """distributed: seconds after which a call to a worker counts as hung; the worker is then replaced."""
-    start_timeout: float = 3600.0
+    start_timeout: Annotated[float, Gt(0)] = 3600.0
     """distributed: the same for a worker that starts and loads its model, and for how long a role without any worker may
     wait for room on the cluster."""
-    max_restarts: int = 3
+    max_restarts: Annotated[int, Ge(0)] = 3
     """distributed: how often lost learners, and each lost rollout or reward worker, are replaced before the run ends."""
 
     def __post_init__(self) -> None:
-        for name in ("rollout_workers", "reward_workers", "learners"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        check_bounds(self)
         for role in ROLES:
-            cpus, gpus = getattr(self, f"{role}_cpus"), getattr(self, f"{role}_gpus")
-            if cpus < 0 or gpus <= 0 or (gpus > 1 and gpus != int(gpus)):
-                raise UserError(
-                    f"--{role}-cpus {cpus} --{role}-gpus {gpus}: CPUs must be at least 0, GPUs a positive share of one"
-                )
-        if self.unit < 0 or self.max_restarts < 0:
-            raise UserError(f"--unit {self.unit} --max-restarts {self.max_restarts}: both must be at least 0")
-        if self.call_timeout <= 0 or self.start_timeout <= 0:
-            raise UserError(
-                f"--call-timeout {self.call_timeout} --start-timeout {self.start_timeout}: both must be positive"
-            )
+            gpus = getattr(self, f"{role}_gpus")
+            if gpus > 1 and gpus != int(gpus):
+                raise UserError(f"--{role}-gpus {gpus}: must be a share of one GPU, or a whole number of GPUs")
 
     def workers(self, role: Role) -> int:
         """How many actors a role has."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from annotated_types import Ge, Gt
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stylevar.errors import UserError
+from stylevar.bounds import check_bounds
 
 
 def _numbers(words: list[str]) -> tuple[int, ...]:
@@ -30,20 +31,15 @@ class PlanConfig:
 
     dry_run: bool = False
     """Print what the run will take (memory, FLOPs, step time, who works how much) and end: nothing is started or written."""
-    what_if: Annotated[tuple[int, ...], _NUMBERS] = ()
+    what_if: Annotated[tuple[Annotated[int, Ge(1)], ...], _NUMBERS] = ()
     """Predict a distributed step with each of these numbers of rollout workers, too (1 2 4 or 1,2,4); a dry run."""
-    device_tflops: float | None = None
+    device_tflops: Annotated[float, Gt(0)] | None = None
     """Dry run: TFLOP/s that each actor's own device sustains, in place of a short measurement on this machine."""
-    device_memory_gb: float | None = None
+    device_memory_gb: Annotated[float, Gt(0)] | None = None
     """Dry run: memory of a device in GB (10^9 bytes), in place of that of this machine's."""
 
     def __post_init__(self) -> None:
-        if any(workers < 1 for workers in self.what_if):
-            raise UserError(f"--what-if {' '.join(map(str, self.what_if))}: every number of workers must be at least 1")
-        for name in ("device_tflops", "device_memory_gb"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
+        check_bounds(self)
 
     @property
     def wanted(self) -> bool:

@@ -4,49 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-import yaml
+from annotated_types import Ge
 
+from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
-from launch.configs.io import absolute_patterns, absolute_source, from_plain
+from launch.configs.io import RunKind, absolute_patterns, absolute_source, load_settings
 from learner.grpo.merging import MergeConfig
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
+from stylevar.bounds import check_bounds
+from stylevar.config import Alpha
 from stylevar.errors import UserError
 from stylevar.policy import PolicySource, Precision
+from stylevar.sampling_config import SamplingConfig, Temperature, TopK, TopP
+
+SAMPLED_BY = ("temperature", "top_k", "top_p")
+"""The settings of sampling that held-out scoring has for its own."""
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
     """What is measured, shown and kept while the run goes."""
 
-    eval_every: int = 50
+    eval_every: Annotated[int, Ge(1)] = 50
     """Steps between scorings of the held-out conditions with fixed seeds (`reward/heldout`)."""
-    eval_conditions: int = 32
+    eval_conditions: Annotated[int, Ge(1)] = 32
     """Held-out conditions scored every `eval_every` steps; all of them at the start and at the end."""
-    eval_group: int = 4
+    eval_group: Annotated[int, Ge(1)] = 4
     """Samples per held-out condition."""
-    eval_unit: int = 8
+    eval_temperature: Temperature | None = None
+    """Temperature of held-out samples; by default the one that the model's config.json says is best, else 1."""
+    eval_top_k: TopK | None = None
+    """Their --top-k, by default likewise."""
+    eval_top_p: TopP | None = None
+    """Their --top-p, by default likewise."""
+    stop_when_flat: Annotated[int, Ge(0)] = 0
+    """End the run after so many scorings in a row (each `eval_every` steps) without a new best score; 0 for never."""
+    eval_unit: Annotated[int, Ge(1)] = 8
     """Held-out conditions that are sampled at once."""
-    image_conditions: int = 8
+    image_conditions: Annotated[int, Ge(1)] = 8
     """Held-out conditions whose samples are shown in TensorBoard at every scoring."""
-    checkpoint_every: int = 50
+    checkpoint_every: Annotated[int, Ge(1)] = 50
     """Steps between checkpoints."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Annotated[int, Ge(1)] = 3
     """Checkpoints kept, besides the best."""
 
     def __post_init__(self) -> None:
-        for name in ("eval_every", "eval_conditions", "eval_group", "eval_unit", "image_conditions", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class GrpoConfig:
     """A GRPO run. `--preset demo` (the default) is the embedded demo, `--preset paper` is for real data; `--config FILE`
     starts from a run's file."""
 
+    kind: ClassVar[RunKind] = "grpo"
     preset: Literal["paper", "demo"] = "paper"
     """Where the defaults of all other flags come from: demo if nothing is said, paper for real data."""
     config: Path | None = None
@@ -66,12 +80,13 @@ class GrpoConfig:
     """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. Its own settings are the
     defaults of all flags, and flags that differ are kept in it."""
     init: str = "model.safetensors"
-    """The SFT model: a file, a folder, or a hub id owner/name[:file]."""
+    """The model to start from: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+    owner/name[:file]."""
     vae: str = "vqvae.safetensors"
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     revision: str | None = None
     """Hub revision of both."""
-    alphas: tuple[float, ...] | None = None
+    alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale, in place of those saved with the model."""
     shards: tuple[str, ...] = ("data/train-*.tar",)
     """Training conditions: WebDataset shards of triplets, as files, patterns or folders, quoted or not."""
@@ -79,15 +94,15 @@ class GrpoConfig:
     """Held-out conditions, scored as the run goes; likewise."""
     novel: tuple[str, ...] = ()
     """A second held-out set, scored at the start and the end only; likewise."""
-    steps: int = 1000
+    steps: Annotated[int, Ge(1)] = 1000
     """GRPO steps."""
-    conditions: int = 16
+    conditions: Annotated[int, Ge(1)] = 16
     """Conditions per step (B); each is sampled `group` times."""
     seed: int = 0
     """Seed of data order, trajectories and adapters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads of the worker; 0 for as many as it may use."""
     memory_budget: str | None = None
     """What each process may take of its device, as 22GiB; by default what is free on a GPU, and no bound on a CPU. Sets
@@ -105,20 +120,28 @@ class GrpoConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "conditions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        check_bounds(self)
         for name in ("shards", "heldout"):
             if not getattr(self, name):
                 raise UserError(f"--{name} names nothing: give shards, patterns or folders of shards")
-        if self.threads < 0:
-            raise UserError(f"--threads {self.threads}: must be at least 0 (0 takes all cores)")
         if self.memory_budget is not None:
             parse_size(self.memory_budget)
         if self.conditions % self.learner.minibatches:
             raise UserError(f"--minibatches {self.learner.minibatches} does not divide --conditions {self.conditions}")
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
+
+    def with_heldout_sampling(self, own: SamplingConfig) -> GrpoConfig:
+        """The same settings, with the model's `own` where --eval-temperature and its like are not given."""
+        monitor = self.monitor
+        open_ones = [name for name in SAMPLED_BY if getattr(monitor, f"eval_{name}") is None]
+        filled = dataclasses.replace(monitor, **{f"eval_{name}": getattr(own, name) for name in open_ones})
+        return dataclasses.replace(self, monitor=filled)
+
+    def heldout_sampling(self) -> RolloutConfig:
+        """How held-out conditions are sampled. Older runs did not say: they sampled them as they trained."""
+        said = {name: getattr(self.monitor, f"eval_{name}") for name in SAMPLED_BY}
+        return dataclasses.replace(self.rollout, **{name: value for name, value in said.items() if value is not None})
 
     def policy_source(self) -> PolicySource:
         """Where the weights come from at the run's start."""
@@ -194,6 +217,7 @@ MAY_CHANGE = (
     "merge.rollback_drop",
     "monitor.eval_every",
     "monitor.eval_unit",
+    "monitor.stop_when_flat",
     "monitor.image_conditions",
     "monitor.checkpoint_every",
     "monitor.keep_checkpoints",
@@ -250,13 +274,5 @@ def flag(argv: Sequence[str], name: str) -> str | None:
 
 
 def load_config(path: Path) -> GrpoConfig:
-    """Read a run's config.yaml. UserError if it is missing, not YAML, or has unknown keys."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"config {path} does not exist: give a run's config.yaml") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path} is no YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, Mapping):
-        raise UserError(f"config {path} holds no mapping: give a run's config.yaml")
-    return from_plain(GrpoConfig, values, str(path))
+    """Read a GRPO run's config.yaml. UserError if it is missing or something else."""
+    return load_settings(GrpoConfig, path, "a GRPO run")

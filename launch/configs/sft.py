@@ -4,62 +4,42 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-import yaml
+from annotated_types import Ge, Gt, Le
 
 from data.augment import AugmentConfig
 from data.mixture import MixtureConfig
+from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_VAE
-from launch.configs.io import absolute_patterns, absolute_source
+from launch.configs.io import RunKind, absolute_patterns, absolute_source, load_settings
+from launch.configs.shape import ModelShape
 from learner.supervised.schedule import ScheduleConfig
 from learner.supervised.step import SftStepConfig
-from stylevar.config import ModelConfig, default_alphas
+from stylevar.bounds import check_bounds
+from stylevar.config import Alpha
 from stylevar.errors import UserError
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class ScratchShape(ModelShape):
     """The model's size, for training from scratch; with --init and --var the checkpoint decides."""
 
-    depth: int = 4
-    """Transformer blocks; also the number of heads. The width is 64 * depth."""
-    style_enc_dim: int = 128
-    """Features of the content and style encoders; 512 is ResNet-18."""
     shared_aln: bool = False
     """One adaLN projection for all blocks, with a learned offset per block: a quarter fewer weights."""
-    patch_nums: tuple[int, ...] = (1, 2, 4, 7, 10)
-    """Side of the token map of each scale, coarse to fine."""
-    V: int = 1024
-    """Codebook size of the VQ-VAE."""
-    Cvae: int = 16
-    """Channels of the VQ-VAE's latent."""
-    ch: int = 32
-    """Base channels of the VQ-VAE."""
-    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
-    """Channel multiplier of each VQ-VAE level; every level after the first halves the resolution."""
 
-    def model_config(self, alphas: tuple[float, ...] | None) -> ModelConfig:
-        """The full model config, with the published style weights unless `alphas` are given."""
-        return ModelConfig(
-            patch_nums=self.patch_nums,
-            V=self.V,
-            Cvae=self.Cvae,
-            ch=self.ch,
-            ch_mult=self.ch_mult,
-            depth=self.depth,
-            shared_aln=self.shared_aln,
-            style_enc_dim=self.style_enc_dim,
-            alphas=default_alphas(len(self.patch_nums)) if alphas is None else alphas,
-        )
+
+def _small() -> ScratchShape:
+    return ScratchShape((1, 2, 4, 7, 10), V=1024, Cvae=16, ch=32, ch_mult=(1, 1, 2, 4), depth=4, style_enc_dim=128)
 
 
 @dataclass(frozen=True)
 class SftConfig:
     """An SFT run. With --resume, the run's own settings are the defaults of all flags; flags that differ are kept in it."""
 
+    kind: ClassVar[RunKind] = "sft"
     shards: tuple[str, ...] = ()
     """Training triplets: WebDataset shards, as files, patterns or folders. Of prepared sets the split "train" is taken."""
     val_shards: tuple[str, ...] = ()
@@ -71,54 +51,55 @@ class SftConfig:
     resume: str | None = None
     """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
     init: str | None = None
-    """Start from this StyleVAR: a file, a folder, or a hub id owner/name[:file]."""
+    """Start from this StyleVAR: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+    owner/name[:file]."""
     var: str | None = None
     """Start from this vanilla VAR, e.g. var_d20.pth; needs --image-encoder."""
     image_encoder: str | None = None
     """ImageNet weights of torchvision's ResNet-18, a file; the start of both encoders with --var."""
     vae: str = str(DEMO_VAE)
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
-    alphas: tuple[float, ...] | None = None
+    alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale, in place of the checkpoint's or the published ones."""
-    shape: ModelShape = field(default_factory=ModelShape)
+    shape: ScratchShape = field(default_factory=_small)
     step: SftStepConfig = field(default_factory=SftStepConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    steps: int | None = None
+    steps: Annotated[int, Gt(0)] | None = None
     """Optimizer steps; by default as many as `epochs` take."""
-    epochs: float = 10.0
+    epochs: Annotated[float, Gt(0)] = 10.0
     """Passes over the training triplets, if `steps` is not given."""
-    batch: int = 128
+    batch: Annotated[int, Gt(0)] = 128
     """Triplets per step, in all processes together."""
-    micro_batch: int = 16
+    micro_batch: Annotated[int, Gt(0)] = 16
     """Triplets per forward pass; the gradients of a step add up."""
-    loader_workers: int | None = None
+    loader_workers: Annotated[int, Ge(0)] | None = None
     """Processes that read and vary triplets; by default one per core but one, and none if all fit into memory."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation, jitter and drop path."""
-    workers: int = 1
+    workers: Annotated[int, Gt(0)] = 1
     """Data-parallel processes, on one machine or a Ray cluster; one needs no Ray. Each takes a GPU if there are enough."""
-    max_restarts: int = 3
+    max_restarts: Annotated[int, Ge(0)] = 3
     """How often the run goes on by itself from its last checkpoint after a process of several was lost."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
-    memory_gb: float = 2.0
+    memory_gb: Annotated[float, Ge(0), Le(math.inf)] = 2.0
     """Triplets that fit into this much memory are decoded and tokenised once, before the first step, and then stay where
     the model is."""
-    log_every: int = 10
+    log_every: Annotated[int, Gt(0)] = 10
     """Steps between entries in TensorBoard."""
-    eval_every: int = 250
+    eval_every: Annotated[int, Gt(0)] = 250
     """Steps between validations."""
-    val_samples: int = 1024
+    val_samples: Annotated[int, Gt(0)] = 1024
     """Held-out triplets of each validation split that are scored, evenly spread over it."""
-    image_conditions: int = 6
+    image_conditions: Annotated[int, Gt(0)] = 6
     """Held-out triplets of each split whose samples are drawn at every validation."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, Gt(0)] = 500
     """Steps between checkpoints; each is validated too."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Gt(0)] = 2
     """Checkpoints kept, besides the best."""
     export: Literal["best", "last"] = "best"
     """Which checkpoint becomes the run's model: that of the lowest held-out loss, or the last."""
@@ -126,17 +107,9 @@ class SftConfig:
     """Store the matrices of the run's model in fp16."""
 
     def __post_init__(self) -> None:
-        positive = ("batch", "micro_batch", "epochs", "steps", "log_every", "eval_every", "checkpoint_every")
-        for name in (*positive, "image_conditions", "val_samples"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be positive")
-        if self.workers < 1 or self.batch % self.workers:
+        check_bounds(self)
+        if self.batch % self.workers:
             raise UserError(f"--workers {self.workers}: must divide --batch {self.batch}")
-        if self.max_restarts < 0:
-            raise UserError(f"--max-restarts {self.max_restarts}: must be at least 0")
-        if self.threads < 0 or (self.loader_workers or 0) < 0:
-            raise UserError(f"--threads {self.threads} --loader-workers {self.loader_workers}: must be at least 0")
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
         if self.init is not None and self.var is not None:
@@ -196,26 +169,4 @@ the held-out triplets by which the best checkpoint was chosen."""
 
 def load_config(path: Path) -> SftConfig:
     """Read an SFT run's config.yaml. UserError if it is missing or something else."""
-    try:
-        values = yaml.safe_load(path.read_text())
-        return _typed(SftConfig, values)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of an SFT run") from error
-    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is not the config of an SFT run ({error}): name the folder of one") from error
-
-
-def _typed(kind: Any, values: dict[str, Any]) -> Any:
-    nested = {f.name: f.default_factory for f in fields(kind) if is_dataclass(f.default_factory)}
-
-    def typed(name: str, value: Any) -> Any:
-        if name in nested:
-            return _typed(nested[name], value)
-        return _tuples(value)
-
-    return kind(**{name: typed(name, value) for name, value in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    """YAML knows lists only; the config's fields are tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return load_settings(SftConfig, path, "an SFT run")

@@ -104,7 +104,7 @@ class Measurement:
             read = self._seconds(lambda: self._read(conditions))
             encode = self._seconds(lambda: ConditionCache(model, images=config.rollout.decode_batch).get(batch))
             sampler = GroupSampler(model, config.rollout)
-            known = sampler.conditions.tokenised(batch)
+            known = sampler.conditions.tokenized(batch)
             state = sampler.conditions.get(batch)
             start = adapters.state()
             with adapters.merged():

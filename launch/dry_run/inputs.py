@@ -15,7 +15,7 @@ from data.patterns import expand_braces, find_paths
 from launch.configs.grpo import GrpoConfig
 from reward.base import MissingWeights, RewardConfig
 from reward.build import check_weights
-from stylevar.checkpoint import MODEL_FILE, VAE_FILE, config_beside, load_pair
+from stylevar.checkpoint import VAE_FILE, config_beside, load_pair
 from stylevar.config import ModelConfig
 from stylevar.hub import fetch
 from stylevar.transformer import StyleVAR
@@ -55,7 +55,6 @@ def _model(config: GrpoConfig, assumed: list[str]) -> tuple[StyleVAR | None, Mod
         fetch(config.vae, VAE_FILE, config.revision)
     arch = None
     if not no_model:
-        fetch(config.init, MODEL_FILE, config.revision)
         arch = config_beside(config.init, config.revision)
     missing = " and ".join([*["no model (--init)"] * no_model, *["no VQ-VAE (--vae)"] * no_vae])
     arch, whose = (ModelConfig(), "the paper's") if arch is None else (arch, f"that of {config.init}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-import yaml
 
 from launch.common.cpus import available_cpus
 from launch.common.device import choose_device
@@ -25,6 +24,7 @@ from launch.sizing.budget import choose, conditions_held, workload
 from launch.sizing.flops import count_flops
 from launch.sizing.memory import ALWAYS, MemoryPlan, RoleMemory, parameter_counts
 from launch.sizing.peak import product_rate
+from stylevar.yaml_files import yaml_text
 
 HELPS = 1.05
 """Speed-up below which more workers no longer help."""
@@ -105,7 +105,7 @@ class Plan:
 
     def _config(self) -> str:
         run = dataclasses.replace(self.config, plan=PlanConfig())  # what is asked of the plan is no part of the run
-        return "config\n" + yaml.safe_dump(to_plain(run), sort_keys=False, allow_unicode=True).rstrip()
+        return "config\n" + yaml_text(to_plain(run)).rstrip()
 
     def _assumptions(self) -> str:
         lines = [f"  {line}" for line in self.inputs.assumed]

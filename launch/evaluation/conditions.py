@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_image_u8
 from launch.evaluation.config import EvalConfig
-from launch.stylise.pictures import PICTURES, Failures, pictures_in
+from launch.stylise.pictures import Failures, pictures_at
 from stylevar.contracts import Condition, ConditionBatch
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable
@@ -93,7 +92,7 @@ def open_conditions(config: EvalConfig, size: int) -> ConditionSet:
         return PairedSet(config.shards, config.limit)
     assert config.content is not None
     assert config.style is not None
-    files = [find_pictures(source) for source in (config.content, config.style)]
+    files = [pictures_of(source) for source in (config.content, config.style)]
     contents, styles = (_named(some) for some in files)
     if config.pairing == "zip":
         if len(contents) != len(styles):
@@ -109,37 +108,13 @@ def open_conditions(config: EvalConfig, size: int) -> ConditionSet:
     return UnpairedSet(tuple(named[i] for i in spread(len(named), config.limit or None)), size)
 
 
-def find_pictures(source: Path) -> list[Path]:
-    """The pictures that a file, a folder, or a .txt list of files names; what is not read is logged.
-
-    UserError if there is none.
-    """
-    if os.path.isdir(source):
-        failures = Failures()
-        files = pictures_in(source, failures)
-        for reason in failures.reasons.values():
-            logger.warning("left out: %s", reason)
-    elif source.suffix.lower() == ".txt" and os.path.isfile(source):
-        files = _listed(source)
-    else:
-        files = [source] if os.path.isfile(source) else []
-    if not files:
-        raise UserError(
-            f"no picture in {clipped(source)}: give a picture, a folder of {' '.join(PICTURES)}, or a .txt list of files"
-        )
+def pictures_of(source: Path) -> list[Path]:
+    """The pictures that --content or --style names; those that are not read are logged. UserError if there is none."""
+    failures = Failures()
+    files = pictures_at(source, failures)
+    for reason in failures.reasons.values():
+        logger.warning("left out: %s", reason)
     return files
-
-
-def _listed(table: Path) -> list[Path]:
-    """The files that a text names, one a line, relative to it; their names may have bytes that are not UTF-8."""
-    try:
-        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"{printable(table)} cannot be read ({error.strerror}): give a text file") from error
-    if "\0" in text:
-        raise UserError(f"{printable(table)} is no list of files in UTF-8: save it as text in UTF-8")
-    lines = (line.strip() for line in text.splitlines())
-    return [table.parent / os.path.expanduser(line) for line in lines if line]
 
 
 def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -151,20 +126,20 @@ def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
 
 def _usable(files: Sequence[Path], size: int) -> set[Path]:
     """Those that can be read; the others are logged. UserError if none can."""
-    found = set()
+    usable = set()
     for file in dict.fromkeys(files):
         try:
             load_image_u8(file, size)
         except UserError as error:
             logger.warning("left out: %s", printable(error))
             continue
-        found.add(file)
-    if not found:
+        usable.add(file)
+    if not usable:
         raise UserError(f"none of the {len(files)} pictures can be read, such as {clipped(files[0])}")
-    return found
+    return usable
 
 
 def reference_images(batch: ConditionBatch) -> dict[str, Tensor]:
     """What can be compared with, uint8 [B, 3, H, W] by name; "target" is there only if there are targets."""
-    found = {"content": batch.content, "style": batch.style}
-    return found | ({"target": batch.target} if batch.target.shape[1] == 3 else {})
+    inputs = {"content": batch.content, "style": batch.style}
+    return inputs | ({"target": batch.target} if batch.target.shape[1] == 3 else {})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from launch.common.defaults import DEMO_DATA
 from reward.base import RewardConfig
-from stylevar.config import SamplingDefaults, sampling_over
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
+from stylevar.sampling_config import SamplingChoice
 
 Against = Literal["auto", "target", "inputs", "both"]
 
@@ -20,9 +23,9 @@ class EvalConfig:
 
     methods: tuple[str, ...] | None = None
     """What to evaluate; by default the demo's model, and that of the newest run in `runs` if its pictures have the same
-    size. As NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file, a folder, a hub
-    id, or a checkpoint of a GRPO run (adapters on their base); methods are copy, color-transfer and adain, and adain=FILE
-    gives its decoder."""
+    size. As NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file of weights, a
+    model's folder, a run, one of its checkpoints or merges, or a hub id; methods are copy, color-transfer and adain, and
+    adain=FILE gives its decoder."""
     checkpoint: str | None = None
     """Evaluate this one checkpoint in place of --methods."""
     out: Path | None = None
@@ -30,33 +33,24 @@ class EvalConfig:
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
     """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
-    """Evaluate without targets instead: content pictures, as a picture, a folder, or a .txt list of files."""
+    """Evaluate without targets instead: content pictures, as a picture, a folder, a pattern, or a .txt list of files."""
     style: Path | None = None
     """Style pictures, likewise."""
     pairing: Literal["all", "zip"] = "all"
     """Without targets: every content with every style, or the first with the first, and so on."""
-    size: int = 0
+    size: Annotated[int, Ge(0)] = 0
     """Without targets: side of the square that is cut from each picture; 0 for that of the first checkpoint, else 256."""
-    limit: int = 0
+    limit: Annotated[int, Ge(0)] = 0
     """Conditions that are evaluated, spread evenly over all; 0 for all."""
     against: Against = "auto"
     """Compare with the target, with content and style, or with both; auto takes the target if there is one."""
-    seeds: int = 1
+    seeds: Annotated[int, Ge(1)] = 1
     """Samples per condition; deterministic methods make one."""
     seed: int = 0
     """Seed of the samples: one depends on it, on its condition's key, and on its number alone."""
     vae: str | None = None
     """VQ-VAE of all checkpoints; by default the one beside each, or the one that its run names."""
-    style_strength: float = 0.0
-    """From -1 (more content) to 1 (more style)."""
-    top_k: int | None = None
-    """Only the best K tokens may be drawn; 0 for all. By default what each model's config.json says, else 900."""
-    top_p: float | None = None
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
-    temperature: float | None = None
-    """Higher for more varied, lower for safer results. By default the model's, else 1."""
-    kv_cache: Literal["exact", "paper"] = "exact"
-    """paper reproduces how the released weights were sampled."""
+    sampling: SamplingChoice = field(default_factory=SamplingChoice)
     coupled: bool = True
     """Let checkpoints share random numbers, so that differences are theirs; it costs a few per cent of the sampling time."""
     adain_vgg: Path | None = None
@@ -70,9 +64,9 @@ class EvalConfig:
     """Fail if the weights of a metric are missing, instead of leaving it out."""
     images: bool = True
     """Keep the first sample of every condition as a PNG, and draw the best, median and worst."""
-    batch: int = 8
+    batch: Annotated[int, Ge(1)] = 8
     """Conditions that are stylised and measured at once."""
-    workers: int = 0
+    workers: Annotated[int, Ge(0)] = 0
     """Ray actors that share the work; 0 does it in this process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; auto takes a GPU if there is one."""
@@ -80,15 +74,7 @@ class EvalConfig:
     """Start again in a folder that holds results."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("limit", "workers", "size"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 0")
-        if not -1 <= self.style_strength <= 1:
-            raise UserError(f"--style-strength {self.style_strength}: must lie in [-1, 1]")
-        sampling_over(SamplingDefaults(), self.temperature, self.top_k, self.top_p)
+        check_bounds(self)
         if (self.content is None) != (self.style is None):
             raise UserError("--content and --style belong together: give both, or --shards alone")
         if self.content is not None and self.against in ("target", "both"):

@@ -22,11 +22,11 @@ from launch.evaluation.conditions import ConditionSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.measure import Evaluator, Part, Task
 from launch.evaluation.stylizer import Method
-from launch.run.model import weight_files
 from launch.run.newest_run import RUNS
 from launch.run.run_folder import numbered
 from stylevar.atomic import ASIDE, file_aside, remove
 from stylevar.errors import UserError
+from stylevar.hub import followed
 from stylevar.text import check_path
 
 USUAL = RUNS / "eval"
@@ -243,7 +243,7 @@ def _settings(
     plain = to_plain(config)
     for name in ("out", "overwrite", "workers", "strict", "compare", "methods", "checkpoint"):
         del plain[name]
-    files = [file for method in methods if method.source for file in weight_files(method.source)]
+    files = [file for method in methods if method.source for file in _weight_files(method.source)]
     return json.loads(
         json.dumps(
             {
@@ -255,3 +255,11 @@ def _settings(
             }
         )
     )
+
+
+def _weight_files(source: str) -> list[Path]:
+    """The local files that decide what `source` gives, to notice when they have changed."""
+    path = followed(Path(source))
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".json", ".pth", ".pt"))
+    return [path] if path.is_file() else []

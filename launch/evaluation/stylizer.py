@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,15 +15,12 @@ from torch import Tensor
 
 from launch.common.defaults import DEMO_MODEL
 from launch.evaluation.config import EvalConfig
-from launch.run.model import load_model
 from launch.run.newest_run import newest_first
-from stylevar.checkpoint import CONFIG_FILE
-from stylevar.conditions import encode_conditions, guide_queries
-from stylevar.config import ModelConfig, sampling_over
+from stylevar.checkpoint import CONFIG_FILE, load_pair, read_architecture
+from stylevar.config import ModelConfig
 from stylevar.errors import UserError
-from stylevar.generate import generate
-from stylevar.images import pm1_to_u8, u8_to_pm1
-from stylevar.sampling import CoupledStreams, TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.pipeline import Sampling, StyleVARPipeline
+from stylevar.sampling import CoupledStreams, TrajectoryStreams
 from stylevar.text import clipped, shortened
 from stylevar.transformer import StyleVAR
 
@@ -113,33 +111,17 @@ class CheckpointStylizer:
     """Samples of a StyleVAR model."""
 
     def __init__(self, name: str, model: StyleVAR, config: EvalConfig) -> None:
-        self.name, self.model, self.config = name, model, config
+        self.name, self.config = name, config
+        self.pipeline = StyleVARPipeline(model, CoupledStreams if config.coupled else TrajectoryStreams)
 
-    @torch.no_grad()
     def samples(self, content_u8: Tensor, style_u8: Tensor, keys: tuple[str, ...], group: int, seed: int) -> Tensor:
         """See `Stylizer.samples`. Raises UserError for pictures of another size than the model's."""
-        config, model = self.config, self.model
-        size = model.arch.image_size
+        size = self.pipeline.image_size
         if content_u8.shape[-2:] != (size, size):
             shape = "x".join(str(side) for side in content_u8.shape[-2:])
             raise UserError(f"{self.name} makes pictures of {size}x{size}, the conditions are {shape}: take others")
-        content, style = (u8_to_pm1(images.to(model.device)) for images in (content_u8, style_u8))
-        state = encode_conditions(model, style, content)
-        seeds = trajectory_seeds(seed, 0, keys, group)
-        chosen = sampling_over(model.arch.sampling, config.temperature, config.top_k, config.top_p)
-        streams = CoupledStreams if config.coupled else TrajectoryStreams
-        result = generate(
-            model,
-            state,
-            guide_queries(model, state),
-            group=group,
-            stream=streams(seeds, model.arch.tokens, model.device),
-            truncation=Truncation(chosen.top_k, chosen.top_p),
-            temperature=chosen.temperature,
-            alphas=model.alphas(config.style_strength),
-            kv_cache=config.kv_cache,
-        )
-        return pm1_to_u8(model.vae.fhat_to_img(result.f_hat)).unflatten(0, (len(keys), group)).cpu()
+        sampling = Sampling(num_samples=group, seed=seed, **dataclasses.asdict(self.config.sampling))
+        return self.pipeline.sample(content_u8, style_u8, keys, sampling, at_once=len(keys) * group)
 
 
 def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> Stylizer:
@@ -151,7 +133,7 @@ def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> 
         decoder = config.adain_decoder if method.source is None else Path(method.source)
         return build(method.baseline, adain_vgg=config.adain_vgg, adain_decoder=decoder, device=device)
     assert method.source is not None
-    model = load_model(method.source, config.vae)
+    model = load_pair(method.source, config.vae)[1]
     model.vae.to(device)
     return CheckpointStylizer(method.name, model.to(device), config)
 
@@ -160,5 +142,5 @@ def image_size(methods: Sequence[Method], config: EvalConfig) -> int:
     """The side of the first checkpoint's pictures; 256 without any."""
     for method in methods:
         if method.baseline is None and method.source is not None:
-            return load_model(method.source, config.vae).arch.image_size
+            return read_architecture(method.source, config.vae).image_size
     return 256

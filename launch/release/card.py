@@ -9,24 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from launch.run.model import Release
-from launch.run.run_folder import run_of
+from launch.configs.io import kind_of
 from launch.run_report.record import paired, read_run
 from launch.run_report.settings import flat
-from stylevar.checkpoint import VAE_FILE
+from stylevar.checkpoint import VAE_FILE, ModelWeights
 from stylevar.errors import UserError
+from stylevar.source import run_of
+from stylevar.yaml_files import read_yaml
 
-_OF_THE_PLACE = {"name", "runs", "resume", "config", "device", "threads", "plan", "cluster", "memory_gb", "memory_budget"}
+_OF_THE_PLACE = {
+    *("kind", "name", "runs", "resume", "config"),
+    *("device", "threads", "plan", "cluster", "memory_gb", "memory_budget"),
+}
 """Settings that say nothing of the result, or too much of the machine."""
 _DATA = ("shards", "val_shards", "heldout", "novel")
 _STAGES = 5
 
 
 def model_card(
-    release: Release, repo: str, licence: str, files: Sequence[str], summary: Mapping[str, Any] | None = None
+    release: ModelWeights, repo: str, licence: str, files: Sequence[str], summary: Mapping[str, Any] | None = None
 ) -> str:
     """The card's text, with the hub's metadata at its head.
 
@@ -41,7 +44,7 @@ def model_card(
         pipeline_tag="image-to-image",
         tags=["stylevar", "style-transfer", "visual-autoregressive"],
     )
-    stages = list(_stages(release.run))
+    stages = list(_stages(release.files.run))
     parts = [
         f"# {repo.partition('/')[2]}",
         "StyleVAR renders a content image in the style of another, with a visual autoregressive transformer."
@@ -58,14 +61,14 @@ def model_card(
     return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"))
 
 
-def samples_picture(release: Release) -> bytes | None:
+def samples_picture(release: ModelWeights) -> bytes | None:
     """The run's own picture of samples, as PNG; None if there is none."""
-    if release.run is None:
+    if release.files.run is None:
         return None
-    before_after = release.run / "before_after.png"
+    before_after = release.files.run / "before_after.png"
     if before_after.is_file() and _is_final(release):
         return before_after.read_bytes()
-    pictures = [some[-1] for tag, some in read_run(release.run).pictures.items() if "samples" in tag and some]
+    pictures = [some[-1] for tag, some in read_run(release.files.run).pictures.items() if "samples" in tag and some]
     if not pictures:
         return None
     with Image.open(io.BytesIO(max(pictures, key=lambda picture: picture.step).png)) as image:
@@ -85,7 +88,7 @@ def evaluation_rows(summary: Mapping[str, Any], name: str = "") -> Iterator[tupl
             yield from evaluation_rows(value, f"{name}, {key}" if name else str(key))
 
 
-def _use(release: Release, repo: str, files: Sequence[str]) -> str:
+def _use(release: ModelWeights, repo: str, files: Sequence[str]) -> str:
     vae = repo if VAE_FILE in files else "OWNER/VQVAE"
     return (
         "## How to use it\n\n"
@@ -99,7 +102,7 @@ def _use(release: Release, repo: str, files: Sequence[str]) -> str:
     )
 
 
-def _model(release: Release) -> str:
+def _model(release: ModelWeights) -> str:
     arch = release.arch
     parameters = sum(v.numel() for k, v in release.state.items() if v.is_floating_point() and "attn_bias" not in k)
     rows = [
@@ -119,10 +122,10 @@ def _stages(run: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
         file = None if run is None else run / "config.yaml"
         if file is None or not file.is_file():
             return
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = read_yaml(file, "restore the run's config")
         if not isinstance(settings, dict):
             return
-        yield ("SFT" if "epochs" in settings else "GRPO"), settings
+        yield kind_of(settings).upper(), settings
         init = settings.get("init")
         run = run_of(Path(init)) if isinstance(init, str) else None
 
@@ -148,18 +151,18 @@ def _recipe(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     return "\n\n".join(parts)
 
 
-def _is_final(release: Release) -> bool:
+def _is_final(release: ModelWeights) -> bool:
     """Whether it is the run's finished model, which the scores after training are of."""
-    return release.run is not None and Path(release.origin).resolve() == (release.run / "model").resolve()
+    return release.files.run is not None and Path(release.files.name).resolve() == (release.files.run / "model").resolve()
 
 
-def _results(release: Release) -> str:
+def _results(release: ModelWeights) -> str:
     """Held-out scores of this very model, where the run has some."""
-    if release.run is None:
+    if release.files.run is None:
         return ""
     rows: list[Sequence[str]] = []
     if _is_final(release):
-        for name, first, last in paired(read_run(release.run)):
+        for name, first, last in paired(read_run(release.files.run)):
             for part in ("reward", *sorted(set(last["parts"]) - {"reward"})):
                 if part not in first["parts"] or part.startswith("target_"):
                     continue
@@ -170,7 +173,7 @@ def _results(release: Release) -> str:
         head = ["held-out set", "conditions", "", "before GRPO", "after", "paired difference ± standard error"]
         table = _table(head, rows) if rows else ""
     else:
-        table = _table(["", ""], list(_checkpoint_scores(Path(release.origin))))
+        table = _table(["", ""], list(_checkpoint_scores(Path(release.files.name))))
     return f"## Results\n\n{table}" if table else ""
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from launch.run.model import Release
 from stylevar.atomic import file_aside
 from stylevar.build import build_from_config
 from stylevar.checkpoint import (
     CONFIG_FILE,
     MODEL_FILE,
     VAE_FILE,
+    ModelWeights,
     State,
     compact,
     fitted,
@@ -25,7 +25,6 @@ from stylevar.checkpoint import (
 )
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
-from stylevar.hub import fetch
 from stylevar.text import check_path
 
 TORCH_ENDINGS = (".pth", ".pt")
@@ -73,7 +72,7 @@ def check_config(target: Target, arch: ModelConfig, overwrite: bool) -> None:
         )
 
 
-def stored_state(release: Release, dtype: str) -> State:
+def stored_state(release: ModelWeights, dtype: str) -> State:
     """The weights as they are written. UserError for values that the type cannot hold."""
     stored = compact(release.state, DTYPES[dtype])
     lost = [
@@ -84,15 +83,15 @@ def stored_state(release: Release, dtype: str) -> State:
     return stored
 
 
-def write(release: Release, state: State, target: Target) -> None:
-    """Write everything, each file whole or not at all; what was written is read back before it takes its place.
+def write(release: ModelWeights, state: State, target: Target, vae: Path | None = None) -> None:
+    """Write everything, with the VQ-VAE in the file `vae`, each file whole or not at all; see `verify`.
 
     UserError for a place that cannot be written or has no room.
     """
     try:
         target.weights.parent.mkdir(parents=True, exist_ok=True)
-        vae = None if target.vae is None else compact(read_vae_state(_vae_file(release)))
-        _check_room(target.weights.parent, [*state.values(), *(vae or {}).values()])
+        vae_state = None if vae is None else compact(read_vae_state(vae))
+        _check_room(target.weights.parent, [*state.values(), *(vae_state or {}).values()])
         with file_aside(target.weights) as aside:
             if aside.suffix in TORCH_ENDINGS:
                 save_torch({"model": state}, aside)
@@ -101,16 +100,16 @@ def write(release: Release, state: State, target: Target) -> None:
             verify(aside, state, release)
         with file_aside(target.config) as aside:
             release.arch.save(aside)
-        if target.vae is not None and vae is not None:
+        if target.vae is not None and vae_state is not None:
             with file_aside(target.vae) as aside:
-                save_file(vae, str(aside))
+                save_file(vae_state, str(aside))
     except OSError as error:
         raise UserError(
             f"{target.weights.parent} cannot be written ({error.strerror or error}): choose another --out"
         ) from error
 
 
-def verify(path: Path, state: State, release: Release) -> None:
+def verify(path: Path, state: State, release: ModelWeights) -> None:
     """Read the file as any program would: every key of the model, every value equal. RuntimeError otherwise."""
     found = read_model_state(path)
     fitted(build_from_config(release.arch, "meta")[1], found, str(path))
@@ -126,9 +125,3 @@ def _check_room(folder: Path, tensors: list[torch.Tensor]) -> None:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB of room for {needed / 1e9:.1f} GB: make room or choose another --out"
         )
-
-
-def _vae_file(release: Release) -> Path:
-    if release.vae is None:
-        raise UserError("--with-vae: it is not known which VQ-VAE belongs to this model; give --vae")
-    return fetch(release.vae, VAE_FILE, release.revision)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.release.card import model_card, samples_picture
-from launch.run.model import Release
+from stylevar.checkpoint import ModelWeights
 from stylevar.errors import UserError
 
 
@@ -58,7 +58,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def push(folder: Path, release: Release, upload: Upload, summary: dict[str, Any] | None = None) -> str:
+def push(folder: Path, release: ModelWeights, upload: Upload, summary: dict[str, Any] | None = None) -> str:
     """Upload `folder`, which holds the written release, with a card and a picture of samples; says where it now lies."""
     from huggingface_hub import HfApi
 
@@ -67,7 +67,7 @@ def push(folder: Path, release: Release, upload: Upload, summary: dict[str, Any]
         (folder / "samples.png").write_bytes(picture)
     files = sorted(path.name for path in folder.iterdir())
     (folder / "README.md").write_text(model_card(release, upload.repo, upload.licence, files, summary), encoding="utf-8")
-    message = upload.message or f"Add {Path(release.origin).name} of a StyleVAR run"
+    message = upload.message or f"Add {Path(release.files.name).name} of a StyleVAR run"
     api = HfApi()
     with _explained(upload.repo):
         # Without --private an existing repository stays what it is, and a new one is public.

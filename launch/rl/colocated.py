@@ -23,7 +23,7 @@ from learner.lesson import Lesson
 from reward.scorer import Scorer, build_scorer
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.allocator import keep_freed_memory
-from stylevar.contracts import ConditionBatch, TrajectoryRows
+from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
 from stylevar.errors import UserError
 from stylevar.policy import Policy
 from stylevar.sampling import CoupledStreams
@@ -52,7 +52,10 @@ class ColocatedWorker:
         self.sets = ConditionSets(
             config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
         )
-        self.assemble(choice.config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
+        config = choice.config
+        if checkpoint is None:
+            config = config.with_heldout_sampling(policy.model.arch.sampling)
+        self.assemble(config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
@@ -95,20 +98,14 @@ class ColocatedWorker:
             with timer("update"):
                 lesson = Lesson(state, trajectories, reference, scores.rewards, scores.gradient)
                 result = self.trainer.update(step, lesson.split(config.learner.minibatches))
-        seconds = timer.take()
-        seconds["time/step"] = sum(seconds.values())
-        seconds["throughput/trajectories_per_s"] = scores.rewards.numel() / seconds["time/step"]
-        rows = TrajectoryRows(
-            keys=batch.keys,
-            rewards=scores.rewards.cpu(),
-            components={name: value.cpu() for name, value in scores.components.items()},
-            advantages=result.advantages,
-            logp=trajectories.logp.sum(-1).cpu(),
-            kl=result.kl,
-            seeds=trajectories.seeds,
-            version=trajectories.policy_version,
-        )
-        return step_report(scores, rows, result.metrics, {**seconds, **memory(self.device)})
+        rows = TrajectoryRows.of(trajectories, scores, result.advantages, result.kl)
+        return step_report(scores, rows, result.metrics, {**self._speed(scores), **memory(self.device)})
+
+    def _speed(self, scores: Scores) -> StepMetrics:
+        """Seconds of each phase of the step just done, and trajectories per second."""
+        seconds = self.timer.take()
+        whole = sum(seconds.values())
+        return {**seconds, "time/step": whole, "throughput/trajectories_per_s": scores.rewards.numel() / whole}
 
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
         """Score `conditions` (all by default) of the held-out set `name` with fixed seeds, a few of them at a time.
@@ -118,7 +115,7 @@ class ColocatedWorker:
         monitor, version = self.config.monitor, self.policy.version
         chosen = spread(self.sets.sizes()[name], conditions)
         tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
-        sampler = GroupSampler(self.policy.model, self.config.rollout, streams=CoupledStreams)
+        sampler = GroupSampler(self.policy.model, self.config.heldout_sampling(), streams=CoupledStreams)
         with self.adapters.merged():
             for start in range(0, len(chosen), monitor.eval_unit):
                 batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
@@ -147,6 +144,10 @@ class ColocatedWorker:
     def fingerprint(self) -> str:
         """A hash of the effective weights."""
         return self.adapters.fingerprint()
+
+    def restart(self, checkpoint: Path | None) -> None:
+        """Go back to a checkpoint of this run, or to its start: everything is loaded again."""
+        self.setup(self.config, checkpoint)
 
     def summary(self) -> str:
         """Nothing that the curves do not show: there is one role only."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 
@@ -11,12 +12,20 @@ from launch.common.cpus import available_cpus
 from launch.common.ray_cluster import why_lost
 from launch.configs.grpo import GrpoConfig
 from launch.rl.colocated import ColocatedWorker
-from launch.rl.worker import WorkerLost
+from launch.rl.reports import HeldoutReport, StepReport
+from launch.rl.worker import Worker, WorkerLost
+from learner.grpo.merging import MergeAction
 from stylevar.errors import UserError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+REMOTE: type[Worker] = ColocatedWorker
+"""The class in the actor, which is a whole worker by itself."""
 
 
 class ColocatedActor:
-    """Every method of `ColocatedWorker` waits for the remote one.
+    """Every method of `Worker` waits for that of the `ColocatedWorker` in the actor.
 
     Errors come back as they were raised; WorkerLost if the actor's process is gone, which nobody replaces.
     """
@@ -33,22 +42,56 @@ class ColocatedActor:
                     f"give --device cpu or fewer --threads, or start Ray where they are"
                 )
         options = {"name": f"stylevar-{config.name}", "num_cpus": cpus, "num_gpus": asked["GPU"]}
-        self._actor: Any = ray.remote(ColocatedWorker).options(**options).remote()
+        self._handle: Any = ray.remote(REMOTE).options(**options).remote()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *arguments: self._wait(name, getattr(self._actor, name).remote(*arguments))
+    def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
+        return self._call(ColocatedWorker.setup, config, checkpoint)
+
+    def settings(self) -> GrpoConfig:
+        return self._call(ColocatedWorker.settings)
+
+    def step(self, step: int) -> StepReport:
+        return self._call(ColocatedWorker.step, step)
+
+    def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
+        return self._call(ColocatedWorker.evaluate, name, conditions)
+
+    def apply(self, action: MergeAction) -> None:
+        self._call(ColocatedWorker.apply, action)
+
+    def save(self, folder: Path, base: str) -> None:
+        self._call(ColocatedWorker.save, folder, base)
+
+    def save_base(self, folder: Path) -> None:
+        self._call(ColocatedWorker.save_base, folder)
+
+    def save_policy(self, folder: Path) -> None:
+        self._call(ColocatedWorker.save_policy, folder)
+
+    def restart(self, checkpoint: Path | None) -> None:
+        self._call(ColocatedWorker.restart, checkpoint)
+
+    def summary(self) -> str:
+        return self._call(ColocatedWorker.summary)
 
     def close(self) -> None:
         """End the actor, whether or not it still lives."""
-        ray.kill(self._actor)
+        ray.kill(self._handle)
 
-    @staticmethod
-    def _wait(name: str, reference: Any) -> Any:
+    def _call(
+        self,
+        method: Callable[Concatenate[ColocatedWorker, Arguments], Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result:
+        """Have the actor run a method of its worker, and wait for the result."""
+        name = method.__name__
         try:
-            return ray.get(reference)
+            result: Result = ray.get(getattr(self._handle, name).remote(*arguments, **named))
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             raise WorkerLost(f"the worker was lost during `{name}`: {why_lost(error)}") from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
+        return result

@@ -1,65 +1,258 @@
-"""One GRPO run, from its set-up to the report."""
+"""A GRPO run: the loop over a worker's steps, and the run's life from its set-up to the report.
+
+Images and tokens never pass through it: they stay with the worker.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch.common.commands import continuing, lasting, quoted
-from launch.common.stop import STOPPED, StopRequest
+from launch.common.stop import STOPPED, Stop, StopRequest
 from launch.configs.grpo import GrpoConfig
-from launch.configs.io import to_plain
-from launch.rl.heldout import before_after, compare
-from launch.rl.loop import Progress, score_heldout, train
-from launch.rl.worker import LearnerLost, WorkerLost
+from launch.configs.io import as_kept
+from launch.rl.heldout import before_after, compare, not_finite, save_scores, save_values
+from launch.rl.progress import Progress, step_line
+from launch.rl.reports import StepReport
+from launch.rl.worker import LearnerLost, StepAbandoned, Worker, WorkerLost
+from launch.run.drive import drive
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume
 from launch.run.saving import saving
 from launch.run.telemetry import Telemetry
-from learner.grpo.merging import MergeController
+from learner.grpo.merging import MergeAction, MergeController
+from stylevar.contracts import StepMetrics
 from stylevar.errors import UserError
 
 PROGRAM = "grpo.py"
+PROGRESS = "progress.json"
+"""In a checkpoint: what the driver itself remembers."""
 
 
-def execute(config: GrpoConfig, point: ResumePoint | None, worker: Any, stop: StopRequest | None = None) -> RunFolder:
-    """Set up, score the held-out sets, train, score again, save the model. Exits with 130 if a signal ended it early.
+class GrpoRun:
+    """A run's worker, folder, curves and progress. See `launch.run.drive.Run` for its life."""
 
-    Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
-    """
-    stop = stop or StopRequest()
-    try:
+    def __init__(self, config: GrpoConfig, point: ResumePoint | None, worker: Worker) -> None:
+        """Set the worker up and open the run's folder. Raises UserError; of a run that cannot start, no folder is left."""
         try:
             facts = worker.setup(config, point.checkpoint if point else None)
         except LearnerLost as lost:
             raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
-        config = worker.settings()
-        path = config.runs / config.name
-        keep = config.monitor.keep_checkpoints
-        settings = to_plain(config.absolute())
-        # Only now: a run that cannot start leaves no folder behind.
-        run = RunFolder.open(path, keep) if point else RunFolder.create(path, settings, keep)
-        print(f"run {lasting(path)}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        self.worker, self.config = worker, worker.settings()
+        self.folder = self._open(point)
+        self.restarts = 0
+        print(f"run {lasting(self.folder.path)}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        with saving(self.folder, PROGRAM):
+            if point is not None:
+                self.folder.resume_with(as_kept(self.config), point.step)
+            self._go_to(point)
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.progress.steps
+
+    def advance(self, stop: Stop) -> bool:
+        """Train from the scores before to the scores after (True), or until a stop is requested (False).
+
+        Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
+        """
+        while True:
+            try:
+                finished = self._score_and_train(stop)
+            except LearnerLost as lost:
+                self._recover(lost)
+            else:
+                print(self.worker.summary(), end="")
+                return finished
+
+    def finish(self) -> Path:
+        """Write the trained policy into the run's model folder and return it."""
+        with self.folder.final_model(self.done) as folder:
+            self.worker.save_policy(folder)
+        return self.folder.model
+
+    def close(self) -> None:
+        """Bring all reports to the disk."""
+        self.telemetry.close()
+
+    def _score_and_train(self, stop: Stop) -> bool:
+        if self.done == 0:
+            print("scoring the held-out conditions before training")
+            self._score_all()
+        if not self._train(stop):
+            return False
+        print("scoring the held-out conditions after training")
+        self._score_all()
+        return True
+
+    def _train(self, stop: Stop) -> bool:
+        """Do the steps that are left; False if a stop was requested before the last one."""
+        config = self.config
+        bar = tqdm(total=config.steps, initial=self.done, desc=config.name, unit="step", dynamic_ncols=True)
+        with bar, stop:
+            while not self._finished:
+                step = self.done
+                try:
+                    report = self.worker.step(step)  # sample, score, reference, learn
+                except StepAbandoned:
+                    if self.done not in self.folder.steps():
+                        self._checkpoint()
+                    return False
+                heldout = self._score_some(step + 1)
+                actions = self._merge_or_roll_back(step, report.metrics, heldout.get("reward/heldout"))
+                metrics = {**report.metrics, **heldout, **self._merge_metrics(actions)}
+                self.telemetry.scalars(step + 1, metrics)
+                self.telemetry.trajectories(step, report.rows)
+                self.progress.steps = step + 1
+                stopping = stop.requested
+                self._keep(heldout.get("reward/heldout"), stopping)
+                self._say(report, metrics, actions)
+                bar.set_postfix_str(f"reward {metrics['reward/mean']:.3f} KL {metrics['kl/raw']:.3f}", refresh=False)
+                bar.update()
+                if stopping:
+                    break
+        if self.done < config.steps and self._finished:
+            print(f"no better held-out score {self.progress.flat} times in a row: ending after {self.done} steps")
+        return self._finished
+
+    @property
+    def _finished(self) -> bool:
+        """Whether all steps are done, or the held-out score has long been flat."""
+        patience = self.config.monitor.stop_when_flat
+        return self.done >= self.config.steps or 0 < patience <= self.progress.flat
+
+    def _score_some(self, done: int) -> StepMetrics:
+        """Scalars of a few held-out conditions, where they are due after `done` steps."""
+        monitor = self.config.monitor
+        if done % monitor.eval_every:
+            return {}
+        scores = self.worker.evaluate("heldout", monitor.eval_conditions)
+        save_values(self.folder.path, "heldout", done, scores)
+        self.telemetry.image_grid(done, "heldout/samples", scores.grid)
+        components = {f"heldout/{name}": float(value.mean()) for name, value in scores.components.items()}
+        return {"reward/heldout": float(scores.rewards.mean()), **components}
+
+    def _score_all(self) -> None:
+        """Score all conditions of every held-out set, and keep the scores in the run's folder."""
+        for name in self.config.heldout_sets:
+            report = self.worker.evaluate(name)
+            save_scores(self.folder.path, name, self.done, report)
+            if (missing := not_finite(report.rewards)) is not None:
+                print(f"warning: {name}: {missing}, so that no gain can be told: check --reward", file=sys.stderr)
+            scalars = {f"{name}_full/{part}": float(value.mean()) for part, value in report.components.items()}
+            self.telemetry.scalars(self.done, {**scalars, f"{name}_full/reward": float(report.rewards.mean())})
+            self.telemetry.image_grid(self.done, f"{name}_full/samples", report.grid)
+
+    def _merge_or_roll_back(self, step: int, metrics: StepMetrics, heldout: float | None) -> list[MergeAction]:
+        """Have the worker do what the controller decides after a step; a merge leaves its base in the run's folder."""
+        actions = self.progress.controller.update(step, metrics["reward/mean"], metrics["kl/raw"], heldout)
+        for action in actions:
+            self.worker.apply(action)
+            if action.merges:
+                self.progress.merges += 1
+                with self.folder.merge(self.progress.merges) as folder:
+                    self.worker.save_base(folder)
+        return actions
+
+    def _merge_metrics(self, actions: list[MergeAction]) -> StepMetrics:
+        events = {f"merge/event/{action.value}": 1.0 for action in actions if action.changes_weights}
+        return {**self.progress.controller.metrics(), **events}
+
+    def _keep(self, heldout: float | None, stopping: bool) -> None:
+        """Write a checkpoint where one is due, and mark it if it has the best held-out reward so far."""
+        is_best = heldout is not None and self.progress.scored(heldout)
+        last = stopping or self._finished
+        if last or is_best or self.done % self.config.monitor.checkpoint_every == 0:
+            self._checkpoint()
+        if is_best:
+            self.folder.mark_best(self.done)
+
+    def _checkpoint(self) -> None:
+        """Everything the run needs to go on, as a folder that appears whole or not at all."""
+        self.telemetry.flush()
+        merges = self.progress.merges
+        base = f"merges/{self.folder.merge_path(merges).name}" if merges else "init"
+        with self.folder.checkpoint(self.done) as folder:
+            self.worker.save(folder, base)
+            self.progress.save(folder / PROGRESS)
+            (folder / "run_config.yaml").write_text(self.folder.config.read_text())
+
+    def _say(self, report: StepReport, metrics: StepMetrics, actions: list[MergeAction]) -> None:
+        """Tell the console about the step just done."""
+        tqdm.write(step_line(self.done, metrics, actions))
+        if (missing := not_finite(report.rows.rewards)) is not None:
+            tqdm.write(f"warning: step {self.done}: {missing}, and their groups teach nothing: check --reward")
+
+    def _recover(self, lost: LearnerLost) -> None:
+        """Take learners and run back to the last checkpoint. UserError once there were `--max-restarts` restarts.
+
+        A restart that fails counts, too.
+        """
+        path, allowed = self.folder.path, self.config.cluster.max_restarts
+        while self.restarts < allowed:
+            self.restarts += 1
+            point = find_resume("auto", path.parent, path.name)
+            assert point is not None
+            print(f"{lost}: restarting the learners from step {point.step}", file=sys.stderr)
+            try:
+                self.worker.restart(point.checkpoint)
+            except LearnerLost as again:
+                lost = again
+            else:
+                self.telemetry.close()
+                self._go_to(point)
+                return
+        raise UserError(
+            f"{lost}, and the learners were restarted --max-restarts {allowed} times already: mend the "
+            f"cause, then continue with {quoted('--resume', lasting(path))}"
+        )
+
+    def _open(self, point: ResumePoint | None) -> RunFolder:
+        path, keep = self.config.runs / self.config.name, self.config.monitor.keep_checkpoints
+        return RunFolder.open(path, keep) if point else RunFolder.create(path, as_kept(self.config), keep)
+
+    def _go_to(self, point: ResumePoint | None) -> None:
+        """Stand at `point`, or at the start: what the folder holds of later steps goes, since they are done again."""
+        self.progress = Progress(MergeController(self.config.merge))
+        if point is not None:
+            if point.checkpoint is not None:
+                self.progress.load(point.checkpoint / PROGRESS)
+            self.folder.rewind(self.done, self.progress.merges)
+        self.telemetry = Telemetry(self.folder, self.done)
+
+
+def execute(config: GrpoConfig, point: ResumePoint | None, worker: Worker, stop: StopRequest | None = None) -> RunFolder:
+    """Take a run from its set-up to its model, and close the worker. Exits with 130 if a signal ended it early."""
+    try:
+        with telling_how_to_go_on(point.run if point else None):
+            run = GrpoRun(config, point, worker)
         try:
-            with saving(run, PROGRAM):
-                if point is not None:
-                    run.resume_with(settings, point.step)
-                finished = advance_through_losses(config, run, worker, stop, point)
-                print(worker.summary(), end="")
-                if not finished:
-                    stopped(run)
-                with run.final_model(config.steps) as folder:
-                    worker.save_policy(folder)
-        except WorkerLost as lost:
-            raise UserError(f"{lost}; continue with: {continuing(PROGRAM, run.path)}") from lost
+            with telling_how_to_go_on(run.folder.path):
+                model = drive(run, PROGRAM, stop or StopRequest())
         except KeyboardInterrupt:  # outside the training steps, or the second one
-            stopped(run)
-    except WorkerLost as lost:  # before there was anything of this run's own to save
-        how = f"continue with: {continuing(PROGRAM, point.run)}" if point else "nothing was saved yet: start again"
-        raise UserError(f"{lost}; {how}") from lost
+            model = None
+        if model is None:
+            stopped(run.folder)
     finally:
         worker.close()
-    return run
+    return run.folder
+
+
+@contextmanager
+def telling_how_to_go_on(run: Path | None) -> Iterator[None]:
+    """Inside, the loss of a worker for good is a UserError that names the command; `run` is None while nothing is saved."""
+    try:
+        yield
+    except WorkerLost as lost:
+        how = f"continue with: {continuing(PROGRAM, run)}" if run else "nothing was saved yet: start again"
+        raise UserError(f"{lost}; {how}") from lost
 
 
 def stopped(run: RunFolder) -> NoReturn:
@@ -68,68 +261,14 @@ def stopped(run: RunFolder) -> NoReturn:
     sys.exit(STOPPED)
 
 
-def advance_through_losses(
-    config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None
-) -> bool:
-    """As `advance`; lost learners take the run back to its last checkpoint, `--max-restarts` times in all."""
-    restarts = 0
-    while True:
-        try:
-            return advance(config, run, worker, stop, point)
-        except LearnerLost as lost:
-            point, restarts = after_loss(config, worker, lost, restarts)
-
-
-def advance(config: GrpoConfig, run: RunFolder, worker: Any, stop: StopRequest, point: ResumePoint | None) -> bool:
-    """From a checkpoint, or the start, to the scores at the end; False if a signal ended it early."""
-    progress = Progress(MergeController(config.merge))
-    if point is not None:
-        if point.checkpoint is not None:
-            progress.load(point.checkpoint / "progress.json")
-        run.rewind(progress.steps, progress.merges)
-    telemetry = Telemetry(run, progress.steps)
-    try:
-        if progress.steps == 0:
-            print("scoring the held-out conditions before training")
-            score_heldout(config, worker, run, telemetry, 0)
-        if not train(config, worker, run, telemetry, progress, stop):
-            return False
-        print("scoring the held-out conditions after training")
-        score_heldout(config, worker, run, telemetry, config.steps)
-    finally:
-        telemetry.close()
-    return True
-
-
-def after_loss(config: GrpoConfig, worker: Any, lost: LearnerLost, restarts: int) -> tuple[ResumePoint, int]:
-    """Bring the learners back to the last checkpoint; where that is, and how many restarts there were with this one.
-
-    A restart that fails counts, too. UserError once there were `--max-restarts` of them.
-    """
-    while restarts < config.cluster.max_restarts:
-        restarts += 1
-        point = find_resume("auto", config.runs, config.name)
-        assert point is not None
-        print(f"{lost}: restarting the learners from step {point.step}", file=sys.stderr)
-        try:
-            worker.restart(point.checkpoint)
-            return point, restarts
-        except LearnerLost as again:
-            lost = again
-    path = config.runs / config.name
-    raise UserError(
-        f"{lost}, and the learners were restarted --max-restarts {config.cluster.max_restarts} times already: mend the "
-        f"cause, then continue with {quoted('--resume', lasting(path))}"
-    )
-
-
 def report(config: GrpoConfig, run: RunFolder) -> None:
     """Print what the run gained, and draw it."""
+    last = run.steps()[-1]
     for name in config.heldout_sets:
-        print("\n".join(compare(run.path, name, 0, config.steps).lines(name)))
+        print("\n".join(compare(run.path, name, 0, last).lines(name)))
     shards = TripletShards(expand_shards(config.heldout))
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
-    picture = before_after(run.path, "heldout", 0, config.steps, [(r.content, r.style, r.target) for r in rows])
+    picture = before_after(run.path, "heldout", 0, last, [(r.content, r.style, r.target) for r in rows])
     print(f"picture      {lasting(picture)}")
     print(f"model        {lasting(run.path / 'model')}")
     print(f"run          {lasting(run.path)}")

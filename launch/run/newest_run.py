@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.run.run_folder import is_run
+from stylevar.source import is_run
 
 RUNS = Path("runs")
 """Where runs are written, and looked for, unless something else is said."""

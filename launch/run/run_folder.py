@@ -26,16 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch.common.commands import quoted
+from launch.configs.io import to_plain
 from launch.run.run_lock import LOCK, RunBusy, only_writer
-from stylevar.atomic import ASIDE, file_aside, folder_aside, remove, sync
+from stylevar.atomic import ASIDE, folder_aside, remove, sync
 from stylevar.errors import UserError
-from stylevar.hub import followed
+from stylevar.hub import LINKS, followed
 from stylevar.text import check_path
+from stylevar.yaml_files import read_yaml, write_yaml
 
-LINKS = ("latest", "best")
 TRAINING = "training.json"
 """In `model/`: how the model came to be."""
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
@@ -82,7 +81,7 @@ class RunFolder:
         run._make_writable()
         # The config comes first: what has one can be resumed, and what has none is no run yet.
         with _explained(path):
-            _write_yaml(run.config, dict(config))
+            write_yaml(run.config, dict(config))
         run._make_folders()
         return run
 
@@ -112,9 +111,9 @@ class RunFolder:
 
         The run is rewound to `step`, so changes noted for that step or later never came into force.
         """
-        new = yaml.safe_load(yaml.safe_dump(dict(config)))
-        old = flat(_read_yaml(self.config) or {})
-        history: list[dict[str, Any]] = _read_yaml(self.changes) or []
+        new = to_plain(config)
+        old = flat(_kept(self.config) or {})
+        history: list[dict[str, Any]] = _kept(self.changes) or []
         for entry in reversed([entry for entry in history if entry["step"] >= step]):
             old |= {name: values["from"] for name, values in entry["changed"].items()}
         history = [entry for entry in history if entry["step"] < step]
@@ -125,10 +124,10 @@ class RunFolder:
             history.append({"step": step, "changed": changed})
         # The history first: if the program ends in between, the next resume finds the old settings and takes it back.
         if history:
-            _write_yaml(self.changes, history)
+            write_yaml(self.changes, history)
         else:
             self.changes.unlink(missing_ok=True)
-        _write_yaml(self.config, new)
+        write_yaml(self.config, new)
 
     @contextmanager
     def final_model(self, steps: int, notes: Mapping[str, Any] | None = None) -> Iterator[Path]:
@@ -242,20 +241,6 @@ class RunFolder:
                 remove(path)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run, of GRPO or SFT."""
-    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
-
-
-def run_of(path: Path) -> Path | None:
-    """The run's folder that `path` is, or lies in."""
-    if not path.exists():
-        return None
-    if is_run(path):
-        return path
-    return next((folder for folder in list(path.resolve().parents)[:3] if is_run(folder)), None)
-
-
 def numbered(path: Path) -> Iterator[Path]:
     """`path`, and then `path`-2, `path`-3, ..."""
     yield path
@@ -362,13 +347,9 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _write_yaml(path: Path, content: Any) -> None:
-    with file_aside(path) as aside:
-        aside.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+def _kept(path: Path) -> Any:
+    """What a YAML file of the run holds; None without one."""
+    return read_yaml(path, "restore it, or start a new run") if path.is_file() else None
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:

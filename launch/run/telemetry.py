@@ -32,32 +32,35 @@ _PART = re.compile(r"steps_(\d{8,})_(\d{8,})\.parquet")
 class Telemetry:
     """Writer of one run's reports.
 
-    Resumed at step s (the first step to be done, 0 for a new run), it drops all that was reported for s and later, so
-    that the rows of a resumed run equal those of a run that was never stopped. For this, `flush` has to come before a
-    checkpoint is committed: rows still buffered when a process dies are lost. Whatever is written raises OSError if the
-    disk does not take it.
+    Curves and pictures lie at the number of steps done: those of the first step at 1, scores before training at 0. Rows
+    keep their step's own number, counted from 0, which their seeds were made with.
+
+    Resumed with `done` steps done (0 for a new run), it drops all that was reported of later ones, so that the rows of a
+    resumed run equal those of a run that was never stopped. For this, `flush` has to come before a checkpoint is
+    committed: rows still buffered when a process dies are lost. Whatever is written raises OSError if the disk does not
+    take it.
     """
 
-    def __init__(self, run: RunFolder, resume_step: int = 0) -> None:
+    def __init__(self, run: RunFolder, done: int = 0) -> None:
         self._folder = run.trajectories
         self._rows: list[pa.Table] = []
         self._span: tuple[int, int] | None = None  # first and last buffered step
-        _drop_rows_from(self._folder, resume_step)
+        _drop_rows_from(self._folder, done)
         # A purge at 0 hides what an earlier attempt reported before its first checkpoint.
-        purge = resume_step if any(run.tensorboard.iterdir()) else None
+        purge = (done + 1 if done else 0) if any(run.tensorboard.iterdir()) else None
         self._events = EventFile(run.tensorboard, purge)
-        self._events.text(resume_step, HOST, json.dumps(host_facts()))
+        self._events.text(done, HOST, json.dumps(host_facts()))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write {tag: value} at `step`."""
-        self._events.scalars(step, values)
+    def scalars(self, done: int, values: Mapping[str, float]) -> None:
+        """Write {tag: value} at `done` steps."""
+        self._events.scalars(done, values)
 
-    def image_grid(self, step: int, tag: str, grid_u8: Tensor) -> None:
-        """Write a picture, uint8 [3, H, W]."""
-        self._events.image(step, tag, grid_u8)
+    def image_grid(self, done: int, tag: str, grid_u8: Tensor) -> None:
+        """Write a picture, uint8 [3, H, W], at `done` steps."""
+        self._events.image(done, tag, grid_u8)
 
     def trajectories(self, step: int, rows: TrajectoryRows) -> None:
-        """Buffer one row per trajectory; they reach the disk with the next `flush`."""
+        """Buffer one row per trajectory of the step with this number; they reach the disk with the next `flush`."""
         self._rows.append(_table(step, rows))
         first = step if self._span is None else self._span[0]
         self._span = first, step

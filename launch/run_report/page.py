@@ -10,7 +10,6 @@ from html import escape
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from launch.run_report.charts import hacking_charts, phases, step_span, time_charts, training_charts
@@ -19,6 +18,7 @@ from launch.run_report.hacking import SENSES, Change, Inspection, inspect
 from launch.run_report.looks import SCRIPT, STYLE
 from launch.run_report.record import Mark, Picture, RunRecord, paired
 from launch.run_report.settings import changed_settings
+from stylevar.yaml_files import yaml_text
 
 _QUALITY = 80
 _TOP_PHASES = 12
@@ -50,10 +50,9 @@ def _line(record: RunRecord) -> str:
     """What the run is, in one line."""
     config = record.config
     kind = "GRPO" if record.kind == "grpo" else "SFT"
-    done = record.last_step + (1 if record.kind == "grpo" else 0)
     wanted = config.get("steps")
     parts = [f"{kind}, {'finished' if record.finished else 'not finished'}"]
-    parts.append(f"{done} of {wanted} steps" if wanted else f"{done} steps")
+    parts.append(f"{record.done} of {wanted} steps" if wanted else f"{record.done} steps")
     if record.kind == "grpo" and "conditions" in config:
         group = config.get("rollout", {}).get("group", "?")
         parts.append(f"{config['conditions']} conditions x {group} samples per step")
@@ -84,7 +83,7 @@ def _duration(seconds: float) -> str:
 def _notices(record: RunRecord, inspection: Inspection) -> str:
     """What a reader must not miss."""
     found = [f'<p class="warn">{escape(text)}</p>' for text in inspection.warnings]
-    if record.last_step < 0:
+    if not record.done:
         found.append('<p class="note">No step is reported yet: this page has what is there so far.</p>')
     found += [f'<p class="note">{escape(text)}</p>' for text in record.notes]
     return f'<div class="notices">{"".join(found)}</div>' if found else ""
@@ -137,7 +136,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
             at = int(np.nanargmin(series.values))
             yield f"lowest held-out loss, {tag.partition('/')[0]}", f"{series.values[at]:.4f} at step {series.steps[at]}"
     marks = record.marks()
-    if record.kind == "grpo" and record.last_step >= 0:
+    if record.kind == "grpo" and record.done:
         shown = ", ".join(f"{mark.kind.replace('_', ' ')} after step {mark.step}" for mark in marks)
         yield "merges and rollbacks", shown or "none"
     if "kl/raw" in scalars:
@@ -309,8 +308,7 @@ def _configuration(record: RunRecord) -> str:
         return ""
     rows = [[f"<code>{escape(k)}</code>", escape(str(v)), escape(str(d))] for k, v, d in changed_settings(record)]
     table = _table(["setting", "here", "by default"], rows) if rows else ""
-    whole = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
-    return f"{table}<details><summary>config.yaml</summary><pre>{escape(whole)}</pre></details>"
+    return f"{table}<details><summary>config.yaml</summary><pre>{escape(yaml_text(record.config))}</pre></details>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], headless: bool = False) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
+from launch.configs.io import RunKind, kind_of
 from launch.run.run_folder import finished_at
 from launch.run.telemetry import HOST
 from stylevar.errors import UserError
 from stylevar.text import check_path
+from stylevar.yaml_files import read_yaml
 
 EVENT = "merge/event/"
 """Prefix of the scalars that mark a merge or a rollback: the rest is the name of what was done."""
@@ -28,7 +29,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Series:
-    """A scalar over time: `steps` int64 [N] ascending, `values` float64 [N]."""
+    """A scalar over time: `steps` done, int64 [N] ascending, and `values` float64 [N]."""
 
     steps: Array
     values: Array
@@ -64,7 +65,10 @@ class Start:
 
 @dataclass
 class RunRecord:
-    """A run's folder in memory. `rows` has one entry per trajectory, {column: [N]}; `notes` says what could not be read."""
+    """A run's folder in memory. All steps are counted from 1: what a step reports is at the number of steps done.
+
+    `rows` has one entry per trajectory, {column: [N]}; `notes` says what could not be read.
+    """
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -77,21 +81,20 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def kind(self) -> str:
-        """grpo or sft."""
-        return "sft" if "epochs" in self.config or "loss/train" in self.scalars else "grpo"
+    def kind(self) -> RunKind:
+        """grpo or sft, by the config, or by the curves where that cannot be read."""
+        return "sft" if not self.config and "loss/train" in self.scalars else kind_of(self.config)
 
     @property
-    def last_step(self) -> int:
-        """The last step that anything is known of; -1 if there is none."""
+    def done(self) -> int:
+        """Steps done, as far as curves tell of them."""
         tags = ("reward/mean", "loss/train")
-        return max((int(self.scalars[tag].steps[-1]) for tag in tags if tag in self.scalars), default=-1)
+        return max((int(self.scalars[tag].steps[-1]) for tag in tags if tag in self.scalars), default=0)
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end: it has a model, which is not from before it was extended."""
-        done = self.last_step + (self.kind == "grpo")  # GRPO counts its steps from 0, SFT from 1
-        return (self.path / "model").is_dir() and done <= (finished_at(self.path) or done)
+        return (self.path / "model").is_dir() and self.done <= (finished_at(self.path) or self.done)
 
     def marks(self) -> list[Mark]:
         """Merges and rollbacks in the order of their steps."""
@@ -114,6 +117,7 @@ def read_run(path: Path) -> RunRecord:
     record = RunRecord(path)
     _read_config(record)
     _read_events(record)
+    _count_steps_done(record)
     _read_rows(record)
     _read_heldout(record)
     return record
@@ -122,12 +126,14 @@ def read_run(path: Path) -> RunRecord:
 def _read_config(record: RunRecord) -> None:
     file = record.path / "config.yaml"
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no settings")
+        values = read_yaml(file, "restore it")
+    except UserError as error:
+        record.notes.append(f"config.yaml is left out: {error}")
+        return
+    if isinstance(values, dict):
         record.config = values
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        record.notes.append(f"config.yaml is left out: {_reason(error)}")
+    else:
+        record.notes.append("config.yaml is left out: it holds no settings")
 
 
 def _read_events(record: RunRecord) -> None:
@@ -156,6 +162,22 @@ def _read_events(record: RunRecord) -> None:
     for tag in events.Tags()["images"]:
         record.pictures[tag] = [Picture(event.step, event.encoded_image_string) for event in events.Images(tag)]
     record.starts = [start for file in files if (start := _start(file)) is not None]
+
+
+def _count_steps_done(record: RunRecord) -> None:
+    """Older versions of GRPO put a step's curves at its number, counted from 0, and did not write the run's kind."""
+    if not record.config or "kind" in record.config or record.kind == "sft":
+        return
+
+    def of_a_step(tag: str) -> bool:
+        return not tag.partition("/")[0].endswith("_full")  # the scores before and after
+
+    for tag, series in record.scalars.items():
+        if of_a_step(tag):
+            record.scalars[tag] = Series(series.steps + 1, series.values)
+    for tag, pictures in record.pictures.items():
+        if of_a_step(tag):
+            record.pictures[tag] = [Picture(picture.step + 1, picture.png) for picture in pictures]
 
 
 def _cut_off(file: Path) -> int | None:
@@ -198,6 +220,7 @@ def _read_rows(record: RunRecord) -> None:
     if tables:
         table = pa.concat_tables(tables, promote_options="default")
         record.rows = {name: table[name].to_numpy() for name in table.column_names}
+        record.rows["step"] = record.rows["step"] + 1
 
 
 def _read_heldout(record: RunRecord) -> None:

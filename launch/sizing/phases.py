@@ -16,7 +16,7 @@ from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_term, distance_class, weighted_sum
 from reward.scorer import RewardScorer
-from rollout.sampler import RolloutConfig, decode
+from rollout.sampler import RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.build import build_from_config
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
@@ -24,7 +24,7 @@ from stylevar.config import ModelConfig
 from stylevar.contracts import PolicyVersion, Trajectories
 from stylevar.generate import Generation, generate
 from stylevar.policy import Precision
-from stylevar.sampling import Truncation
+from stylevar.sampler import decode
 
 META = torch.device("meta")
 
@@ -91,18 +91,9 @@ class Phases:
 
     def sample(self, state: ConditionState, queries: Sequence[Tensor], group: int) -> Generation:
         """Everything of a rollout but the decoder."""
-        c = self.work.rollout
-        return generate(
-            self.model,
-            state,
-            queries,
-            group,
-            FirstToken(),
-            Truncation(c.top_k, c.top_p),
-            c.temperature,
-            kv_cache=c.kv_cache,
-            keep_support=c.logprob == "support",
-        )
+        settings = self.work.rollout
+        keep_support = settings.logprob == "support"
+        return generate(self.model, state, queries, group, FirstToken(), settings, keep_support=keep_support)
 
     @torch.no_grad()
     def decode(self, images: int, at_once: int = 0) -> Tensor:

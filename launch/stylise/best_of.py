@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from reward.base import DreamSimType, RewardConfig
 from reward.build import build_distance
 from reward.metrics import color_distance
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.images import u8_to_01
 
@@ -27,18 +29,17 @@ class ScoreConfig:
     """Which DreamSim model. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
     """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
-    content_weight: float = 1.0
+    content_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the distance to the content, both in grey, so that new colours cost nothing."""
-    style_weight: float = 0.25
+    style_weight: Annotated[float, Ge(0)] = 0.25
     """Weight of the distance to the style picture, which also knows of its scene: a copy must not win."""
-    palette_weight: float = 0.02
+    palette_weight: Annotated[float, Ge(0)] = 0.02
     """Weight of the difference of the colour statistics from the style's, in CIELAB units."""
 
     def __post_init__(self) -> None:
-        weights = self.content_weight, self.style_weight, self.palette_weight
-        if min(weights) < 0 or max(weights) == 0:
-            names = "--content-weight {} --style-weight {} --palette-weight {}".format(*weights)
-            raise UserError(f"{names}: must be at least 0, and one of them more")
+        check_bounds(self)
+        if not (self.content_weight or self.style_weight or self.palette_weight):
+            raise UserError("--content-weight, --style-weight and --palette-weight are all 0: one must be positive")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Finding a user's pictures and pairing them: files, folders, globs, and CSV files of pairs."""
+"""Finding a user's pictures and pairing them: files, folders, patterns, lists, and CSV files of pairs."""
 
 from __future__ import annotations
 
@@ -66,25 +66,34 @@ class Failures:
 
 
 def find_pictures(sources: Sequence[Path], failures: Failures | None = None) -> list[Path]:
-    """The files behind files, folders (all pictures in them) and globs, each once.
-
-    Pictures of a folder in formats that are not read are noted in `failures`. UserError if a source gives none.
-    """
+    """The pictures of all sources, each once; see `pictures_at`."""
     failures = Failures() if failures is None else failures
-    found: dict[Path, Path] = {}
-    for source in expand_braces(sources):
-        if os.path.isdir(source):  # of a path that no file system takes, pathlib would raise an error
-            files = pictures_in(source, failures)
-        elif os.path.exists(source):
-            files = [source]
+    by_place: dict[str, Path] = {}
+    for source in sources:
+        for file in pictures_at(source, failures):
+            by_place.setdefault(os.path.realpath(file), file)
+    return list(by_place.values())
+
+
+def pictures_at(source: Path, failures: Failures) -> list[Path]:
+    """The files behind a picture's path, a folder (all pictures in it), a .txt list, or a pattern.
+
+    Pictures of a folder in formats that are not read are noted in `failures`. UserError if there is none.
+    """
+    files: list[Path] = []
+    for path in expand_braces([source]):
+        if os.path.isdir(path):  # of a path that no file system takes, pathlib would raise an error
+            files += pictures_in(path, failures)
+        elif path.suffix.lower() == ".txt" and os.path.isfile(path):
+            files += _listed(path)
+        elif os.path.exists(path):
+            files.append(path)
+        elif matches := [file for file in find_paths(path) if file.is_file()]:
+            files += matches
         else:
-            files = [file for file in find_paths(source) if file.is_file()]
-            if not files:
-                problem = "matches no file" if glob.has_magic(str(source)) else "does not exist"
-                raise UserError(f"{source} {problem}: give a picture, a folder of pictures or a glob")
-        for file in files:
-            found.setdefault(Path(os.path.realpath(file)), file)
-    return list(found.values())
+            problem = "matches no file" if glob.has_magic(str(path)) else "does not exist"
+            raise UserError(f"{clipped(path)} {problem}: give a picture, a folder, a pattern, or a .txt list of pictures")
+    return files
 
 
 def pictures_in(folder: Path, failures: Failures) -> list[Path]:
@@ -103,6 +112,20 @@ def pictures_in(folder: Path, failures: Failures) -> list[Path]:
         others = f", and the {len(unread)} such as {unread[0].name} are not read" if unread else ""
         raise UserError(f"no picture in {printable(folder)}: it needs files that end in {' '.join(PICTURES)}{others}")
     return files
+
+
+def _listed(table: Path) -> list[Path]:
+    """The files that a text names, one a line, relative to it; their names may have bytes that are not UTF-8."""
+    try:
+        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{printable(table)} cannot be read ({error.strerror}): give a text file") from error
+    if "\0" in text:
+        raise UserError(f"{printable(table)} is no list of files in UTF-8: save it as text in UTF-8")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{printable(table)} lists no picture: write the path of one on each line")
+    return [table.parent / os.path.expanduser(line) for line in lines]
 
 
 def all_pairs(contents: Sequence[Path], styles: Sequence[Path]) -> list[PairFiles]:

@@ -16,9 +16,11 @@ class ModelSource:
     """A trained model."""
 
     init: str = str(DEMO_MODEL)
-    """StyleVAR: a file, a folder, or a hub id owner/name[:file]; by default the small demo model."""
+    """StyleVAR: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+    owner/name[:file]; by default the small demo model."""
     vae: str | None = None
-    """Its VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default vqvae.safetensors beside the model."""
+    """Its VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default vqvae.safetensors beside the model,
+    or that of its run."""
     revision: str | None = None
     """Branch, tag or commit of both on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

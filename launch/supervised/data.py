@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
@@ -54,17 +55,17 @@ def open_data(config: SftConfig, model: StyleVAR) -> SftData:
     """Find the triplets of a run. UserError as `TripletShards`, and if there is nothing to train on."""
     size = model.arch.image_size
     index = index_triplets(expand_shards(config.shards))
-    found = {"train": index.of_split("train"), **_validation(index, config)}
-    if not len(found["train"]):
+    parts = {"train": index.of_split("train"), **_validation(index, config)}
+    if not len(parts["train"]):
         only = ", ".join(index.splits)
         raise UserError(f"{config.shards[0]} holds no triplet of the split train, only {only}: add the train shards")
-    bytes_decoded = sum(len(some) for some in found.values()) * len(ROLES) * 3 * size**2
+    bytes_decoded = sum(len(part) for part in parts.values()) * len(ROLES) * 3 * size**2
     in_memory = bytes_decoded <= config.memory_gb * 1e9
     # Tokens of pictures that change anew each time are of no use, and an in-memory run makes its own.
     vae = None if in_memory or config.augment.varies else model.vae.fingerprint()
     # Those that become resident are decoded once, then.
-    kept = [name for name in found if in_memory and (name != "train" or config.augment.varies)]
-    sets = {name: TripletShards(some, size, cache=name in kept, vae=vae) for name, some in found.items()}
+    kept = [name for name in parts if in_memory and (name != "train" or config.augment.varies)]
+    sets = {name: TripletShards(part, size, cache=name in kept, vae=vae) for name, part in parts.items()}
     for name in kept:
         sets[name].validate()
     return SftData(sets.pop("train"), sets, in_memory)
@@ -95,10 +96,12 @@ class MicroBatches(Dataset):
         picks = self.order.share(step, self.rank, self.world)
         start, end = (len(picks) * m // self.per_step for m in (micro, micro + 1))
         try:
-            found = [augment(self.train.usable(p.sample), self.config, self.order.seed, p.epoch) for p in picks[start:end]]
+            triplets = [
+                augment(self.train.usable(p.sample), self.config, self.order.seed, p.epoch) for p in picks[start:end]
+            ]
         except UserError as error:
             return error
-        return ConditionBatch.stack(found)
+        return ConditionBatch.stack(triplets)
 
 
 class ResidentBatches:
@@ -126,23 +129,28 @@ class Numbered(Protocol[BatchT]):
 
 def load_steps(
     batches: Numbered[BatchT], start: int, steps: int, workers: int, lost: str = "start again"
-) -> Iterator[list[BatchT]]:
+) -> Generator[list[BatchT], None, None]:
     """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked).
 
-    Raises the UserErrors of `batches`, and one if a process is killed; `lost` says how to go on after that.
+    Raises the UserErrors of `batches`, and one if a process is killed; `lost` says how to go on after that. However it
+    ends, the processes end with it.
     """
     numbers = range(start * batches.per_step, steps * batches.per_step)
-    items = _read_ahead(batches, numbers, workers, lost) if workers else map(batches.__getitem__, numbers)
-    for _ in range(start, steps):
-        some = []
-        for item in itertools.islice(items, batches.per_step):
-            if isinstance(item, UserError):
-                raise item
-            some.append(item)
-        yield some
+    items = _read_ahead(batches, numbers, workers, lost) if workers else (batches[number] for number in numbers)
+    # Closed at once: the traceback of an error could keep the processes alive, and the program would wait for them.
+    with closing(items):
+        for _ in range(start, steps):
+            some = []
+            for item in itertools.islice(items, batches.per_step):
+                if isinstance(item, UserError):
+                    raise item
+                some.append(item)
+            yield some
 
 
-def _read_ahead(batches: Numbered[BatchT], numbers: Sequence[int], workers: int, lost: str) -> Iterator[BatchT | UserError]:
+def _read_ahead(
+    batches: Numbered[BatchT], numbers: Sequence[int], workers: int, lost: str
+) -> Generator[BatchT | UserError, None, None]:
     """The micro-batches `numbers`, in order, from `workers` processes."""
     loader = DataLoader(
         cast(Dataset, batches),  # all that a loader asks of one is __getitem__
@@ -183,7 +191,7 @@ def in_order(
 
     Each of `world` processes gets other ones.
     """
-    rows = spread(len(triplets), samples or len(triplets))[rank::world]
+    rows = strided(len(triplets), samples or len(triplets))[rank::world]
     for start in range(0, len(rows), size):
         yield pick(triplets, rows[start : start + size])
 
@@ -193,8 +201,12 @@ def pick(triplets: TripletShards, indices: Sequence[int]) -> ConditionBatch:
     return ConditionBatch.stack([triplets.usable(i) for i in indices])
 
 
-def spread(length: int, count: int) -> list[int]:
-    """Up to `count` of `length` numbers at equal distances, the same each time."""
+def strided(length: int, count: int) -> list[int]:
+    """Up to `count` of `length` numbers, at equal distances from 0 on; the last is among them only if all are.
+
+    GRPO's `data.conditions.spread` takes both ends. The two cannot become one: a resumed run must score the same held-out
+    triplets as before.
+    """
     count = min(count, length)
     return [i * length // count for i in range(count)]
 
@@ -223,5 +235,5 @@ def token_cache_file(triplets: TripletShards, vae: VQVAE) -> Path:
 
 def corpora(train: TripletShards) -> dict[str, np.ndarray]:
     """{name: its sample numbers} of what is trained on."""
-    found = {name: train.index.of_dataset(name) for name in train.index.datasets}
-    return {name: rows for name, rows in found.items() if len(rows)}
+    rows_of = {name: train.index.of_dataset(name) for name in train.index.datasets}
+    return {name: rows for name, rows in rows_of.items() if len(rows)}

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from data.index import expand_shards, index_triplets
 from launch.common.commands import quoted
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest
+from launch.configs.io import as_kept
 from launch.configs.sft import SftConfig
+from launch.run.drive import drive
 from launch.run.resume import check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume
 from launch.run.saving import saving
@@ -42,7 +43,7 @@ def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
     config = config.absolute()
     path = Path(config.runs) / config.name if point is None else point.run.resolve()
     if point is None:
-        run = RunFolder.create(path, asdict(config), config.keep_checkpoints)
+        run = RunFolder.create(path, as_kept(config), config.keep_checkpoints)
     else:
         check_steps(point, config.total_steps(len(index_triplets(expand_shards(config.shards)).of_split("train"))))
         run = RunFolder.open(path, config.keep_checkpoints)
@@ -120,18 +121,31 @@ def run_worker(settings: dict[str, Any]) -> None:
     keep_freed_memory()
     torch.set_num_threads(config.threads or settings["cpus"])
     point = find_resume("auto", path.parent, path.name)
+    new_bar = _Lines if rank_and_world()[0] == 0 else _NoBar
     try:
-        run = SftRun(config, point, get_device())
-        first = rank_and_world()[0] == 0
-        with saving(run.run, PROGRAM):
-            finished = run.loop(_Lines(run.start, run.steps) if first else _NoBar(), (path / STOP_FILE).exists)
-            if finished and first:
-                run.export()
+        drive(SftRun(config, point, get_device(), new_bar), PROGRAM, _StopFile(path / STOP_FILE))
     except UserError as error:
         # On a full disk this fails, too: then Ray tries again, and the driver tells the last error.
         with suppress(OSError):
             (path / ERROR_FILE).write_text(str(error))
         raise
+
+
+class _StopFile:
+    """The driver's wish to stop, for all processes to see."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def requested(self) -> bool:
+        return self._path.exists()
+
+    def __enter__(self) -> None:
+        """It is the driver that listens to signals."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class _Lines:
@@ -150,12 +164,21 @@ class _Lines:
     def set_description(self, desc: str) -> None:
         self._about = desc
 
+    def close(self) -> None:
+        pass
+
 
 class _NoBar:
+    def __init__(self, done: int, total: int) -> None:
+        pass
+
     def update(self, n: int) -> None:
         pass
 
     def set_description(self, desc: str) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 

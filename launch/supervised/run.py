@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -20,6 +21,8 @@ from data.mixture import MixtureOrder
 from data.overlap import warn_of_overlap
 from data.shards import TripletShards
 from launch.common.grids import GridRow, draw_grid
+from launch.common.stop import Stop
+from launch.configs.io import as_kept
 from launch.configs.sft import SftConfig
 from launch.run.resume import check_steps
 from launch.run.run_folder import ResumePoint, RunFolder
@@ -35,7 +38,7 @@ from launch.supervised.data import (
     make_resident,
     open_data,
     pick,
-    spread,
+    strided,
     token_cache_file,
 )
 from launch.supervised.start import starting_model
@@ -56,6 +59,13 @@ class ProgressBar(Protocol):
 
     def set_description(self, desc: str, /) -> object: ...
 
+    def close(self) -> object: ...
+
+
+def console_bar(done: int, total: int) -> ProgressBar:
+    """The bar of a run in this process, from `done` to `total` steps."""
+    return tqdm(total=total, initial=done, desc="sft", unit="step", smoothing=0.05)
+
 
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
 SAMPLES = 3
@@ -63,14 +73,21 @@ PROGRAM = "sft.py"
 
 
 class SftRun:
-    """One process of a run: data, learner, folder and reports, from `start` (steps done) to `steps`.
+    """One process of a run: its data, learner, folder and reports. See `launch.run.drive.Run` for its life.
 
     All random numbers of a step follow from (seed, step), so a checkpoint needs none of them and neither validation nor
     a restart changes what comes after. Of several processes, the first alone writes.
     """
 
-    def __init__(self, config: SftConfig, point: ResumePoint | None, device: torch.device) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: SftConfig,
+        point: ResumePoint | None,
+        device: torch.device,
+        new_bar: Callable[[int, int], ProgressBar] = console_bar,
+    ) -> None:
+        """Load everything and open the run's folder. `new_bar` makes a progress bar from the steps done and to be done."""
+        self.config, self._new_bar = config, new_bar
         self.rank, self.world = rank_and_world()
         checkpoint = None if point is None else point.checkpoint
         # A resumed run needs its first checkpoint no more.
@@ -92,52 +109,63 @@ class SftRun:
             cache = token_cache_file(self.data.train, model.vae)
             resident = make_resident(tokens, self.data.train, config.augment, device, cache)
             self.batches = ResidentBatches(resident, order, config.micro_batch, self.rank, self.world)
-        self.start, self.best = 0, math.inf
+        self.done, self.best = 0, math.inf  # steps, and the lowest held-out loss of a checkpoint
         self.timer = PhaseTimer(torch.cuda.synchronize if device.type == "cuda" else None)
         if checkpoint is not None:
             self._load(checkpoint)
-        self.run = self._open(point)
-        with saving(self.run, PROGRAM):
-            self.telemetry = Telemetry(self.run, self.start + 1 if self.start else 0) if self.rank == 0 else None
+        self.folder = self._open(point)
+        with saving(self.folder, PROGRAM):
+            self.telemetry = Telemetry(self.folder, self.done) if self.rank == 0 else None
 
-    def loop(self, bar: ProgressBar, stop: Callable[[], bool]) -> bool:
-        """Train to the end (True), or until `stop` says so and a checkpoint is written (False)."""
+    def advance(self, stop: Stop) -> bool:
+        """Train to the end (True), or until a stop is requested and a checkpoint is written (False)."""
         config, timer = self.config, self.timer
-        go_on = f"continue with: python launch/sft.py --resume {self.run.path}"
-        steps = load_steps(self.batches, self.start, self.steps, loader_workers(config, self.data), go_on)
-        logged = done = self.start
-        for step in range(self.start, self.steps):
-            with timer("data"):
-                micro_batches = next(steps)
-            lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
-            with timer("step"):
-                metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
-            done = step + 1
-            if not math.isfinite(metrics.loss):
-                raise UserError(
-                    f"the loss of step {done} is {metrics.loss}: resume from the last checkpoint in "
-                    f"{self.run.checkpoints} with a lower --lr or --grad-clip"
-                )
-            bar.update(1)
-            if self.telemetry and (done % config.log_every == 0 or done == self.steps):
-                bar.set_description(f"sft, loss {metrics.loss:.3f}")
-                self._log(self.telemetry, done, done - logged, lr, metrics)
-                logged = done
-            # Processes that disagree would wait for each other for ever.
-            stopping = float(sum_over_ranks(torch.tensor(float(stop()), device=self.learner.model.device))) > 0
-            self._milestones(done, stopping)
-            if stopping and done < self.steps:
-                break
+        go_on = f"continue with: python launch/sft.py --resume {self.folder.path}"
+        steps = load_steps(self.batches, self.done, self.steps, loader_workers(config, self.data), go_on)
+        logged = self.done
+        with closing(steps), closing(self._new_bar(self.done, self.steps)) as bar, stop:
+            for step in range(self.done, self.steps):
+                with timer("data"):
+                    micro_batches = next(steps)
+                lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
+                with timer("step"):
+                    metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
+                self.done = step + 1
+                if not math.isfinite(metrics.loss):
+                    raise UserError(
+                        f"the loss of step {self.done} is {metrics.loss}: resume from the last checkpoint in "
+                        f"{self.folder.checkpoints} with a lower --lr or --grad-clip"
+                    )
+                bar.update(1)
+                if self.telemetry and (self.done % config.log_every == 0 or self.done == self.steps):
+                    bar.set_description(f"sft, loss {metrics.loss:.3f}")
+                    self._log(self.telemetry, self.done - logged, lr, metrics)
+                    logged = self.done
+                # Processes that disagree would wait for each other for ever.
+                wishes = torch.tensor(float(stop.requested), device=self.learner.model.device)
+                stopping = float(sum_over_ranks(wishes)) > 0
+                self._milestones(stopping)
+                if stopping:
+                    break
+        return self.done == self.steps
+
+    def finish(self) -> Path:
+        """Write the run's model folder, from its best or last checkpoint, and return it."""
+        if self.rank == 0:
+            self._export()
+        return self.folder.model
+
+    def close(self) -> None:
+        """Bring all reports to the disk."""
         if self.telemetry:
             self.telemetry.close()
-        return done == self.steps
 
     def _open(self, point: ResumePoint | None) -> RunFolder:
         """The run's folder; the first process makes it ready."""
         config = self.config
         if self.rank:
             return RunFolder(Path(config.runs) / config.name if point is None else point.run, config.keep_checkpoints)
-        settings = asdict(config.absolute())
+        settings = as_kept(config)
         if point is None:
             return RunFolder.create(Path(config.runs) / config.name, settings, config.keep_checkpoints)
         run = RunFolder.open(point.run, config.keep_checkpoints)
@@ -146,36 +174,35 @@ class SftRun:
             run.resume_with(settings, point.step)
         return run
 
-    def _milestones(self, done: int, stopping: bool) -> None:
-        """Validation and checkpoint, where they are due after `done` steps."""
+    def _milestones(self, stopping: bool) -> None:
+        """Validation and checkpoint, where they are due."""
+        done = self.done
         scheduled = done == self.steps or done % self.config.checkpoint_every == 0
         loss = math.inf
         if self.data.validation and (scheduled or done % self.config.eval_every == 0):
             with self.timer("eval"):
-                loss = self._validate(done)
+                loss = self._validate()
         if scheduled or stopping:
             better = scheduled and loss < self.best
             self.best = loss if better else self.best
             if self.telemetry:
                 self.telemetry.flush()
                 with self.timer("checkpoint"):
-                    self._save(done)
+                    self._save()
                 if better:
-                    self.run.mark_best(done)
+                    self.folder.mark_best(done)
 
-    def export(self) -> Path:
-        """Write the run's model folder and return it."""
-        best, latest = (self.run.linked(name) for name in ("best", "latest"))
+    def _export(self) -> None:
+        best, latest = (self.folder.linked(name) for name in ("best", "latest"))
         source = best if self.config.export == "best" and best is not None else latest
         assert source is not None
         state = read_model_state(source / MODEL_FILE)
         vae = self.config.absolute().vae
         notes = {"vae": vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
-        with self.run.final_model(self.steps, notes) as folder:
+        with self.folder.final_model(self.steps, notes) as folder:
             save_model(state, self.learner.model.arch, folder, half=self.config.half)
-        return self.run.model
 
-    def _log(self, telemetry: Telemetry, done: int, steps: int, lr: float, metrics: SftMetrics) -> None:
+    def _log(self, telemetry: Telemetry, steps: int, lr: float, metrics: SftMetrics) -> None:
         """Report the last step, and times since the last report, `steps` steps ago."""
         times = self.timer.take()
         training = times["time/data"] + times["time/step"]
@@ -183,9 +210,9 @@ class SftRun:
         values["throughput/images_per_s"] = self.config.batch * steps / training
         values["data/wait_share"] = times["time/data"] / training
         values |= memory(self.learner.model.device)
-        telemetry.scalars(done, {**values, **times})
+        telemetry.scalars(self.done, {**values, **times})
 
-    def _validate(self, done: int) -> float:
+    def _validate(self) -> float:
         """Loss over all held-out tokens; reports every split, with a picture of samples from fixed seeds."""
         config, learner = self.config, self.learner
         totals = []
@@ -195,30 +222,31 @@ class SftRun:
             totals.append(sums)
             if not self.telemetry:
                 continue
-            self.telemetry.scalars(done, sums.scalars(split, config.step.topk))
-            self.telemetry.image_grid(done, f"samples/{split}", self._samples(triplets))
+            self.telemetry.scalars(self.done, sums.scalars(split, config.step.topk))
+            self.telemetry.image_grid(self.done, f"samples/{split}", self._samples(triplets))
             tqdm.write(
-                f"step {done}: {split} loss {sums.loss:.4f}, top-1 {sums.top1:.4f}, top-{config.step.topk} {sums.topk:.4f}"
+                f"step {self.done}: {split} loss {sums.loss:.4f}, top-1 {sums.top1:.4f}, "
+                f"top-{config.step.topk} {sums.topk:.4f}"
             )
         return reduce(add, totals).loss
 
     def _samples(self, triplets: TripletShards) -> Tensor:
         """Some triplets of a split beside what the model makes of them, uint8 [3, H, W]."""
-        shown = pick(triplets, spread(len(triplets), self.config.image_conditions))
+        shown = pick(triplets, strided(len(triplets), self.config.image_conditions))
         sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
         drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
         return draw_grid([GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)])
 
-    def _save(self, done: int) -> None:
+    def _save(self) -> None:
         learner, arch = self.learner, self.learner.model.arch
-        with self.run.checkpoint(done) as folder:
+        with self.folder.checkpoint(self.done) as folder:
             save_model(learner.best_model.state_dict(), arch, folder)
             if learner.average is not None:
                 raw = {k: v.cpu().contiguous() for k, v in learner.model.state_dict().items()}
                 save_file(raw, str(folder / RAW_FILE))
             save_torch(learner.state(), folder / OPTIMIZER_FILE)
             best = None if math.isinf(self.best) else self.best
-            state = {"step": done, "best_heldout_loss": best, "seed": self.config.seed}
+            state = {"step": self.done, "best_heldout_loss": best, "seed": self.config.seed}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
     def _load(self, folder: Path) -> None:
@@ -230,4 +258,4 @@ class SftRun:
             load_into(learner.model, read_model_state(raw), str(raw))
         learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
         state = json.loads((folder / STATE_FILE).read_text())
-        self.start, self.best = state["step"], state["best_heldout_loss"] or math.inf
+        self.done, self.best = state["step"], state["best_heldout_loss"] or math.inf

@@ -12,7 +12,7 @@ from learner.credit.base import Advantages, Credit, CreditMethod
 from learner.lesson import Lesson
 from stylevar.errors import UserError
 
-AdvantageNorm = Literal["std", "none"]
+AdvantageNorm = Literal["std", "none", "leave-one-out"]
 
 
 class TrajectoryCredit(CreditMethod):
@@ -29,7 +29,8 @@ class TrajectoryCredit(CreditMethod):
 
 @torch.no_grad()
 def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: float = 1e-2) -> Advantages:
-    """A = (R - mean) / max(std, std_floor) over each group; with norm "none", A = R - mean.
+    """A = (R - mean) / max(std, std_floor) over each group; with norm "none", A = R - mean. With "leave-one-out",
+    A = R - mean of the others = G / (G - 1) (R - mean), an unbiased baseline (Kool et al. 2019; Ahmadian et al. 2024).
 
     rewards: float [B, G], higher is better. The floor keeps a group of (nearly) equal rewards from having its noise
     blown up to unit variance. A reward that is not finite makes its whole group NaN, which the step guard then drops.
@@ -48,4 +49,6 @@ def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: fl
     values = rewards - mean[:, None]
     if norm == "std":
         values = values / std.clamp_min(std_floor)[:, None]
+    elif norm == "leave-one-out":
+        values = values * (rewards.shape[1] / (rewards.shape[1] - 1))
     return Advantages(values, mean, std, (std < std_floor).float().mean().item())

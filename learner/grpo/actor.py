@@ -140,7 +140,7 @@ class LearnerWorker:
         for unit in order:
             trajectories, count = work[unit].trajectories, len(work[unit].trajectories.keys)
             own = slice(at, at + count)
-            rows.append((unit, _rows(trajectories, scored[unit], result.advantages[own], result.kl[own])))
+            rows.append((unit, TrajectoryRows.of(trajectories, scored[unit], result.advantages[own], result.kl[own])))
             at += count
         wire, info = self._weights(start, hashed)
         update = UpdateInfo(info.seconds, info.version, info.fingerprint, result.metrics, tuple(rows))
@@ -204,16 +204,3 @@ class LearnerWorker:
 def older_adapters(folder: Path, version: PolicyVersion) -> Path:
     """Where a checkpoint keeps adapters of an older version."""
     return folder / f"adapters_{version.merges}_{version.updates}.safetensors"
-
-
-def _rows(trajectories: Trajectories, scores: Scores, advantages: Tensor, kl: Tensor) -> TrajectoryRows:
-    return TrajectoryRows(
-        keys=trajectories.keys,
-        rewards=scores.rewards,
-        components=scores.components,
-        advantages=advantages,
-        logp=trajectories.logp.sum(-1).cpu(),
-        kl=kl,
-        seeds=trajectories.seeds,
-        version=trajectories.policy_version,
-    )

@@ -46,6 +46,21 @@ class HalfGradients:
         return dot / scale if 0 < scale < float("inf") else None
 
 
+class SignalToNoise:
+    """A moving average of the cosines of a run's steps, and the signal-to-noise ratio that follows from it."""
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self.decay = decay
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        """Decayed sums of the cosines and of ones, which a checkpoint has to keep."""
+
+    def update(self, cosine: float) -> float:
+        """Take in a step's cosine; returns `signal_to_noise` of the average so far."""
+        self.sums = self.decay * self.sums + (1 - self.decay) * torch.tensor([cosine, 1.0], dtype=torch.float64)
+        total, weight = self.sums.tolist()
+        return signal_to_noise(total / weight)
+
+
 def signal_to_noise(cosine: float) -> float:
     """|g|^2 / E|noise|^2 of the mean of two halves whose gradients have this cosine on average; 0 for negative ones."""
     return 2 * max(0.0, cosine) / max(1e-6, 1 - cosine)

@@ -27,9 +27,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from stylevar.errors import UserError
+from annotated_types import Ge, Le, Lt
+
+from stylevar.bounds import Remedy, check_bounds
 
 
 @dataclass(frozen=True)
@@ -39,31 +41,25 @@ class MergeConfig:
     merge_policy: Literal["guarded", "paper"] = "guarded"
     """guarded: a merge never bakes in weights that did not beat the base, and falling held-out rewards roll back;
     paper: the published rule, which merges the latest peak in an emergency, however low."""
-    ema_beta: float = 0.99
+    ema_beta: Annotated[float, Ge(0), Lt(1), Remedy("try 0.99")] = 0.99
     """Decay per step of the moving average of the mean reward, in [0, 1)."""
-    baseline_steps: int = 10
+    baseline_steps: Annotated[int, Ge(1)] = 10
     """guarded: the first baseline is the mean reward of this many steps (paper: of the first step)."""
-    peak_min_steps: int = 300
+    peak_min_steps: Annotated[int, Ge(0)] = 300
     """Peak merge: at least this many steps since the last merge or rollback."""
-    min_gain: float = 0.05
+    min_gain: Annotated[float, Ge(0), Le(math.inf)] = 0.05
     """Peak merge: the peak of the moving average is at least this far above the baseline."""
-    patience: int = 50
+    patience: Annotated[int, Ge(0)] = 50
     """Peak merge: the peak is at least this many steps old."""
-    emergency_kl: float = 2.0
+    emergency_kl: Annotated[float, Ge(0), Le(math.inf)] = 2.0
     """Emergency: raw KL (PANW-weighted, before beta) above this."""
-    emergency_min_steps: int = 50
+    emergency_min_steps: Annotated[int, Ge(0)] = 50
     """Emergency: at least this many steps since the last merge or rollback."""
-    rollback_drop: float = 0.1
+    rollback_drop: Annotated[float, Ge(0), Le(math.inf)] = 0.1
     """guarded: a held-out reward more than this below its best brings the best adapters back; inf switches it off."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ema_beta < 1:
-            raise UserError(f"--ema-beta {self.ema_beta}: must be at least 0 and below 1; try 0.99")
-        if self.baseline_steps < 1:
-            raise UserError(f"--baseline-steps {self.baseline_steps}: must be at least 1")
-        for name in ("peak_min_steps", "min_gain", "patience", "emergency_kl", "emergency_min_steps", "rollback_drop"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        check_bounds(self)
 
 
 class MergeAction(str, Enum):

@@ -19,8 +19,9 @@ from stylevar.conditions import ConditionState, encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
 from stylevar.policy import Policy
+from stylevar.source import ADAPTER, FACTS, merged_base
 
-FACTS, OPTIMIZER, ADAPTER = "worker.json", "optimizer.pt", "adapter"
+OPTIMIZER = "optimizer.pt"
 
 
 class Trainer:
@@ -119,5 +120,4 @@ class Trainer:
 def saved_base(checkpoint: Path) -> tuple[str | None, PolicyVersion]:
     """Of a checkpoint in a run's folder: the merged base that it stands on (None: --init), and its version."""
     facts = json.loads((checkpoint / FACTS).read_text())
-    base = None if facts["base"] == "init" else str(checkpoint.parent.parent / facts["base"])
-    return base, PolicyVersion(*facts["version"])
+    return merged_base(checkpoint), PolicyVersion(*facts["version"])

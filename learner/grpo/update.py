@@ -7,29 +7,30 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from learner.credit.base import Credit, CreditMethod
 from learner.credit.gradient import GradientCredit
 from learner.credit.trajectory import AdvantageNorm, TrajectoryCredit
 from learner.grpo.guard import may_teach, too_few_left
-from learner.grpo.half_gradients import HalfGradients
+from learner.grpo.half_gradients import HalfGradients, SignalToNoise
 from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
 from learner.grpo.loss import LossTerms, code_loss, grpo_loss
 from learner.grpo.panw import panw_weights
 from learner.grpo.report import PassReport, TrajectoryStats, step_metrics
 from learner.lesson import Lesson, UpdateResult
-from learner.optimizer import OptimizerDevice, build_optimizer, load_moments
+from learner.optimizer import Decay, OptimizerDevice, build_optimizer, load_moments
 from learner.parallel import gather_over_ranks, sum_gradients, sum_over_ranks
 from learner.schedule import RateSchedule, rate
 from stylevar.adapters import Adapters
+from stylevar.bounds import Remedy, check_bounds
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features
 from stylevar.contracts import Trajectories
-from stylevar.errors import UserError
 from stylevar.logprobs import CodeValues, TokenTerms, token_terms
 from stylevar.recompute import recomputed
 from stylevar.transformer import StyleVAR
@@ -42,23 +43,23 @@ CreditKind = Literal["trajectory", "gradient"]
 class LearnerConfig:
     """The GRPO update."""
 
-    lora_rank: int = 256
+    lora_rank: Annotated[int, Ge(1)] = 256
     """Rank of the adapters; alpha is twice the rank."""
-    lr: float = 1e-5
+    lr: Annotated[float, Gt(0)] = 1e-5
     """AdamW learning rate; with a schedule, its peak."""
     lr_schedule: RateSchedule = "constant"
     """How the learning rate moves over the run's steps: constant, or down to --lr-end by a cosine or a line."""
-    lr_warmup: int = 0
+    lr_warmup: Annotated[int, Ge(0)] = 0
     """Steps over which the learning rate first rises to its peak."""
-    lr_end: float = 0.1
+    lr_end: Annotated[float, Ge(0), Le(1)] = 0.1
     """Learning rate at the end of a cosine or linear schedule, as a share of the peak."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW moment decays."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Ge(0)] = 0.01
     """AdamW weight decay."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Gt(0), Le(math.inf)] = 1.0
     """Bound on the global norm of the gradient."""
-    clip_eps: float = 0.2
+    clip_eps: Annotated[float, Gt(0), Lt(1)] = 0.2
     """The ratio is clipped to [1 - eps, 1 + eps]."""
     kl_beta: float = 0.1
     """Weight of the KL penalty."""
@@ -70,44 +71,32 @@ class LearnerConfig:
     place, from the reward's gradient (gradient)."""
     credit_curvature: bool = True
     """For --credit gradient: measure the reward's curvature, without which less variance is worth nothing to it."""
-    credit_batch: int = 8
+    credit_batch: Annotated[int, Ge(1)] = 8
     """For --credit gradient: images that pass through the decoder and back at once; a smaller number saves memory."""
     panw_gamma: float = 0.7
     """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weighs all tokens alike."""
     adv_norm: AdvantageNorm = "std"
-    """Divide advantages by the group's standard deviation, or not."""
-    kl_limit: float = 5.0
+    """Divide advantages by the group's standard deviation (std), or not (none); or compare each reward with the mean of the
+    others (leave-one-out)."""
+    kl_limit: Annotated[float, Gt(0), Le(math.inf)] = 5.0
     """Step guard: trajectories with a larger raw KL are dropped from the step."""
-    updates_per_rollout: int = 1
+    updates_per_rollout: Annotated[int, Ge(1)] = 1
     """Passes over the same trajectories."""
-    minibatches: int = 1
+    minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per pass, each on an equal share of the conditions."""
-    micro_batch: int = 0
+    micro_batch: Annotated[int, Ge(0)] = 0
     """Trajectories of a group per forward and backward pass; 0 for as many as the memory budget holds."""
     recompute: bool = False
     """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
     optimizer_device: OptimizerDevice = "auto"
     """Where AdamW's moments lie: beside the model (device) or in the host's memory (cpu, slower); auto asks the budget."""
-    mismatch_limit: float = 0.0
+    mismatch_limit: Annotated[float, Ge(0), Le(math.inf), Remedy("0 chooses by precision")] = 0.0
     """The most that log-probs of rollout and learner may differ at equal weights; 0 chooses by precision (fp32: 1e-4)."""
-    importance_cap: float = 0.0
+    importance_cap: Annotated[float, Ge(0), Le(math.inf), Remedy("0 for none, or try 2")] = 0.0
     """Weigh tokens from older weights by their probability now over that then, at most this (try 2); 0 for no weights."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "grad_clip", "kl_limit"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        if self.mismatch_limit < 0:
-            raise UserError(f"--mismatch-limit {self.mismatch_limit}: must be at least 0 (0 chooses by precision)")
-        if self.importance_cap < 0:
-            raise UserError(f"--importance-cap {self.importance_cap}: must be at least 0 (0 for none); try 2")
-        if not 0 < self.clip_eps < 1:
-            raise UserError(f"--clip-eps {self.clip_eps}: must lie between 0 and 1")
-        if self.updates_per_rollout < 1 or self.minibatches < 1 or self.micro_batch < 0:
-            raise UserError(
-                f"--updates-per-rollout {self.updates_per_rollout} --minibatches {self.minibatches} "
-                f"--micro-batch {self.micro_batch}: the first two must be at least 1, the last at least 0"
-            )
+        check_bounds(self)
 
     @property
     def needs_gradient(self) -> bool:
@@ -183,7 +172,7 @@ class GrpoLearner:
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
-        self.credit = build_credit(config, self.model.vae)
+        self.credit, self._signal = build_credit(config, self.model.vae), SignalToNoise()
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -197,18 +186,19 @@ class GrpoLearner:
             parameter.grad = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and beside it what the credit remembers."""
-        return {
-            **self.optimizer.state_dict(),
-            **{f"credit.{name}": value for name, value in self.credit.state_dict().items()},
-        }
+        """The optimizer's state, and beside it what the credit and the measurement of its signal remember."""
+        credit = {f"credit.{name}": value for name, value in self.credit.state_dict().items()}
+        return {**self.optimizer.state_dict(), **credit, "signal": self._signal.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        credit = {name.removeprefix("credit."): value for name, value in state.items() if name.startswith("credit.")}
+        """Inverse of `state_dict`; earlier versions kept the optimizer's state alone."""
+        rest = dict(state)
+        credit = {name.removeprefix("credit."): rest.pop(name) for name in state if name.startswith("credit.")}
         if credit:
             self.credit.load_state_dict(credit)
-        load_moments(self.optimizer, {name: value for name, value in state.items() if not name.startswith("credit.")})
+        if "signal" in rest:
+            self._signal.sums = rest.pop("signal")
+        load_moments(self.optimizer, rest)
 
     def features(self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor) -> Tensor:
         """What the head is given for `tokens` [B, G, L], fp32 [B, G, L, C]."""
@@ -286,6 +276,8 @@ class GrpoLearner:
         everyone = gather_over_ranks((passes, mine))
         advantages = [a for _, all_of_rank in everyone for a in all_of_rank]
         metrics = step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
+        if "credit/half_cosine" in metrics:
+            metrics["credit/snr"] = self._signal.update(metrics["credit/half_cosine"])
         kl = torch.cat([p.stats.column("raw_kl") for p in passes[-c.minibatches :]])
         values = torch.cat([a.values.cpu() for a in mine]) if mine else torch.zeros(0, 1)
         return UpdateResult(metrics, not all(p.skipped for p in passes), values, kl.view(values.shape))

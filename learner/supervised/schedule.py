@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from learner.schedule import rate
-from stylevar.errors import UserError
+from stylevar.bounds import check_bounds
 
 
 @dataclass(frozen=True)
@@ -15,21 +17,17 @@ class ScheduleConfig:
 
     schedule: Literal["step", "cosine", "linear"] = "step"
     """step: one drop; cosine, linear: down to --lr-end of the peak. All begin with a warm-up."""
-    warmup: int = 100
+    warmup: Annotated[int, Ge(0)] = 100
     """Steps over which the learning rate rises to its peak."""
-    lr_drop_at: float = 0.6
+    lr_drop_at: Annotated[float, Ge(0), Le(1)] = 0.6
     """Share of the run after which a step schedule drops."""
-    lr_drop: float = 0.2
+    lr_drop: Annotated[float, Ge(0), Le(1)] = 0.2
     """Factor of that drop."""
-    lr_end: float = 0.01
+    lr_end: Annotated[float, Ge(0), Le(1)] = 0.01
     """Learning rate at the end of a cosine or linear schedule, as a share of the peak."""
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise UserError(f"--warmup {self.warmup}: must be at least 0")
-        for name in ("lr_drop_at", "lr_drop", "lr_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1]")
+        check_bounds(self)
 
     def learning_rate(self, step: int, steps: int, peak: float) -> float:
         """Learning rate of `step` (0 ... steps - 1)."""

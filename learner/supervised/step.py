@@ -7,21 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from learner.optimizer import load_moments
+from learner.optimizer import Decay, load_moments
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.supervised.self_forcing import guess, self_forced
 from learner.supervised.token_cache import TokenCache, tokenize
 from learner.supervised.validation import ValidationSums
+from stylevar.bounds import check_bounds
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch
-from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
 from stylevar.sampling import trajectory_seed
 from stylevar.transformer import StyleVAR
@@ -34,51 +35,37 @@ _UNDECAYED = ("pos_start", "pos_1LC", "lvl_embed", "scale_mul_1H11", "ada_gss")
 class SftStepConfig:
     """How the weights follow the gradient."""
 
-    lr: float = 5e-4
+    lr: Annotated[float, Gt(0)] = 5e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay of the gradient's first and second moment."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Ge(0)] = 0.05
     """AdamW's weight decay of the matrices; none on norms, biases, embeddings and attention scales."""
-    grad_clip: float = 2.0
+    grad_clip: Annotated[float, Gt(0), Le(math.inf)] = 2.0
     """The gradient is scaled down to this norm."""
-    alpha_jitter: float = 0.0
+    alpha_jitter: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Each step shifts all style weights by a number drawn from [-j, j], so that --style-strength works at inference."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Share of the training target's probability that is spread over all tokens."""
     train_bn: bool = False
     """BatchNorm statistics frozen by default; train them when starting from scratch."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay per step of a moving average of the weights, which is then what is validated and saved; 0 for none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights, logits and loss are fp32 in either case."""
-    self_forced: float = 0.0
+    self_forced: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of triplets whose earlier scales hold guesses of the model itself, with later targets that correct them."""
-    self_forced_rate: float = 0.6
+    self_forced_rate: Annotated[float, Ge(0), Le(1)] = 0.6
     """In such a triplet each token is a guess with a probability drawn from 0 to this."""
     compile: bool = False
     """Compile each transformer block with torch.compile: minutes before the first step, and faster ones after that."""
     recompute: bool = False
     """Keep only the input of each transformer block and compute it again in the backward pass: less memory, more time."""
-    topk: int = 5
+    topk: Annotated[int, Ge(1)] = 5
     """Validation counts how often the right token is among this many best guesses."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.grad_clip <= 0 or self.weight_decay < 0:
-            raise UserError(
-                f"--lr {self.lr} --grad-clip {self.grad_clip} --weight-decay {self.weight_decay}: "
-                "the first two must be positive, the last at least 0"
-            )
-        for name, bound in (("alpha_jitter", 0.5), ("label_smoothing", 0.5), ("ema", 1.0)):
-            if not 0 <= getattr(self, name) < bound:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, {bound})")
-        for name in ("self_forced", "self_forced_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must lie in [0, 1]")
-        if self.topk < 1:
-            raise UserError(f"--topk {self.topk}: must be at least 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"--betas {self.betas[0]} {self.betas[1]}: both must lie in [0, 1)")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from stylevar.errors import UserError
+from learner.optimizer import Decay
+from stylevar.bounds import check_bounds
 from stylevar.images import u8_to_pm1
 from stylevar.vqvae import VQVAE
 
@@ -68,11 +70,11 @@ def tokenizer_loss(
 class TokenizerStepConfig:
     """How the VQ-VAE's weights follow the gradient."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate."""
-    perceptual_weight: float = 0.1
+    perceptual_weight: Annotated[float, Ge(0)] = 0.1
     """Weight of the EfficientNet-Lite0 feature distance against L1."""
-    ema: float = 0.995
+    ema: Decay = 0.995
     """Decay of the moving average of the weights, which is what is saved."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder, the decoder and the features; the quantizer, the loss and the weights are fp32."""
@@ -80,11 +82,7 @@ class TokenizerStepConfig:
     """Compile encoder and decoder with torch.compile: minutes before the first step, and faster ones after that."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.perceptual_weight < 0 or not 0 <= self.ema < 1:
-            raise UserError(
-                f"--lr {self.lr} --perceptual-weight {self.perceptual_weight} --ema {self.ema}: "
-                "must be positive, at least 0, and in [0, 1)"
-            )
+        check_bounds(self)
 
 
 class TokenizerLearner:

@@ -97,7 +97,7 @@ def test_corpora_are_spread_over_the_slots() -> None:
     [
         ({"a": 1}, {}, "--weights names a, the shards hold a, b, c"),
         ({"a": 1, "b": 1, "d": 1}, {}, "--weights names a, b, d"),
-        ({"a": 1, "b": -1, "c": 1}, {}, "must not be negative"),
+        ({"a": 1, "b": -1, "c": 1}, {}, "each must be at least 0"),
         ({"a": 0, "b": 0, "c": 0}, {}, "one must be positive"),
         ({"a": 1, "b": 1, "c": 1}, {"a": 1}, "--weights-end names a, --weights a, b, c"),
         ({}, {"a": 1}, "--weights nothing"),

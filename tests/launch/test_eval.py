@@ -21,7 +21,7 @@ from launch import eval as program
 from launch.common.defaults import DEMO_MODEL
 from launch.evaluation import measure, stylizer
 from launch.evaluation.columns import choose_columns
-from launch.evaluation.conditions import PairedSet, find_pictures
+from launch.evaluation.conditions import PairedSet, pictures_of
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
 from launch.evaluation.runner import PARTS, file_name
@@ -29,6 +29,7 @@ from launch.evaluation.stylizer import Method, parse_methods
 from reward.base import MissingWeights, RewardConfig
 from reward.scorer import build_scorer
 from stylevar.errors import UserError
+from stylevar.sampling_config import SamplingChoice
 
 TRIPLETS = 5
 
@@ -70,7 +71,7 @@ def config(files: Path, out: Path, **settings) -> EvalConfig:
         "out": out,
         "shards": (str(files / "heldout-*.tar"),),
         "batch": 2,
-        "top_k": 20,
+        "sampling": SamplingChoice(top_k=20),
         "device": "cpu",
     }
     return EvalConfig(**{**given, **settings})
@@ -222,18 +223,18 @@ def test_a_list_of_files(files, tmp_path):
         tiny.picture(1, 20).save(tmp_path / name)
     lines = [*names, "~nobody_of_that_name/x.png", "x" * 5000]
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode("\r\n".join(lines)))
-    assert [path.name for path in find_pictures(tmp_path / "list.txt")[:2]] == names
+    assert [path.name for path in pictures_of(tmp_path / "list.txt")[:2]] == names
     program.main(config(files, tmp_path / "out", content=tmp_path / "list.txt", style=files / "style" / "s0.png"))
     assert table(tmp_path / "out")["key"] == ["caf\\udce9__s0", "plain__s0"]
     (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16")
     with pytest.raises(UserError, match="no list of files in UTF-8"):
-        find_pictures(tmp_path / "list.txt")
+        pictures_of(tmp_path / "list.txt")
 
 
 def test_pictures_that_are_not_read_are_told(files, tmp_path, caplog):
     tiny.picture(1, 20).save(tmp_path / "a.png")
     (tmp_path / "b.heic").touch()
-    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert pictures_of(tmp_path) == [tmp_path / "a.png"]
     assert "b.heic: .heic files are not read" in caplog.text
 
 

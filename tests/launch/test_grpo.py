@@ -192,6 +192,20 @@ def test_rollbacks_restore_what_they_name(inputs, tmp_path):
     assert all(value.count_nonzero() == 0 for one in moments for value in one.values())
 
 
+def test_a_restarted_worker_goes_on_from_the_checkpoint(inputs, tmp_path):
+    """As the run's driver may ask of any worker: what came after the checkpoint is forgotten, and done again."""
+    worker = ColocatedWorker()
+    worker.setup(config(inputs, tmp_path), None)
+    worker.step(0)
+    (tmp_path / "checkpoint").mkdir()
+    worker.save(tmp_path / "checkpoint", "init")
+    expected = worker.step(1).rows.rewards
+    after = worker.fingerprint()
+    worker.restart(tmp_path / "checkpoint")
+    assert torch.equal(worker.step(1).rows.rewards, expected)
+    assert worker.fingerprint() == after
+
+
 def test_the_reward_rises_on_one_condition(inputs, tmp_path):
     """The whole point: sampled rewards go up on what is trained on."""
     tiny.shard(tmp_path / "one.tar", 1)
@@ -281,7 +295,7 @@ def test_sets_of_shards_take_many_words(tmp_path):
 
 @pytest.mark.parametrize("novel", [None, "heldout"])
 def test_a_config_of_an_older_version_is_resumed(inputs, tmp_path, novel):
-    """One pattern, not a list of them, and null for no second held-out set."""
+    """One pattern, not a list of them, null for no second held-out set, and no word of the run's kind."""
     import yaml
 
     worker = InterruptedWorker()
@@ -291,12 +305,14 @@ def test_a_config_of_an_older_version_is_resumed(inputs, tmp_path, novel):
     file = tmp_path / "run" / "config.yaml"
     values = yaml.safe_load(file.read_text())
     values |= {name: values[name][0] for name in ("shards", "heldout")} | {"novel": novel and values[novel][0]}
+    assert values.pop("kind") == "grpo"
     file.write_text(yaml.safe_dump(values))
     settings, point = grpo.parse(["--resume", str(tmp_path / "run")])
     assert settings.shards == (values["shards"],)
     assert settings.novel == (() if novel is None else (values["novel"],))
     execute(settings, point, ColocatedWorker())
     assert (tmp_path / "run" / "model").is_dir()
+    assert yaml.safe_load(file.read_text())["kind"] == "grpo"
 
 
 def test_flags_of_a_resumed_run_need_not_fit_the_preset(inputs, tmp_path):

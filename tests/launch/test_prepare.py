@@ -260,7 +260,7 @@ BAD = {
     "missing source": (["omnistyle", "{tmp}/none", "--out", "{tmp}/out"], "is no folder"),
     "wrong source": (["imagepulse", "{in}", "--out", "{tmp}/out"], "holds no .tar.gz archive"),
     "wrong layout": (["omnistyle", "{in}/content", "--out", "{tmp}/out"], "has none of content"),
-    "size": (["omnistyle", "{in}", "--out", "{tmp}/out", "--size", "2"], "--size 2: must be between 8 and 4096"),
+    "size": (["omnistyle", "{in}", "--out", "{tmp}/out", "--size", "2"], "--size 2: must lie in [8, 4096]"),
     "share": (["omnistyle", "{in}", "--out", "{tmp}/out", "--max-reject-share", "2"], "--max-reject-share 2.0"),
     "dataset": (["omnistyle", "{in}", "--out", "{tmp}/out", "--dataset", "a.b"], "--dataset 'a.b'"),
     "holdout": (["omnistyle", "{in}", "--out", "{tmp}/out", "--holdout-style", "1"], "--holdout-style 1.0"),

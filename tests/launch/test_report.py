@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoint_files import refused
 from grpo_files import config as grpo_config
 from grpo_files import write_inputs
@@ -20,7 +21,7 @@ from program import exit_code
 
 from launch import report
 from launch.common import cli
-from launch.configs.io import to_plain
+from launch.configs.io import as_kept, to_plain
 from launch.configs.sft import SftConfig
 from launch.report import ReportConfig
 from launch.rl.colocated import ColocatedWorker
@@ -108,7 +109,7 @@ def test_the_page_needs_nothing_beside_it(run, capsys):
 def test_a_run_that_was_extended_is_not_finished_by_its_earlier_model(copy):
     assert read_run(copy).finished
     telemetry = Telemetry(RunFolder(copy), 8)
-    telemetry.scalars(8, {"reward/mean": 0.0})
+    telemetry.scalars(9, {"reward/mean": 0.0})
     telemetry.close()
     assert not read_run(copy).finished
 
@@ -146,10 +147,10 @@ def test_merges_are_marked_at_their_steps(run):
 
 def test_what_is_recorded(run):
     record = read_run(run)
-    assert (record.kind, record.last_step, record.finished) == ("grpo", 7, True)
+    assert (record.kind, record.done, record.finished) == ("grpo", 8, True)
     assert len(record.rows["step"]) == 8 * 2 * 2
     assert {"component_sharpness", "component_target_sharpness", "component_diversity"} <= set(record.rows)
-    assert list(record.scalars["heldout/diversity"].steps) == [2, 5]
+    assert list(record.scalars["heldout/diversity"].steps) == [3, 6]
     assert "CPU cores" in record.starts[0].host
     assert record.notes == []
 
@@ -158,7 +159,7 @@ def test_a_resumed_run_shows_each_start(copy):
     Telemetry(RunFolder.open(copy), 6).close()
     record = read_run(copy)
     assert [start.step for start in record.starts] == [0, 6]
-    assert record.last_step == 5
+    assert record.done == 6
     assert "times the run was resumed1" in page_of(copy).text
 
 
@@ -172,7 +173,7 @@ def test_a_run_cut_short_is_shown_as_far_as_it_goes(copy):
     (copy / "config.yaml").write_text("steps: [")
     record = read_run(copy)
     assert len(record.notes) == 4
-    assert record.last_step == 7
+    assert record.done == 8
     assert 0 < len(record.rows["step"]) < 8 * 2 * 2
     page = page_of(copy)
     for name in (events.name, first.name, "heldout_00000008.json", "config.yaml"):
@@ -232,8 +233,46 @@ def test_a_name_that_tensorboard_cannot_read(copy):
         report.main(ReportConfig(copy.rename(copy.parent / "\udce9")))
 
 
+def test_a_grpo_run_of_an_older_version_counts_from_0(tmp_path, inputs):
+    """Its config does not say that it is one. Scores before and after were always at the number of steps done."""
+    run = RunFolder.create(tmp_path / "run", to_plain(grpo_config(inputs, tmp_path)))
+    telemetry = Telemetry(run)
+    grid = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    for step in range(8):
+        telemetry.scalars(step, {"reward/mean": float(step)})
+    telemetry.scalars(3, {"merge/event/peak_merge": 1.0})
+    telemetry.image_grid(2, "heldout/samples", grid)
+    for done in (0, 8):
+        telemetry.scalars(done, {"heldout_full/reward": float(done)})
+        telemetry.image_grid(done, "heldout_full/samples", grid)
+    telemetry.close()
+    with run.final_model(8):
+        pass
+    record = read_run(run.path)
+    assert (record.kind, record.done, record.finished) == ("grpo", 8, True)
+    assert list(record.scalars["reward/mean"].steps) == list(range(1, 9))
+    assert list(record.scalars["reward/mean"].values) == list(range(8))
+    assert list(record.scalars["heldout_full/reward"].steps) == [0, 8]
+    assert [mark.step for mark in record.marks()] == [4]
+    steps = {tag: [picture.step for picture in pictures] for tag, pictures in record.pictures.items()}
+    assert steps == {"heldout_full/samples": [0, 8], "heldout/samples": [3]}
+    assert "8 of 8 steps" in page_of(run.path).text
+
+
+def test_an_sft_run_of_an_older_version(tmp_path):
+    """Its config does not say that it is one; it counted as today."""
+    run = RunFolder.create(tmp_path / "sft", to_plain(SftConfig(shards=("a",), steps=4)))
+    telemetry = Telemetry(run)
+    for done in range(1, 5):
+        telemetry.scalars(done, {"loss/train": 1.0})
+    telemetry.close()
+    record = read_run(run.path)
+    assert (record.kind, record.done) == ("sft", 4)
+    assert list(record.scalars["loss/train"].steps) == [1, 2, 3, 4]
+
+
 def test_an_sft_run(tmp_path):
-    run = RunFolder.create(tmp_path / "sft", to_plain(SftConfig(shards=("a",), steps=40)))
+    run = RunFolder.create(tmp_path / "sft", as_kept(SftConfig(shards=("a",), steps=40)))
     telemetry = Telemetry(run)
     for step in range(1, 41):
         telemetry.scalars(step, {"loss/train": 7 - step / 10, "accuracy/train": step / 100, "lr": 1e-3, "time/step": 0.1})

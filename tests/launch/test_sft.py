@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -352,7 +353,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_from_its_last_checkpoi
         if at == "checkpoint":
             limit_in(patch, limit, SftRun, "_save", when=lambda run: run.learner.updates == 6)
         if at == "model":
-            limit_in(patch, limit, SftRun, "export")
+            limit_in(patch, limit, SftRun, "finish")
         assert main(patch, *argv) == 2
     error = capsys.readouterr().err
     last = {"telemetry": 3, "checkpoint": 3, "model": 8}[at]
@@ -476,6 +477,7 @@ def test_an_error_in_a_loading_process_is_one_line(corpora, files, tmp_path, mon
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "2 unreadable image; make the shards again" in error.strip().splitlines()[-1]
+    assert not multiprocessing.active_children()
 
 
 def test_held_out_triplets_that_are_trained_on_are_counted_once(files, tmp_path, caplog):

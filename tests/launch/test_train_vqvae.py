@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from launch import train_vqvae as program
 from launch.common.stop import StopRequest
-from launch.train_vqvae import TokenizerRun, TokenizerShape, TrainVqvaeConfig
+from launch.configs.shape import VaeShape
+from launch.train_vqvae import TokenizerRun, TrainVqvaeConfig
 from learner.supervised.vqvae import TokenizerStepConfig, mirrored
 from stylevar.errors import UserError
 
-SHAPE = TokenizerShape(patch_nums=(1, 2, 3), V=32, Cvae=8, ch=32, ch_mult=(1, 1, 1))
+SHAPE = VaeShape(patch_nums=(1, 2, 3), V=32, Cvae=8, ch=32, ch_mult=(1, 1, 1))
 
 
 @pytest.fixture(scope="module")

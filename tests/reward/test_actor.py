@@ -6,6 +6,7 @@ import pytest
 import ray
 import torch
 
+from launch.common.ray_cluster import init_patiently
 from reward.actor import RewardWorker
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
@@ -15,7 +16,7 @@ from stylevar.errors import UserError
 
 @pytest.fixture(scope="module")
 def actor():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray.remote(RewardWorker).options(num_cpus=1).remote("reward-0")
     ray.shutdown()
 

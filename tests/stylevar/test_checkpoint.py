@@ -20,8 +20,9 @@ from stylevar.checkpoint import (
     save_model,
     save_vae,
 )
-from stylevar.config import ModelConfig, SamplingDefaults
+from stylevar.config import ModelConfig
 from stylevar.lowrank import factors
+from stylevar.sampling_config import SamplingConfig
 
 
 def trainer_form(model):
@@ -206,9 +207,10 @@ def test_config_round_trip_and_bounds(tmp_path, model):
     model.arch.save(tmp_path / "config.json")
     assert ModelConfig.load(tmp_path / "config.json") == model.arch
     assert "sampling" not in json.loads((tmp_path / "config.json").read_text())  # as it was before there was such a key
-    cooler = dataclasses.replace(model.arch, sampling=SamplingDefaults(temperature=0.5))
+    cooler = dataclasses.replace(model.arch, sampling=SamplingConfig(temperature=0.5))
     cooler.save(tmp_path / "config.json")
     assert ModelConfig.load(tmp_path / "config.json") == cooler
+    assert json.loads((tmp_path / "config.json").read_text())["sampling"] == {"temperature": 0.5}
     for bad in (
         {"patch_nums": ()},
         {"patch_nums": (1, 3, 2)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -14,7 +15,8 @@ from stylevar.attention import BlendedAttention
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.generate import generate
 from stylevar.lowrank import base_weight
-from stylevar.sampling import TrajectoryStreams, Truncation, trajectory_seeds
+from stylevar.sampling import TrajectoryStreams, trajectory_seeds
+from stylevar.sampling_config import SamplingConfig
 from stylevar.transformer import StyleVAR
 
 VARIANTS = {
@@ -27,15 +29,15 @@ VARIANTS = {
     "three blocks": {"depth": 3},
 }
 GROUP = 3
+UNCUT = SamplingConfig(top_k=0, top_p=0.0)
 
 
-def sampled(model: StyleVAR, kv_cache: str = "exact", keys: tuple[str, ...] = ("a", "b"), cut: Truncation | None = None):
+def sampled(model: StyleVAR, sampling: SamplingConfig = UNCUT, keys: tuple[str, ...] = ("a", "b")):
     style, content, _ = small_model.inputs(model, len(keys))
     state = encode_conditions(model, style, content)
     queries = guide_queries(model, state)
     stream = TrajectoryStreams(trajectory_seeds(0, 0, keys, GROUP), model.arch.tokens, model.device)
-    cut = cut or Truncation()
-    return state, queries, generate(model, state, queries, GROUP, stream, cut, kv_cache=kv_cache, keep_logits=True)
+    return state, queries, generate(model, state, queries, GROUP, stream, sampling, keep_logits=True)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -45,7 +47,7 @@ def test_cached_log_probs_are_the_teacher_forced_ones(name, adapted):
     model = small_model.build(**VARIANTS[name])
     if adapted:
         small_model.adapt(model)
-    state, queries, result = sampled(model, cut=Truncation(top_k=20, top_p=0.9))
+    state, queries, result = sampled(model, SamplingConfig(top_k=20, top_p=0.9))
     again = teacher_forced(model, state, queries, result.tokens)
     torch.testing.assert_close(result.logits.log_softmax(-1), again.log_softmax(-1), atol=1e-5, rtol=0)
     chosen = again.log_softmax(-1).gather(-1, result.tokens.long().unsqueeze(-1)).squeeze(-1)
@@ -92,7 +94,7 @@ def doubled_cache_logits(model: StyleVAR, state, queries, tokens: torch.Tensor) 
 @torch.no_grad()
 def test_paper_cache_is_the_doubled_one(name):
     model = small_model.build(**VARIANTS[name])
-    state, queries, result = sampled(model, kv_cache="paper", keys=("a",))
+    state, queries, result = sampled(model, dataclasses.replace(UNCUT, kv_cache="paper"), keys=("a",))
     for g in range(GROUP):
         expected = doubled_cache_logits(model, state, queries, result.tokens[0, g])
         torch.testing.assert_close(result.logits[0, g], expected, atol=2e-5, rtol=0)
@@ -107,7 +109,7 @@ def test_a_trajectory_does_not_depend_on_its_batch():
     state, _, together = sampled(model)
     one = state.select(slice(1, 2))
     stream = TrajectoryStreams(trajectory_seeds(0, 0, ("b",), GROUP)[:, 1:], model.arch.tokens, model.device)
-    alone = generate(model, one, guide_queries(model, one), GROUP - 1, stream, Truncation())
+    alone = generate(model, one, guide_queries(model, one), GROUP - 1, stream, UNCUT)
     assert torch.equal(alone.tokens[0], together.tokens[1, 1:])
     torch.testing.assert_close(alone.logp[0], together.logp[1, 1:], atol=1e-5, rtol=0)
 

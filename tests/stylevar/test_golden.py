@@ -13,7 +13,8 @@ from stylevar import build_vae_stylevar
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.generate import generate
 from stylevar.quantizer import PhiShared
-from stylevar.sampling import SharedStream, Truncation
+from stylevar.sampling import SharedStream
+from stylevar.sampling_config import SamplingConfig
 
 KINDS = ("style", "content", "target")
 
@@ -101,8 +102,8 @@ def test_rollouts(pair, golden, ours, theirs):
 
     state = encode_conditions(model, style, content)
     queries = guide_queries(model, state)
-    stream, cut = SharedStream(0, model.device), Truncation(top_k=1)
-    raw = generate(model, state, queries, 1, stream, cut, kv_cache=ours, keep_logits=True)
+    stream, greedy = SharedStream(0, model.device), SamplingConfig(top_k=1, kv_cache=ours)
+    raw = generate(model, state, queries, 1, stream, greedy, keep_logits=True)
     close(raw.logits.squeeze(1), golden[f"rollout.{theirs}.logits"])
     if ours == "exact":
         again = teacher_forced(model, state, queries, raw.tokens)

@@ -11,10 +11,10 @@ import tiny
 import torch
 from PIL import Image
 
-from stylevar.config import SamplingDefaults
 from stylevar.errors import UserError
 from stylevar.pictures import to_u8
 from stylevar.pipeline import Sampling, StyleVARPipeline
+from stylevar.sampling_config import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +114,14 @@ def test_strength_and_temperature_reach_the_model(pipe) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"temperature": 0}, "--temperature 0: must be positive"),
-        ({"temperature": float("nan")}, "--temperature nan"),
-        ({"style_strength": 2}, "--style-strength 2"),
-        ({"num_samples": 0}, "--num-samples 0"),
-        ({"batch": 0}, "batch 0"),
-        ({"kv_cache": "both"}, "unknown kv_cache 'both'"),
+        ({"temperature": 0}, "^temperature=0: must be positive"),
+        ({"temperature": float("nan")}, "^temperature=nan: must be positive"),
+        ({"style_strength": 2}, r"^style_strength=2: must lie in \[-1, 1\]"),
+        ({"num_samples": 0}, "^num_samples=0: must be at least 1"),
+        ({"top_k": -1}, "^top_k=-1: must be at least 0"),
+        ({"top_p": 1.5}, r"^top_p=1\.5: must lie in \[0, 1\]"),
+        ({"batch": 0}, "^batch=0: must be at least 1"),
+        ({"kv_cache": "both"}, "^kv_cache='both': must be exact or paper"),
         ({"names": ["a", "b"]}, "2 names for 1 pairs"),
         ({"style": "painting.jpg"}, "style 0 is a str"),
         ({"style": []}, "1 content and 0 style pictures"),
@@ -132,6 +134,13 @@ def test_mistakes(pipe, settings, words) -> None:
         pipe(**({"content": tiny.picture(1), "style": tiny.picture(2)} | settings))
 
 
+@pytest.mark.parametrize("settings", [{"top_k": -1}, {"top_p": 2.0}, {"kv_cache": "both"}])
+def test_the_released_entry_point_refuses_the_same_settings(pipe, settings) -> None:
+    style, content, _ = small_model.inputs(pipe.model, 1)
+    with pytest.raises(UserError, match=f"^{next(iter(settings))}="):
+        pipe.model.autoregressive_infer(1, style, content, **settings)
+
+
 def test_a_cut_file_that_is_read_only_now(pipe, tmp_path) -> None:
     (tmp_path / "cut.png").write_bytes(tiny.png(1, 40)[:700])
     with Image.open(tmp_path / "cut.png") as cut, pytest.raises(UserError, match="content 0 cannot be used"):
@@ -142,7 +151,7 @@ def test_the_tokenizer_is_found_beside_the_model(folder, tmp_path) -> None:
     by_file = StyleVARPipeline.from_pretrained(str(folder / "model.safetensors"), device="cpu")
     assert by_file.image_size == tiny.SIZE
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"no vqvae.safetensors lies beside .*: give its VQ-VAE with --vae"):
+    with pytest.raises(UserError, match=r"^vae=None: .* has no config.json beside it: give its VQ-VAE"):
         StyleVARPipeline.from_pretrained(tmp_path)
     elsewhere = StyleVARPipeline.from_pretrained(tmp_path, vae=folder, device="cpu")
     pair = tiny.picture(1), tiny.picture(2)
@@ -161,7 +170,7 @@ def test_a_model_is_sampled_as_its_config_says_unless_a_flag_does(pipe) -> None:
     assert published != greedy
     arch = pipe.model.arch
     try:
-        pipe.model.arch = dataclasses.replace(arch, sampling=SamplingDefaults(top_k=1))
+        pipe.model.arch = dataclasses.replace(arch, sampling=SamplingConfig(top_k=1))
         assert pixels(pipe(*pictures).images[0]) == greedy
         assert pixels(pipe(*pictures, top_k=900).images[0]) == published
     finally:

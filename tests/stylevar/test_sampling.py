@@ -9,18 +9,19 @@ from stylevar.sampling import (
     CoupledStreams,
     SharedStream,
     TrajectoryStreams,
-    Truncation,
     draw_tokens,
     level_over_cut,
     pack_support,
+    support_of,
     trajectory_seed,
     trajectory_seeds,
     unpack_support,
 )
+from stylevar.sampling_config import SamplingConfig
 
 
-def kept_tokens(logits: list[float], **cut: float) -> list[int]:
-    keep = Truncation(**cut).keep(torch.tensor(logits))
+def kept_tokens(logits: list[float], top_k: int = 0, top_p: float = 0.0) -> list[int]:
+    keep = support_of(torch.tensor(logits), top_k, top_p)
     return list(range(len(logits))) if keep is None else keep.nonzero().flatten().tolist()
 
 
@@ -66,7 +67,7 @@ def brute_force_keep(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Te
 def test_truncation_equals_sorting_by_hand():
     logits = 3 * torch.randn(5, 7, 50, generator=torch.Generator().manual_seed(0))
     for top_k, top_p in [(20, 0.9), (50, 0.5), (5, 0.99)]:
-        assert torch.equal(Truncation(top_k, top_p).keep(logits), brute_force_keep(logits, top_k, top_p))
+        assert torch.equal(support_of(logits, top_k, top_p), brute_force_keep(logits, top_k, top_p))
 
 
 EVERY_STREAM = pytest.mark.parametrize("streams", [TrajectoryStreams, CoupledStreams])
@@ -140,7 +141,9 @@ def test_seeds_depend_on_everything_that_names_a_trajectory():
 
 def test_a_draw_records_full_log_probs_and_the_kept_mass():
     logits = torch.randn(2, 3, 4, 30, generator=torch.Generator().manual_seed(2))
-    draw = draw_tokens(logits, Truncation(top_k=5), 0.7, SharedStream(0, torch.device("cpu")), slice(0, 4))
+    draw = draw_tokens(
+        logits, SamplingConfig(temperature=0.7, top_k=5, top_p=0.0), SharedStream(0, torch.device("cpu")), slice(0, 4)
+    )
     full = (logits / 0.7).log_softmax(-1)
     assert torch.allclose(draw.logp, full.gather(-1, draw.tokens.unsqueeze(-1)).squeeze(-1))
     assert torch.allclose(draw.kept_mass.exp(), (full.exp() * draw.keep).sum(-1))
@@ -149,7 +152,8 @@ def test_a_draw_records_full_log_probs_and_the_kept_mass():
 
 
 def test_without_truncation_no_mass_is_cut():
-    draw = draw_tokens(torch.zeros(1, 1, 4, 9), Truncation(), 1.0, SharedStream(0, torch.device("cpu")), slice(0, 4))
+    off = SamplingConfig(top_k=0, top_p=0.0)
+    draw = draw_tokens(torch.zeros(1, 1, 4, 9), off, SharedStream(0, torch.device("cpu")), slice(0, 4))
     assert draw.keep is None
     assert draw.kept_mass.eq(0).all()
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import yaml
+from annotated_types import Ge, Gt, Le
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.augment import AugmentConfig
-from launch.common.cpus import available_cpus
+from launch.common.cpus import Threads, available_cpus
 from launch.common.device import choose_device, set_threads
 from launch.common.grids import draw_table
 from launch.common.stop import StopRequest
+from launch.configs.io import to_plain
 from launch.evaluation.baselines.adain import AdaIN
 from launch.evaluation.baselines.adain_loss import AdaINLoss, adain_loss
 from launch.evaluation.baselines.decoder import build_decoder, load_decoder, save_decoder
@@ -25,12 +26,15 @@ from launch.evaluation.baselines.encoders import STRIDE, Encoder, LiteEncoder
 from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_heldout, open_train
 from launch.evaluation.baselines.vgg_file import load_vgg
 from launch.run.event_file import EventFile
-from launch.supervised.data import load_steps, spread
+from launch.supervised.data import load_steps, strided
+from learner.optimizer import Decay
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
+from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.images import to_device, u8_to_01
+from stylevar.yaml_files import write_yaml
 
 DECODER_FILE = "decoder.safetensors"
 SHOWN = 6
@@ -51,44 +55,37 @@ class TrainAdainConfig:
     """VGG-19's weights: vgg_normalised.pth of the AdaIN authors, or torchvision's vgg19."""
     init: Path | None = None
     """Go on from this decoder of the same encoder, instead of from random weights."""
-    steps: int = 4000
+    steps: Annotated[int, Gt(0)] = 4000
     """Optimizer steps."""
-    batch: int = 8
+    batch: Annotated[int, Gt(0)] = 8
     """Pairs per step."""
-    lr: float = 1e-3
+    lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate."""
-    style_weight: float = 10.0
+    style_weight: Annotated[float, Ge(0)] = 10.0
     """Weight of the style loss against the content loss."""
-    identity_weight: float = 0.0
+    identity_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the pixel distance of contents from themselves decoded; not in the paper, but saves many steps."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("cosine"))
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(rotation=0.0, brightness=0.0, flip=True))
-    ema: float = 0.99
+    ema: Decay = 0.99
     """Decay of the moving average of the weights, which is what is saved; 0 saves the weights themselves."""
     seed: int = 0
     """Seed of the initial weights, the pairs and their variation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0 for all cores."""
-    loader_workers: int | None = None
+    loader_workers: Annotated[int, Ge(0)] | None = None
     """Processes that read and vary pictures; by default one per core but one, and none if all fit into memory."""
-    memory_gb: float = 2.0
+    memory_gb: Annotated[float, Ge(0), Le(math.inf)] = 2.0
     """Triplets that fit into this much memory are decoded only once."""
-    log_every: int = 20
+    log_every: Annotated[int, Gt(0)] = 20
     """Steps between entries in TensorBoard."""
-    save_every: int = 500
+    save_every: Annotated[int, Gt(0)] = 500
     """Steps between decoders and pictures written."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "log_every", "save_every"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
-        for name in ("style_weight", "identity_weight", "threads", "loader_workers"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"--ema {self.ema}: must lie in [0, 1)")
+        check_bounds(self)
         if (self.encoder == "vgg") != (self.vgg is not None):
             raise UserError("--encoder vgg and --vgg FILE go together: give both, or neither for the built-in encoder")
 
@@ -172,17 +169,15 @@ class AdainRun:
         heldout = self.triplets
         if self.config.heldout:
             heldout = open_heldout(self.config.heldout, size)
-        found = [heldout.usable(row) for row in spread(len(heldout), 32)]
-        styles = torch.stack([c.style for c in found]).roll(len(found) // 2, 0)
-        return PairBatch(torch.stack([c.content for c in found]), styles)
+        conditions = [heldout.usable(row) for row in strided(len(heldout), 32)]
+        styles = torch.stack([c.style for c in conditions]).roll(len(conditions) // 2, 0)
+        return PairBatch(torch.stack([c.content for c in conditions]), styles)
 
     def _make_folder(self) -> None:
         out = self.config.out
         try:
             (out / "tensorboard").mkdir(parents=True, exist_ok=True)
-            with file_aside(out / "config.yaml") as aside:
-                values = {name: _plain(value) for name, value in asdict(self.config).items()}
-                aside.write_text(yaml.safe_dump(values, sort_keys=False))
+            write_yaml(out / "config.yaml", to_plain(self.config))
         except OSError as error:
             raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another place") from error
 
@@ -205,7 +200,7 @@ class AdainRun:
 
     def pictures(self) -> Tensor:
         """A table of held-out contents against styles, uint8 [3, H, W]; the second column is each content rebuilt."""
-        shown = spread(len(self.heldout.content), SHOWN)
+        shown = strided(len(self.heldout.content), SHOWN)
         contents, styles = self.heldout.content[shown], self.heldout.style[shown]
         full = AdaIN(self.encoder, self.average, device=self.device)
         plain = AdaIN(self.encoder, self.average, 0.0, self.device)
@@ -217,13 +212,6 @@ class AdainRun:
             stylised = full.samples(repeated, styles, keys, 1, 0)[:, 0]
             rows.append([content, plain.samples(repeated[:1], styles[:1], keys[:1], 1, 0)[0, 0], *stylised])
         return draw_table(rows, ["content", "rebuilt", *(f"style {i + 1}" for i in range(len(styles)))])
-
-
-def _plain(value: object) -> object:
-    """For YAML."""
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 def train(config: TrainAdainConfig) -> tuple[Path, bool]:

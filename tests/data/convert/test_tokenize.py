@@ -22,7 +22,7 @@ VAE = tiny.build().vae
 
 
 @pytest.fixture(scope="module")
-def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = prepare(tmp_path_factory.mktemp("set"), size=tiny.SIZE, shard_bytes=10_000)
     assert tokenize(out, VAE) == 24
     return out
@@ -32,8 +32,8 @@ def copied(out: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(out, tmp_path / "copy"))
 
 
-def test_tokens_are_those_of_the_pictures(tokenised: Path) -> None:
-    shards = TripletShards(expand_shards([tokenised]), vae=VAE.fingerprint())
+def test_tokens_are_those_of_the_pictures(tokenized: Path) -> None:
+    shards = TripletShards(expand_shards([tokenized]), vae=VAE.fingerprint())
     assert len(shards.index.paths) > 4
     for condition in map(shards.__getitem__, range(len(shards))):
         images = torch.stack([condition.content, condition.style, condition.target])
@@ -46,14 +46,14 @@ def test_tokens_are_those_of_the_pictures(tokenised: Path) -> None:
     assert batch.tokens.shape == (2, 3, 14)
 
 
-def test_without_token_files_or_interest_there_are_none(tokenised: Path, tmp_path: Path) -> None:
-    assert TripletShards(expand_shards([tokenised]))[0].tokens is None
+def test_without_token_files_or_interest_there_are_none(tokenized: Path, tmp_path: Path) -> None:
+    assert TripletShards(expand_shards([tokenized]))[0].tokens is None
     bare = tiny.shard(tmp_path / "bare.tar", 2)
     assert TripletShards([bare], vae=VAE.fingerprint())[0].tokens is None
 
 
-def test_it_goes_on_where_it_stopped(tokenised: Path, tmp_path: Path) -> None:
-    out = copied(tokenised, tmp_path)
+def test_it_goes_on_where_it_stopped(tokenized: Path, tmp_path: Path) -> None:
+    out = copied(tokenized, tmp_path)
     files = sorted(out.glob("*.safetensors"))
     before = {file: file.read_bytes() for file in files}
     files[0].unlink()
@@ -63,8 +63,8 @@ def test_it_goes_on_where_it_stopped(tokenised: Path, tmp_path: Path) -> None:
     assert tokenize(out, VAE) == 0
 
 
-def test_tokens_of_another_vqvae_are_refused_and_replaced(tokenised: Path, tmp_path: Path) -> None:
-    out = copied(tokenised, tmp_path)
+def test_tokens_of_another_vqvae_are_refused_and_replaced(tokenized: Path, tmp_path: Path) -> None:
+    out = copied(tokenized, tmp_path)
     other = tiny.build(seed=1).vae
     assert other.fingerprint() != VAE.fingerprint()
     with pytest.raises(UserError, match=rf"written by the VQ-VAE {VAE.fingerprint()}, this one is {other.fingerprint()}"):
@@ -81,8 +81,8 @@ def test_tokens_of_another_vqvae_are_refused_and_replaced(tokenised: Path, tmp_p
     ("fault", "message"),
     [("gone", "does not exist, but others do"), ("cut", "it is damaged"), ("new shard", "shard was written anew")],
 )
-def test_token_files_that_do_not_fit_are_refused(tokenised: Path, tmp_path: Path, fault: str, message: str) -> None:
-    out = copied(tokenised, tmp_path)
+def test_token_files_that_do_not_fit_are_refused(tokenized: Path, tmp_path: Path, fault: str, message: str) -> None:
+    out = copied(tokenized, tmp_path)
     shard = expand_shards([out])[0]
     if fault == "gone":
         token_file(shard).unlink()

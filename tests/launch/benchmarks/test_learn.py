@@ -152,6 +152,7 @@ def test_variants_are_methods_or_names_with_flags():
         (["a: --seed 3"], "--variants, a: --seed is not for a variant to choose: give bench.py learn --seeds"),
         (["a: --eval_every 3"], "--eval-every is not for a variant to choose: give bench.py learn --points"),
         (["a: --dry-run"], "a comparison has no dry run"),
+        (["a: --stop-when-flat 2"], "--stop-when-flat would end a run before its time is up"),
         (["gradient", "b: --reward psnr"], "gradient and b differ in --reward"),
     ],
 )

@@ -17,10 +17,11 @@ from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
 from stylevar.contracts import PolicyVersion
 from stylevar.images import u8_to_pm1
 from stylevar.logprobs import token_logprobs
-from stylevar.sampling import SharedStream, TrajectoryStreams, Truncation
+from stylevar.sampling import SharedStream, TrajectoryStreams
+from stylevar.sampling_config import SamplingConfig
 from stylevar.transformer import StyleVAR
 
-TRUNCATION = Truncation(top_k=20, top_p=0.9)
+SAMPLING = SamplingConfig(top_k=20, top_p=0.9)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_gradients_of_the_adapters_are_equal(model):
 def test_a_group_sampled_one_by_one_has_the_same_tokens(model):
     small_model.adapt(model)
     batch = small_model.batch(model, count=2)
-    settings = RolloutConfig(group=3, top_k=TRUNCATION.top_k, top_p=TRUNCATION.top_p)
+    settings = RolloutConfig(group=3, top_k=SAMPLING.top_k, top_p=SAMPLING.top_p)
     drawn = GroupSampler(model, settings).sample(batch, seed=1, step=0, version=PolicyVersion(0, 0))
     naive = NaiveModel(model)
     for b in range(2):
@@ -78,7 +79,7 @@ def test_a_group_sampled_one_by_one_has_the_same_tokens(model):
             reading = naive.read(u8_to_pm1(batch.style[b : b + 1]), u8_to_pm1(batch.content[b : b + 1]))
         for g in range(3):
             stream = TrajectoryStreams(drawn.seeds[b : b + 1, g : g + 1], model.arch.tokens, model.device)
-            sampled = naive.sample(reading, stream, TRUNCATION)
+            sampled = naive.sample(reading, stream, SAMPLING)
             assert torch.equal(sampled.tokens[0], drawn.tokens[b, g].long())
             torch.testing.assert_close(sampled.logp[0], drawn.logp[b, g], atol=1e-4, rtol=0)
 
@@ -86,11 +87,11 @@ def test_a_group_sampled_one_by_one_has_the_same_tokens(model):
 def test_a_batch_of_pairs_has_the_same_tokens_and_pictures(model):
     style, content, _ = small_model.inputs(model, count=3)
     images, tokens = model.autoregressive_infer(
-        3, style, content, g_seed=5, top_k=TRUNCATION.top_k, top_p=TRUNCATION.top_p, return_tokens=True
+        3, style, content, g_seed=5, top_k=SAMPLING.top_k, top_p=SAMPLING.top_p, return_tokens=True
     )
     naive = NaiveModel(model)
     with torch.no_grad():
-        sampled = naive.sample(naive.read(style, content), SharedStream(5, model.device), TRUNCATION)
+        sampled = naive.sample(naive.read(style, content), SharedStream(5, model.device), SAMPLING)
     assert torch.equal(sampled.tokens, torch.cat(tokens, dim=1))
     torch.testing.assert_close(model.vae.fhat_to_img(sampled.f_hat).add(1).mul(0.5), images, atol=1e-4, rtol=0)
 

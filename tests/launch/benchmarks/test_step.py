@@ -14,9 +14,10 @@ from launch import bench
 from launch.benchmarks import step as step_module
 from launch.benchmarks.cost import Cell, Cost
 from launch.benchmarks.infer import BatchResult, Infer, InferResult
-from launch.benchmarks.model import ModelShape
+from launch.benchmarks.model import build_model
 from launch.benchmarks.result import PhaseResult
 from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, Step, StepResult
+from launch.configs.shape import ModelShape
 from launch.sizing.flops import count_flops
 from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
@@ -59,7 +60,7 @@ def test_naive_inference_is_compared_in_fp32_only():
 def test_a_step_is_measured_phase_by_phase_with_the_flops_of_the_plan():
     result = tiny(conditions=2, reward="lite").measure()
     assert list(result.phases) == [*PHASES, "other"]
-    work = Workload(TINY.build().arch, LEARNER, ROLLOUT, RewardConfig())
+    work = Workload(build_model(TINY).arch, LEARNER, ROLLOUT, RewardConfig())
     planned = count_flops(work).per_step(2, 2, passes=1, optimizer_steps=1)
     counted = {name: phase.flops for name, phase in result.phases.items() if phase.flops}
     assert counted == planned

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from launch import grpo
 from launch.cluster.distributed import DistributedRun
+from launch.common.ray_cluster import init_patiently
 from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
 from launch.configs.io import to_plain
@@ -130,7 +131,7 @@ def test_a_lost_node_is_done_without_and_comes_back(inputs, tmp_path, caplog, ro
     """Two nodes with room for the plan in one way only; the one with a single actor dies, and another takes its place."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
     node: list = [cluster.add_node(num_cpus=2)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+    init_patiently(address=cluster.address, log_to_driver=False, logging_level="warning")
     try:
         wide = ClusterConfig(placement="distributed", rollout_workers=2, unit=1, **cpus)
         quiet = settings(inputs, tmp_path, "whole", cluster=wide, steps=20)

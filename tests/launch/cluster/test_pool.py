@@ -18,6 +18,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 import launch.cluster.pool
 from launch.cluster.pool import Calls, Pool, Task
+from launch.common.ray_cluster import init_patiently
 from launch.rl.worker import WorkerLost
 
 CALL, START = 30.0, 300.0
@@ -43,7 +44,7 @@ def clock(monkeypatch) -> Clock:
 
 @pytest.fixture(scope="module")
 def actor_class():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
     class Echo:  # defined here, so that it travels by value
         def setup(self, hold: str) -> str:

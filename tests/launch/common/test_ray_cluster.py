@@ -157,3 +157,24 @@ def test_a_dashboard_is_started_only_where_ray_is_installed_with_it(monkeypatch,
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     assert join_cluster(dashboard) == {"CPU": 1.0}
     assert seen["include_dashboard"] is asked
+
+
+@pytest.mark.parametrize("slow", [0, 1, 3, 4])
+def test_a_ray_that_a_busy_machine_starts_too_slowly_is_started_again(monkeypatch, slow):
+    starts = []
+
+    def init(**_: object) -> None:
+        starts.append(1)
+        if len(starts) <= slow:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    if slow < 4:
+        assert join_cluster() == {"CPU": 1.0}
+        assert len(starts) == slow + 1
+    else:
+        with pytest.raises(UserError, match="could not start Ray on this machine: its processes did not start within 30 s"):
+            join_cluster()

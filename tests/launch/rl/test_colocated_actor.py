@@ -10,6 +10,7 @@ import pytest
 import ray
 from grpo_files import config, write_inputs
 
+from launch.common.ray_cluster import init_patiently
 from launch.configs.grpo import GrpoConfig
 from launch.rl.colocated_actor import ColocatedActor
 from launch.rl.run import execute
@@ -19,7 +20,7 @@ from stylevar.errors import UserError
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    init_patiently(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield {"CPU": 2.0}
     ray.shutdown()
 
@@ -39,15 +40,15 @@ class Killed(ColocatedActor):
     def setup(self, settings: GrpoConfig, checkpoint: Path | None):
         if self.at is None:
             self.kill()
-        return self._wait("setup", self._actor.setup.remote(settings, checkpoint))
+        return super().setup(settings, checkpoint)
 
     def step(self, step: int):
         if step == self.at:
             self.kill()
-        return self._wait("step", self._actor.step.remote(step))
+        return super().step(step)
 
     def kill(self) -> None:
-        os.kill(ray.get(self._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        os.kill(ray.get(self._handle.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 
 def test_a_killed_worker_is_one_line_and_the_command_that_goes_on(cluster, inputs, tmp_path):

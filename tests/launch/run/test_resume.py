@@ -25,15 +25,15 @@ from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, load_config
 from launch.configs.io import to_plain
 from launch.configs.sft import SftConfig
-from launch.rl import run as grpo_run
 from launch.rl.colocated import ColocatedWorker
-from launch.rl.run import execute
+from launch.rl.run import GrpoRun, execute
 from launch.rl.worker import LearnerLost
-from launch.run.model import load_model, load_release
 from launch.run.resume import check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, finished_at, flat
 from launch.run.run_lock import only_writer
+from stylevar.checkpoint import load_pair, read_model
 from stylevar.errors import UserError
+from stylevar.source import locate
 
 
 @pytest.fixture(scope="module")
@@ -297,16 +297,24 @@ def test_a_run_without_links_is_resumed_evaluated_and_released(inputs, whole, tm
     assert program("--resume", run / "checkpoints" / "latest") == 0
     assert rows(run) == rows(whole)
     for name in ("latest", "best"):
-        expected = load_model(str(whole / "checkpoints" / name)).state_dict()
-        for state in (load_model(str(run / "checkpoints" / name)).state_dict(), load_release(str(run), name).state):
+        expected = load_pair(str(whole / "checkpoints" / name))[1].state_dict()
+        exported = read_model(locate(str(run), take=name)).state
+        for state in (load_pair(str(run / "checkpoints" / name))[1].state_dict(), exported):
             assert all(torch.equal(state[key], expected[key]) for key in state)
 
 
-class RestartedWorker:
-    """Learners whose restarts fail in turn as `fails` says."""
+class RestartedWorker(ColocatedWorker):
+    """Loses its learners at once, whose restarts fail in turn as `fails` says."""
 
     def __init__(self, fails: list[bool]) -> None:
         self.fails, self.restarts = itertools.cycle(fails), 0
+
+    def setup(self, settings: GrpoConfig, checkpoint: Path | None):
+        self.config = settings
+        return {}
+
+    def evaluate(self, name: str, conditions: int | None = None):
+        raise LearnerLost("learner-0 was lost in an update")
 
     def restart(self, checkpoint: Path | None) -> None:
         self.restarts += 1
@@ -317,12 +325,9 @@ class RestartedWorker:
 @pytest.mark.parametrize("fails", [[False], [True], [True, False]])
 def test_restarts_are_counted_once_whether_they_fail_or_not(inputs, tmp_path, monkeypatch, fails):
     settings = config(inputs, tmp_path, cluster=ClusterConfig(placement="distributed", max_restarts=5))
-    run, worker = RunFolder.create(tmp_path / "run", to_plain(settings)), RestartedWorker(fails)
-
-    def lost(*_):
-        raise LearnerLost("learner-0 was lost in an update")
-
-    monkeypatch.setattr(grpo_run, "advance", lost)
+    worker = RestartedWorker(fails)
+    run = GrpoRun(settings, None, worker)
     with pytest.raises(UserError, match="restarted --max-restarts 5 times already"):
-        grpo_run.advance_through_losses(settings, run, worker, StopRequest(), None)
+        run.advance(StopRequest())
+    run.close()
     assert worker.restarts == 5

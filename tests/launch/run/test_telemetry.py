@@ -37,7 +37,7 @@ def report(run: RunFolder, first: int, last: int, resume: bool = False, checkpoi
     """Steps first..last-1, flushed before each checkpoint and never closed, as by a process that is killed."""
     telemetry = Telemetry(run, first if resume else 0)
     for step in range(first, last):
-        telemetry.scalars(step, {"reward/mean": float(step) + (0.5 if resume else 0.0)})
+        telemetry.scalars(step + 1, {"reward/mean": float(step) + (0.5 if resume else 0.0)})
         telemetry.trajectories(step, rows(step))
         if (step + 1) % checkpoint_every == 0:
             telemetry.flush()
@@ -134,8 +134,17 @@ def test_scalars_and_resume(run):
     report(run, 0, 11)
     report(run, 8, 12, resume=True)
     scalars = events(run).Scalars("reward/mean")
-    assert [event.step for event in scalars] == list(range(12))
+    assert [event.step for event in scalars] == list(range(1, 13))
     assert [event.value for event in scalars[7:9]] == [7.0, 8.5]
+
+
+def test_what_was_measured_at_the_checkpoint_is_kept(run):
+    telemetry = Telemetry(run)
+    for done in (0, 4, 5):
+        telemetry.scalars(done, {"heldout": float(done)})
+    telemetry.close()
+    Telemetry(run, 4).close()
+    assert [event.step for event in events(run).Scalars("heldout")] == [0, 4]
 
 
 def test_restart_before_the_first_checkpoint(run):
@@ -152,7 +161,7 @@ def test_a_clock_that_was_set_back_does_not_turn_the_curve_round(run, monkeypatc
         patch.setattr(time, "time", lambda: 1e9)
         report(run, 8, 12, resume=True)
     scalars = events(run).Scalars("reward/mean")
-    assert [event.step for event in scalars] == list(range(12))
+    assert [event.step for event in scalars] == list(range(1, 13))
     assert [event.value for event in scalars[7:9]] == [7.0, 8.5]
 
 

@@ -41,6 +41,14 @@ def test_a_file_with_signs_of_a_glob_in_its_name(folder: Path) -> None:
     assert names(find_pictures([folder / "me [1].png"]), folder) == ["me [1].png"]
 
 
+def test_a_list_names_pictures_beside_it(folder: Path) -> None:
+    (folder / "list.txt").write_text("dog.PNG\n\n more/film.gif \ncat.jpg\n")
+    assert names(find_pictures([folder / "cat.jpg", folder / "list.txt"]), folder) == ["cat.jpg", "dog.PNG", "more/film.gif"]
+    (folder / "empty.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"empty\.txt lists no picture: write the path of one on each line"):
+        find_pictures([folder / "empty.txt"])
+
+
 def test_sources_without_pictures(folder: Path) -> None:
     (folder / "empty").mkdir()
     for source, words in {"empty": "no picture in", "gone.png": "does not exist", "*.bmp": "matches no file"}.items():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from launch.common.checkout import ROOT
-from launch.supervised.data import load_steps
+from launch.supervised.data import load_steps, strided
 from stylevar.errors import UserError
 
 LARGE = 1 << 20
@@ -70,3 +70,8 @@ def test_loading_processes_start_where_the_temporary_folder_is_too_long_for_a_so
     environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[tensor([3])] [tensor([4])]", done.stderr
+
+
+@pytest.mark.parametrize(("length", "count", "chosen"), [(10, 4, [0, 2, 5, 7]), (3, 8, [0, 1, 2]), (5, 1, [0]), (0, 4, [])])
+def test_numbers_at_equal_distances_begin_at_the_first(length: int, count: int, chosen: list[int]) -> None:
+    assert strided(length, count) == chosen

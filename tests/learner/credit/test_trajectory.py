@@ -44,3 +44,8 @@ def test_bad_reward_stays_in_its_group():
 def test_group_of_one():
     with pytest.raises(UserError, match=r"--group 1.*2 or more"):
         group_advantages(torch.zeros(4, 1))
+
+
+def test_leave_one_out_compares_with_the_others():
+    rewards = torch.tensor([[1.0, 2.0, 6.0]])
+    torch.testing.assert_close(group_advantages(rewards, norm="leave-one-out").values, torch.tensor([[-3.0, -1.5, 4.5]]))

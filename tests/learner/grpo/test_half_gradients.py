@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.grpo.half_gradients import HalfGradients, signal_to_noise
+from learner.grpo.half_gradients import HalfGradients, SignalToNoise, signal_to_noise
 
 
 def halves(parts: list[list[float]]) -> float | None:
@@ -41,3 +41,10 @@ def test_the_signal_follows_from_the_mean_cosine():
     cosine = float(first @ second / first.norm() / second.norm())
     assert signal_to_noise(cosine) == pytest.approx(signal**2 / (noise**2 / 2), rel=0.3)
     assert signal_to_noise(-0.1) == 0
+
+
+def test_the_average_over_steps_begins_with_the_first_and_goes_on_after_a_checkpoint():
+    whole, parts = SignalToNoise(), SignalToNoise()
+    assert whole.update(0.5) == pytest.approx(signal_to_noise(0.5))
+    parts.sums = whole.sums.clone()
+    assert whole.update(0.1) == parts.update(0.1) == pytest.approx(signal_to_noise((0.9 * 0.5 + 0.1) / 1.9))

@@ -1,0 +1,56 @@
+"""How far a GRPO run has come, and the line about each of its steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.grpo.merging import MergeAction, MergeController
+from stylevar.contracts import StepMetrics
+
+
+@dataclass
+class Progress:
+    """What the driver itself has to remember: steps done, merges done, the best held-out score, the scorings since that
+    brought none better, the controller."""
+
+    controller: MergeController
+    steps: int = 0
+    merges: int = 0
+    best: float | None = None
+    flat: int = 0
+
+    def scored(self, heldout: float) -> bool:
+        """Take in a held-out score; whether it is the best so far."""
+        is_best = self.best is None or heldout > self.best
+        self.best, self.flat = (heldout, 0) if is_best else (self.best, self.flat + 1)
+        return is_best
+
+    def save(self, path: Path) -> None:
+        state = {name: getattr(self, name) for name in ("steps", "merges", "best", "flat")}
+        state["controller"] = self.controller.state_dict()
+        path.write_text(json.dumps(state, indent=2) + "\n")
+
+    def load(self, path: Path) -> None:
+        state = json.loads(path.read_text())
+        self.controller.load_state_dict(state.pop("controller"))
+        self.steps, self.merges, self.best = state["steps"], state["merges"], state["best"]
+        self.flat = state.get("flat", 0)  # which older versions did not count
+
+
+def step_line(done: int, metrics: StepMetrics, actions: Sequence[MergeAction]) -> str:
+    """One readable line about the last of `done` steps."""
+    parts = [
+        f"step {done:5d}",
+        f"reward {metrics['reward/mean']:7.4f} (ema {metrics.get('reward/ema', math.nan):7.4f})",
+        f"KL {metrics['kl/raw']:7.4f}",
+        f"grad {metrics['grad/norm']:6.3f}",
+        f"{metrics['time/step']:5.1f} s",
+    ]
+    if "reward/heldout" in metrics:
+        parts.append(f"held-out {metrics['reward/heldout']:7.4f}")
+    parts += [action.value for action in actions if action.changes_weights]
+    return "  ".join(parts)

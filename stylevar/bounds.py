@@ -1,0 +1,145 @@
+"""Bounds of settings, declared beside the field that they hold for: `lr: Annotated[float, Gt(0)] = 1e-5`.
+
+Every number of a config must be finite, with or without bounds. Where infinity means "no limit", the upper bound
+includes it: `grad_clip: Annotated[float, Gt(0), Le(inf)] = 1.0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import repeat
+from math import inf, isfinite
+from numbers import Real
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
+
+from stylevar.errors import UserError
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Advice that follows the bound in the message: `Annotated[float, Ge(0), Lt(1), Remedy("try 0.99")]`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The interval that a number must lie in. NaN lies in none, and infinity only in one that is closed there."""
+
+    low: float = -inf
+    low_closed: bool = False
+    high: float = inf
+    high_closed: bool = False
+    remedy: str = ""
+
+    @staticmethod
+    def of(metadata: Sequence[Any]) -> Limits:
+        """The limits that the metadata of an `Annotated` type declare. What belongs to other libraries is skipped."""
+        given: dict[str, Any] = {}
+        for item in metadata:
+            match item:
+                case Gt(gt=low):
+                    given |= {"low": low}
+                case Ge(ge=low):
+                    given |= {"low": low, "low_closed": True}
+                case Lt(lt=high):
+                    given |= {"high": high}
+                case Le(le=high):
+                    given |= {"high": high, "high_closed": True}
+                case Remedy(text):
+                    given |= {"remedy": f"; {text}"}
+                case BaseMetadata() | GroupedMetadata():
+                    raise TypeError(f"{item} would not be checked: use Gt, Ge, Lt and Le")
+        return Limits(**given)
+
+    def hold(self, number: Any) -> bool:
+        """Whether `number` is one, and within the limits."""
+        if not _is_number(number):
+            return False
+        at_end = (self.low_closed and number == self.low) or (self.high_closed and number == self.high)
+        return at_end or self.low < number < self.high
+
+    def demand(self, number: Any) -> str:
+        """What a number that is not within the limits must be, and the remedy."""
+        if not _is_number(number):
+            return f"must be a number{self.remedy}"
+        if isfinite(self.low) and isfinite(self.high):
+            interval = f"{'[' if self.low_closed else '('}{self.low}, {self.high}{']' if self.high_closed else ')'}"
+            return f"must lie in {interval}{self.remedy}"
+        wanted = []
+        if isfinite(self.low):
+            wanted.append(f"at least {self.low}" if self.low_closed else f"above {self.low}" if self.low else "positive")
+        if isfinite(self.high):
+            wanted.append(f"at most {self.high}" if self.high_closed else f"below {self.high}")
+        if not isfinite(number) and not self.high_closed:
+            wanted.append("finite")
+        return f"must be {' and '.join(wanted)}{self.remedy}"
+
+
+def as_flag(name: str, value: object, why: str) -> UserError:
+    """The error about a setting that is given as a flag."""
+    return UserError(f"--{name.replace('_', '-')} {value}: {why}")
+
+
+def as_named(name: str, value: object, why: str) -> UserError:
+    """The error about a setting that stands in a file."""
+    return UserError(f"{name} {value}: {why}")
+
+
+def check_bounds(config: object, refusal: Callable[[str, object, str], UserError] = as_flag) -> None:
+    """Raise UserError for the first number of a dataclass that its field's type does not allow.
+
+    Called in `__post_init__`. Checks fields of type int and float, optional ones, and tuples and dicts of them; None passes.
+    `refusal` makes the error of the field's name, its value, and the bound with the remedy.
+    """
+    kind: Any = type(config)  # to mypy, classes have no hash
+    for name, hint in _hints(kind).items():
+        value = getattr(config, name)
+        for number, limits in _numbers(value, hint):
+            if not limits.hold(number):
+                several = isinstance(value, (tuple, dict))
+                why = f"each {limits.demand(number)}" if several else limits.demand(number)
+                raise refusal(name, _shown(value) if several else value, why)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields. Kept, since they are strings in the code and take long to evaluate."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _numbers(value: Any, hint: Any, limits: Limits = Limits()) -> Iterator[tuple[Any, Limits]]:
+    """What stands in `value` where its type `hint` has numbers, each with its own limits, or those of what it is part of."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in (int, float):
+        yield value, limits
+    elif origin is Annotated:
+        yield from _numbers(value, arguments[0], Limits.of(arguments[1:]))
+    elif origin in (Union, UnionType):
+        if value is not None:
+            for option in arguments:
+                yield from _numbers(value, option, limits)
+    elif origin is tuple:
+        kinds = repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments
+        for item, kind in zip(value, kinds, strict=False):
+            yield from _numbers(item, kind, limits)
+    elif origin is dict:
+        for item in value.values():
+            yield from _numbers(item, arguments[1], limits)
+
+
+def _shown(value: Any) -> str:
+    """A value as the words that follow its flag."""
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    return " ".join(map(_shown, value)) if isinstance(value, tuple) else str(value)

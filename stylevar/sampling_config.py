@@ -1,0 +1,60 @@
+"""How a model is sampled: the settings of rollouts, evaluation, the pipeline and `autoregressive_infer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge, Gt, Le
+
+from stylevar.bounds import check_bounds
+from stylevar.errors import BadSetting
+
+KvCache = Literal["exact", "paper"]
+Temperature = Annotated[float, Gt(0)]
+TopK = Annotated[int, Ge(0)]
+TopP = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How tokens are drawn; by default as published. Raises BadSetting for what is out of bounds."""
+
+    temperature: Temperature = 1.0
+    """The policy is softmax(logits / temperature)."""
+    top_k: TopK = 900
+    """Only the best K tokens may be drawn; 0 for all."""
+    top_p: TopP = 0.96
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    kv_cache: KvCache = "exact"
+    """exact samples from the policy that the learner sees; paper reproduces the released cache."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, BadSetting)
+        if self.kv_cache not in get_args(KvCache):
+            raise BadSetting("kv_cache", self.kv_cache, f"must be {' or '.join(get_args(KvCache))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingChoice:
+    """How a trained model is sampled. None leaves a setting to the model's config.json. Raises BadSetting as above."""
+
+    style_strength: Annotated[float, Ge(-1), Le(1)] = 0.0
+    """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
+    top_k: TopK | None = None
+    """Only the best K tokens may be drawn; 0 for all. By default what the model's config.json says, else 900."""
+    top_p: TopP | None = None
+    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
+    temperature: Temperature | None = None
+    """Higher for more varied, lower for safer results. By default the model's, else 1."""
+    kv_cache: KvCache | None = None
+    """paper reproduces how the released weights were sampled. By default the model's, else exact."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, BadSetting)
+        self.over(SamplingConfig())
+
+    def over(self, own: SamplingConfig) -> SamplingConfig:
+        """The settings that hold for a model whose own are `own`."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
+        return replace(own, **{name: value for name, value in chosen.items() if value is not None})

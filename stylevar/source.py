@@ -1,0 +1,139 @@
+"""What a user may call a model, and where its files lie: weights, a run or a part of it, or a model on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from stylevar.errors import BadSetting, UserError
+from stylevar.hub import LINKS, fetch, fetch_beside, followed
+
+MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
+ADAPTER, FACTS = "adapter", "worker.json"
+"""In a checkpoint of a GRPO run: the folder of adapters, and the file that says which base they stand on."""
+ACCEPTED = "a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id owner/name[:file]"
+Take = Literal["final", "best", "latest"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's parts lie.
+
+    name     what to call the model
+    weights  a file with all of its weights; or, with `base`, a folder of adapters
+    run      the run that it comes from, if any; `settings` are that run's
+    revision of what lies on the hub
+    base     the model that the adapters stand on
+    """
+
+    name: str
+    weights: Path
+    run: Path | None
+    settings: Mapping[str, Any]
+    revision: str | None
+    base: ModelFiles | None = None
+
+    def beside(self, file: str) -> Path | None:
+        """The file of this name beside the weights, on the hub too; None if there is none."""
+        return fetch_beside(self.name, self.weights, file, self.revision)
+
+    def vae_file(self, vae: str | None = None) -> Path:
+        """The file of the VQ-VAE `vae`; by default of the one beside the weights, or of the one that the run started with.
+
+        BadSetting if none is known.
+        """
+        if vae is None and (beside := self.beside(VAE_FILE)) is not None:
+            return beside
+        vae = vae or self.settings.get("vae")
+        if vae is None:
+            raise BadSetting("vae", None, f"{self.name} has no {VAE_FILE} beside it and belongs to no run: give its VQ-VAE")
+        return fetch(vae, VAE_FILE, self.revision)
+
+
+def locate(source: str, revision: str | None = None, base: str | None = None, take: Take = "final") -> ModelFiles:
+    """The files of the model that `source` names. Nothing is read but settings.
+
+    Args:
+        source: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+            `owner/name[:file]`.
+        revision: branch, tag or commit on the hub; by default the run's.
+        base: where the model that adapters stand on lies, if it has moved since.
+        take: of a run, its finished model, or its best or latest checkpoint.
+    Raises:
+        UserError: there is no model, or a checkpoint's base is missing.
+    """
+    path = followed(Path(source))
+    if is_run(path):
+        path = _taken(path, take)
+    name, run = str(path) if path.exists() else source, run_of(path)
+    settings = _settings(path, run)
+    revision = revision or settings.get("revision")
+    if (path / FACTS).is_file():
+        return ModelFiles(name, path / ADAPTER, run, settings, revision, _base(path, settings, base))
+    return ModelFiles(name, fetch(name, MODEL_FILE, revision, ACCEPTED), run, settings, revision)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run, of GRPO or SFT."""
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder that `path` is, or lies in."""
+    if not path.exists():
+        return None
+    if is_run(path):
+        return path
+    return next((folder for folder in list(path.resolve().parents)[:3] if is_run(folder)), None)
+
+
+def merged_base(checkpoint: Path) -> str | None:
+    """The merge of its run that a GRPO checkpoint's adapters stand on; None if that is the run's --init."""
+    base = json.loads((checkpoint / FACTS).read_text())["base"]
+    return None if base == "init" else str(checkpoint.parent.parent / base)
+
+
+def _taken(run: Path, take: Take) -> Path:
+    """The part of a run that `take` names. UserError, with those that are there, if it is not."""
+    places = {"final": run / "model", **{name: run / "checkpoints" / name for name in LINKS}}
+    there = {name: place for name, place in places.items() if followed(place).is_dir()}
+    if take in there:
+        return followed(there[take])
+    if not there:
+        raise UserError(f"run {run} holds neither a finished model nor a checkpoint yet: let it go on to its first one")
+    what = "finished model" if take == "final" else f"{take} checkpoint"
+    raise UserError(f"run {run} has no {what} yet: give {' or '.join(map(str, there.values()))}")
+
+
+def _settings(path: Path, run: Path | None) -> dict[str, Any]:
+    """The settings that a model was made with; without any run none."""
+    files = [path / "run_config.yaml", *([] if run is None else [run / "config.yaml"])]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is no YAML ({str(error).splitlines()[0]}): restore the run's config") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _base(checkpoint: Path, settings: Mapping[str, Any], base: str | None) -> ModelFiles:
+    """The model that a GRPO checkpoint's adapters stand on."""
+    base = base or merged_base(checkpoint) or settings.get("init")
+    if base is None:
+        raise UserError(
+            f"{checkpoint} holds adapters, and no config.yaml of their run lies above it: put it back into its run, or name "
+            "the model that they stand on with launch/export.py --base"
+        )
+    try:
+        return locate(base, settings.get("revision"))
+    except UserError as error:
+        raise UserError(
+            f"the base of {checkpoint}: {error}; if it has moved, name its new place with launch/export.py --base"
+        ) from error
