@@ -17,16 +17,13 @@ import ray
 import tyro
 
 from data.shards import expand_shards
-from launch.cluster.distributed import DistributedRun
+from launch.cluster.start import start_worker
 from launch.common.cli import about, exit_code
 from launch.common.commands import loss_warning
-from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest
 from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_config
 from launch.dry_run.plan import plan
-from launch.rl.colocated_actor import ColocatedActor
 from launch.rl.run import PROGRAM, execute, report
-from launch.rl.worker import Worker
 from launch.run.resume import NothingLeft, check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run.run_lock import only_writer
@@ -62,14 +59,6 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
     fetch(config.vae, VAE_FILE, config.revision)
     if point is None and named:
         RunFolder(config.runs / config.name).check_free()
-
-
-def start_worker(config: GrpoConfig, stop: StopRequest) -> Worker:
-    """Connect to Ray (the cluster of a job, or one of our own) and take the worker that --placement names."""
-    there = join_cluster()
-    if config.cluster.placement == "distributed":
-        return DistributedRun(lambda: stop.requested)
-    return ColocatedActor(config, there)
 
 
 def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:

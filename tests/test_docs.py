@@ -41,7 +41,7 @@ OTHERS = {
 """Flags of other programs, and one that no list of flags needs."""
 EXAMPLES = re.compile(r"data/[\w-]*\*[\w-]*\.tar|data/(omnistyle|imagepulse|own|mine|set|val|train|heldout|novel)\b.*")
 """Paths that a reader has, and the repository has not."""
-WRITTEN = ("summary.md",)
+WRITTEN = ("summary.md", "learn.md")
 """Files that a program writes."""
 
 
@@ -102,7 +102,15 @@ def examples(text: str) -> list[tuple[str, str]]:
 
 
 def wrong_example(program: str, arguments: str) -> str | None:
-    """What is wrong with a command line; None if its program has the subcommand and all flags."""
+    """What is wrong with a command line; None if its program has the subcommand and all flags.
+
+    In quotes, after a name and a colon, stand flags of GRPO.
+    """
+    variants = re.findall(r'"[\w-]+: ([^"]*)"', arguments)
+    if variants:
+        found = [wrong_example("grpo", flags) for flags in variants]
+        found.append(wrong_example(program, re.sub(r'"[^"]*"', "", arguments)))
+        return next((fault for fault in found if fault), None)
     first = (arguments.split() or [""])[0]
     command = (program, first) if (program, first) in flags() else (program,)
     if command not in flags():
@@ -125,6 +133,9 @@ def test_examples_are_read_across_lines_and_without_comments() -> None:
     assert wrong_example("eval", "--seeds 4") is None
     assert wrong_example("eval", "--group 4") == "eval has no --group"
     assert wrong_example("prepare", "cook data/x") == "launch/prepare.py has no subcommand cook"
+    assert wrong_example("bench", 'learn --seeds 1 --variants "a: --lr 1" "b: --group 2"') is None
+    assert wrong_example("bench", 'learn --variants "a: --lr 1" "b: --strict"') == "grpo has no --strict"
+    assert wrong_example("bench", 'learn --strict "a: --lr 1"') == "bench learn has no --strict"
 
 
 def expanded(path: str) -> list[str]:

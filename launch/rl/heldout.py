@@ -19,7 +19,16 @@ from stylevar.atomic import file_aside
 
 
 def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
-    """Write heldout/<name>_<step>.json (per condition), .npz (samples of the first conditions) and .png (the grid)."""
+    """Write what `save_values` writes, and beside it .npz (samples of the first conditions) and .png (the grid)."""
+    save_values(run, name, step, report)
+    folder, stem = run / "heldout", _stem(name, step)
+    with file_aside(folder / f"{stem}.npz") as aside, aside.open("wb") as file:
+        np.savez_compressed(file, samples=report.samples.numpy())
+    _save_picture(report.grid, folder / f"{stem}.png")
+
+
+def save_values(run: Path, name: str, step: int, report: HeldoutReport) -> None:
+    """Write heldout/<name>_<step>.json: the scores of every condition after `step` steps."""
     folder = run / "heldout"
     folder.mkdir(exist_ok=True)
     values = {
@@ -28,12 +37,12 @@ def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
         "rewards": report.rewards.tolist(),
         "components": {k: v.mean(1).tolist() for k, v in report.components.items()},
     }
-    stem = f"{name}_{step:08d}"
-    with file_aside(folder / f"{stem}.json") as aside:
+    with file_aside(folder / f"{_stem(name, step)}.json") as aside:
         aside.write_text(json.dumps(values) + "\n")
-    with file_aside(folder / f"{stem}.npz") as aside, aside.open("wb") as file:
-        np.savez_compressed(file, samples=report.samples.numpy())
-    _save_picture(report.grid, folder / f"{stem}.png")
+
+
+def _stem(name: str, step: int) -> str:
+    return f"{name}_{step:08d}"
 
 
 def _save_picture(grid_u8: Tensor, path: Path) -> None:

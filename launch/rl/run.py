@@ -18,7 +18,7 @@ from launch.common.commands import continuing, lasting, quoted
 from launch.common.stop import STOPPED, Stop, StopRequest
 from launch.configs.grpo import GrpoConfig
 from launch.configs.io import as_kept
-from launch.rl.heldout import before_after, compare, not_finite, save_scores
+from launch.rl.heldout import before_after, compare, not_finite, save_scores, save_values
 from launch.rl.progress import Progress, step_line
 from launch.rl.reports import StepReport
 from launch.rl.worker import LearnerLost, StepAbandoned, Worker, WorkerLost
@@ -134,6 +134,7 @@ class GrpoRun:
         if done % monitor.eval_every:
             return {}
         scores = self.worker.evaluate("heldout", monitor.eval_conditions)
+        save_values(self.folder.path, "heldout", done, scores)
         self.telemetry.image_grid(done, "heldout/samples", scores.grid)
         components = {f"heldout/{name}": float(value.mean()) for name, value in scores.components.items()}
         return {"reward/heldout": float(scores.rewards.mean()), **components}

@@ -7,7 +7,7 @@
 <run>/merges/merge_0001/
 <run>/checkpoints/step_00000300/
 <run>/checkpoints/latest, best          relative links to two of them; files with their names where links cannot be made
-<run>/heldout/                          held-out scores at the start and the end (GRPO)
+<run>/heldout/                          held-out scores, with samples at the start and the end (GRPO)
 <run>/model/                            the finished model
 <run>/.lock                             names the process that writes here
 """

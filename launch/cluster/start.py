@@ -1,0 +1,18 @@
+"""The worker of a GRPO run, where --placement says."""
+
+from __future__ import annotations
+
+from launch.cluster.distributed import DistributedRun
+from launch.common.ray_cluster import join_cluster
+from launch.common.stop import StopRequest
+from launch.configs.grpo import GrpoConfig
+from launch.rl.colocated_actor import ColocatedActor
+from launch.rl.worker import Worker
+
+
+def start_worker(config: GrpoConfig, stop: StopRequest) -> Worker:
+    """Connect to Ray (the cluster of a job, or one of our own) and take the worker that --placement names."""
+    there = join_cluster()
+    if config.cluster.placement == "distributed":
+        return DistributedRun(lambda: stop.requested)
+    return ColocatedActor(config, there)
