@@ -78,7 +78,7 @@ class DistributedRun:
                 config.reward,
                 placement.device,
                 placement.threads("reward", config.threads),
-                config.learner.needs_gradient,
+                config.learner.reward_detail,
             ),
             self._calls,
             cluster.max_restarts,
@@ -104,7 +104,7 @@ class DistributedRun:
             self._learners,
             self._weights.sync,
             in_turn,
-            config.learner.needs_gradient,
+            config.learner.reward_detail,
         )
         self._failover = Failover(placement, self._rollout, self._reward, self._learners)
         self._source = self._source_of(checkpoint)

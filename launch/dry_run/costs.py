@@ -73,7 +73,7 @@ class Measurement:
         """Raises UserError if the reward's weights are unusable."""
         keep_freed_memory()
         self.config, self.device, self.flops, self.sets = config, device, flops, sets
-        self.scorer = build_scorer(config.reward, device)
+        self.scorer = build_scorer(config.reward, device, config.learner.reward_detail)
         model.vae.to(device)
         self.model = model.to(device)
         self.adapters = Adapters(model, config.learner.lora_rank, seed=config.seed)
@@ -117,8 +117,9 @@ class Measurement:
                 sample = self._seconds(lambda: sampler.sample(batch, config.seed, 0, version, group))
                 trajectories = sampler.sample(batch, config.seed, 0, version, group)
                 torch.set_num_threads(threads["reward"])
-                score = self._seconds(lambda: self.scorer.score(trajectories.images, batch.target))
-                scores = self.scorer.score(trajectories.images, batch.target)
+                detail = config.learner.reward_detail
+                score = self._seconds(lambda: self.scorer.score(trajectories.images, batch.target, detail))
+                scores = self.scorer.score(trajectories.images, batch.target, detail)
                 torch.set_num_threads(threads["learner"])
                 encode_again = self._seconds(lambda: encode_batch(model, known))
                 publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))
@@ -126,7 +127,8 @@ class Measurement:
                 step = self._seconds(self._optimizer_step)
                 merge = self._seconds(adapters.refresh)
                 load()
-                lesson = Lesson(state, trajectories, self.learner.reference(state, trajectories), scores.rewards)
+                prepared = self.learner.reference(state, trajectories)
+                lesson = Lesson(state, trajectories, prepared, scores.rewards, scores.detail)
                 update = self._seconds(lambda: self.learner.update(0, lesson.split(1)), after=load)
         finally:
             torch.set_num_threads(before)

@@ -52,7 +52,7 @@ class ColocatedWorker:
         self.sets = ConditionSets(
             config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
         )
-        self.assemble(choice.config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
+        self.assemble(choice.config, policy, build_scorer(config.reward, device, config.learner.reward_detail))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
@@ -89,11 +89,11 @@ class ColocatedWorker:
             with timer("rollout"):
                 trajectories = self.sampler.sample(batch, config.seed, step, self.policy.version)
             with timer("reward"):
-                scores = self.scorer.score(trajectories.images, batch.target, config.learner.needs_gradient)
+                scores = self.scorer.score(trajectories.images, batch.target, config.learner.reward_detail)
             with timer("reference"):
                 reference = self.trainer.learner.reference(state, trajectories)
             with timer("update"):
-                lesson = Lesson(state, trajectories, reference, scores.rewards, scores.gradient)
+                lesson = Lesson(state, trajectories, reference, scores.rewards, scores.detail)
                 result = self.trainer.update(step, lesson.split(config.learner.minibatches))
         seconds = timer.take()
         seconds["time/step"] = sum(seconds.values())

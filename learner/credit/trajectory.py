@@ -13,6 +13,7 @@ from learner.lesson import Lesson
 from stylevar.errors import UserError
 
 AdvantageNorm = Literal["std", "none"]
+STD_FLOOR = 1e-2
 
 
 class TrajectoryCredit(CreditMethod):
@@ -28,8 +29,8 @@ class TrajectoryCredit(CreditMethod):
 
 
 @torch.no_grad()
-def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: float = 1e-2) -> Advantages:
-    """A = (R - mean) / max(std, std_floor) over each group; with norm "none", A = R - mean.
+def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std") -> Advantages:
+    """A = (R - mean) / max(std, STD_FLOOR) over each group; with norm "none", A = R - mean.
 
     rewards: float [B, G], higher is better. The floor keeps a group of (nearly) equal rewards from having its noise
     blown up to unit variance. A reward that is not finite makes its whole group NaN, which the step guard then drops.
@@ -45,7 +46,18 @@ def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: fl
     rewards = rewards.to(torch.float32)
     mean = rewards.mean(dim=1)  # [B]
     std = rewards.std(dim=1, correction=1)  # [B]
-    values = rewards - mean[:, None]
-    if norm == "std":
-        values = values / std.clamp_min(std_floor)[:, None]
-    return Advantages(values, mean, std, (std < std_floor).float().mean().item())
+    values = normalise(rewards - mean[:, None], std, norm)
+    return Advantages(values, mean, std, (std < STD_FLOOR).float().mean().item())
+
+
+def normalise(values: Tensor, std: Tensor, norm: AdvantageNorm) -> Tensor:
+    """Advantages [B, ...] over the std [B] of their groups' rewards, floored; with norm "none", as they are."""
+    if norm == "none":
+        return values
+    return values / std.clamp_min(STD_FLOOR).view(-1, *[1] * (values.ndim - 1))
+
+
+def beyond_others(values: Tensor) -> Tensor:
+    """What each of G trajectories has more than the mean of the others of its group, of `values` [B, G, ...]."""
+    group = values.shape[1]
+    return (values - values.mean(dim=1, keepdim=True)) * (group / (group - 1))
