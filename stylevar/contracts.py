@@ -112,7 +112,7 @@ class Trajectories:
         return replace(self, images=self.images[:, :0])
 
 
-RewardDetail = Literal["none", "gradient", "map"]
+RewardDetail = Literal["none", "gradient", "map", "prefixes"]
 """What a reward can tell beside its value; each method of credit assignment says which of it it needs."""
 
 
@@ -125,6 +125,7 @@ class Scores:
     none      None
     gradient  bf16 [B, G, 3, H, W]  of the reward with respect to the image in [0, 1]
     map       fp32 [B, G, n, n]     the reward of each cell of a grid over the image; their mean is the reward
+    prefixes  fp32 [B, G, S]        the reward of the image after each scale; the last is the reward
     """
 
     rewards: Tensor

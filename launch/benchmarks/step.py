@@ -52,6 +52,8 @@ class RandomRewards:
             more = torch.randn_like(generated_u8, dtype=torch.bfloat16)
         elif detail == "map":
             more = torch.randn(*rewards.shape, CELLS, CELLS, device=rewards.device)
+        elif detail == "prefixes":
+            more = torch.randn(generated_u8.shape[:3], device=rewards.device)
         return Scores(rewards, {"total": -rewards}, more)
 
 

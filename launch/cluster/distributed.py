@@ -65,7 +65,11 @@ class DistributedRun:
             placement.names("rollout", cluster.rollout_workers),
             lambda number: placement.create("rollout", number),
             lambda actor: actor.setup.remote(
-                self._source, config.rollout, placement.device, placement.threads("rollout", config.threads)
+                self._source,
+                config.rollout,
+                placement.device,
+                placement.threads("rollout", config.threads),
+                config.learner.reward_detail,
             ),
             self._calls,
             cluster.max_restarts,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from data.conditions import ConditionSets
 from launch.configs.cluster import Role
@@ -19,11 +20,12 @@ from launch.sizing.peak import product_peak
 from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
 from reward.scorer import build_scorer
+from rollout.prefixes import images_to_score
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
 from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import encode_batch
-from stylevar.contracts import ConditionBatch, PolicyVersion
+from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.transformer import StyleVAR
 from stylevar.wire import AdapterWire
 
@@ -114,12 +116,17 @@ class Measurement:
                     adapters.refresh()
 
                 sync = self._seconds(load)
-                sample = self._seconds(lambda: sampler.sample(batch, config.seed, 0, version, group))
-                trajectories = sampler.sample(batch, config.seed, 0, version, group)
-                torch.set_num_threads(threads["reward"])
                 detail = config.learner.reward_detail
-                score = self._seconds(lambda: self.scorer.score(trajectories.images, batch.target, detail))
-                scores = self.scorer.score(trajectories.images, batch.target, detail)
+
+                def draw() -> tuple[Trajectories, Tensor]:
+                    drawn = sampler.sample(batch, config.seed, 0, version, group)
+                    return drawn, images_to_score(model.vae, drawn, detail, config.rollout.decode_batch)
+
+                sample = self._seconds(draw)
+                trajectories, images = draw()
+                torch.set_num_threads(threads["reward"])
+                score = self._seconds(lambda: self.scorer.score(images, batch.target, detail))
+                scores = self.scorer.score(images, batch.target, detail)
                 torch.set_num_threads(threads["learner"])
                 encode_again = self._seconds(lambda: encode_batch(model, known))
                 publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))

@@ -21,6 +21,7 @@ from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import Trainer, saved_base
 from learner.lesson import Lesson
 from reward.scorer import Scorer, build_scorer
+from rollout.prefixes import images_to_score
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import ConditionBatch, TrajectoryRows
@@ -80,7 +81,7 @@ class ColocatedWorker:
 
     def learn(self, step: int, batch: ConditionBatch) -> StepReport:
         """Sample, score and learn: one GRPO step on the conditions of `batch`, which are on the policy's device."""
-        config, timer = self.config, self.timer
+        config, timer, detail = self.config, self.timer, self.config.learner.reward_detail
         with timer("condition"):
             state = self.conditions.get(batch)
         with ExitStack() as merged:
@@ -88,8 +89,10 @@ class ColocatedWorker:
                 merged.enter_context(self.adapters.merged())
             with timer("rollout"):
                 trajectories = self.sampler.sample(batch, config.seed, step, self.policy.version)
+            with timer("decode"):
+                images = images_to_score(self.policy.model.vae, trajectories, detail, config.rollout.decode_batch)
             with timer("reward"):
-                scores = self.scorer.score(trajectories.images, batch.target, config.learner.reward_detail)
+                scores = self.scorer.score(images, batch.target, detail)
             with timer("reference"):
                 reference = self.trainer.learner.reference(state, trajectories)
             with timer("update"):

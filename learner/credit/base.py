@@ -13,6 +13,9 @@ from learner.lesson import Lesson
 from stylevar.contracts import RewardDetail
 from stylevar.logprobs import CodeValues
 
+DECAY = 0.9
+"""Of the moving averages that methods keep over the updates."""
+
 
 @dataclass(frozen=True)
 class Advantages:

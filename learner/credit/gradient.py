@@ -25,16 +25,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from learner.credit.base import Credit, CreditMethod
+from learner.credit.base import DECAY, Credit, CreditMethod
 from learner.credit.trajectory import AdvantageNorm, group_advantages
 from learner.lesson import Lesson
 from learner.parallel import sum_over_ranks
 from stylevar.contracts import RewardDetail
 from stylevar.logprobs import CodeValues
 from stylevar.vqvae import VQVAE
-
-DECAY = 0.9
-"""Of the moving averages behind the curvature."""
 
 
 class GradientCredit(CreditMethod):

@@ -63,8 +63,9 @@ class LearnerConfig:
     """KL(policy || reference): an estimate from samples (paper is the published code's, with the signs reversed), or the
     sum over all codes (full), which has no sampling noise."""
     credit: CreditKind = "trajectory"
-    """How a reward becomes advantages: one per trajectory, as published (trajectory); one per token, from the reward in its
-    part of the image (local); or one for every code in each token's place, from the reward's gradient (gradient)."""
+    """How a reward becomes advantages: one per trajectory, as published (trajectory); one per scale, less what the
+    unfinished image promised before it (prefix); one per token, from the reward in its part of the image (local); or one for
+    every code in each token's place, from the reward's gradient (gradient)."""
     credit_curvature: bool = True
     """For --credit gradient: measure the reward's curvature, without which less variance is worth nothing to it."""
     credit_batch: int = 8
