@@ -92,6 +92,12 @@ def test_a_distributed_plan_says_it_all_and_leaves_nothing(argv, capsys, tmp_pat
     assert not Path(argv[-1]).exists()
 
 
+@pytest.mark.slow
+def test_a_plan_measures_what_the_credit_needs_of_the_rewards(argv, capsys):
+    grpo.cli([*argv, "--dry-run", "--credit", "prefix"])
+    assert "trajectories/s" in capsys.readouterr().out
+
+
 def test_a_colocated_plan_from_flops_measures_nothing(argv, capsys, monkeypatch):
     monkeypatch.setattr(plan, "Measurement", None)
     grpo.cli([*argv, "--dry-run", "--device-tflops", "1", "--device-memory-gb", "0.001"])
