@@ -10,7 +10,7 @@ from data.actor import ReadInfo
 from launch.cluster.learner_group import LearnerGroup
 from launch.cluster.pool import Member, Pool, Task
 from launch.rl.reports import HELDOUT_STEP
-from stylevar.contracts import CallInfo, PolicyVersion
+from stylevar.contracts import CallInfo, PolicyVersion, RewardDetail
 
 
 @dataclass
@@ -62,16 +62,16 @@ class UnitFlow:
         learners: LearnerGroup,
         sync: Callable[[Member, PolicyVersion], None],
         in_turn: bool = False,
-        gradient: bool = False,
+        detail: RewardDetail = "none",
     ) -> None:
         """`sync` brings a rollout worker to a version, before it samples with it.
 
         `in_turn`: prepare a unit after it is scored, not at the same time. On shared cores the threads of both wait for each
         other, and both took twice as long.
-        `gradient`: what is to be learned from is scored with the reward's gradient.
+        `detail`: what the credit needs to know of the rewards, for units that a learner learns from.
         """
         self._reader, self._rollout, self._reward, self._learners, self._sync = reader, rollout, reward, learners, sync
-        self._in_turn, self._gradient = in_turn, gradient
+        self._in_turn, self._detail = in_turn, detail
 
     def start(self, unit: Unit) -> None:
         """Begin, or begin again: the same seeds and weights give the same trajectories."""
@@ -125,7 +125,8 @@ class UnitFlow:
         self._learners.prepare(what, unit.learner, (unit.step, unit.number, unit.work_ref), done, lost_input)
 
     def _score(self, unit: Unit, member: Member) -> Any:
-        arguments = (unit.images_ref, unit.batch_ref, unit.step, self._gradient and unit.learner is not None)
+        detail = "none" if unit.learner is None else self._detail
+        arguments = (unit.images_ref, unit.batch_ref, unit.step, detail)
         unit.scores_ref, info = member.actor.score.options(num_returns=2).remote(*arguments)
         return info
 
