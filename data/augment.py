@@ -32,7 +32,7 @@ class AugmentConfig:
     style_crop: Annotated[float, Gt(0), Le(1)] = 0.8
     """Smallest share of the style image's area that a random crop keeps; the crop is resized to full size."""
     flip: bool = False
-    """Mirror a random half of the triplets (all three images of each), with or without --augment."""
+    """Mirror each triplet (all three images) with probability 1/2, with or without --augment."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

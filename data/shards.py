@@ -155,9 +155,7 @@ class TripletShards:
         whole = np.asarray(there.all(axis=1))
         for row in np.flatnonzero(~whole):
             if not there[:, PARTS.index("target")].any():
-                raise UserError(
-                    f"{self._named(index)} contain unpaired conditions, without a target, which cannot be used"
-                )
+                raise UserError(f"{self._named(index)} contain unpaired conditions, without a target, which cannot be used")
             lacking = " and no ".join(part for part, exists in zip(PARTS, there[row], strict=True) if not exists)
             path = index.paths[index.shard[row]]
             self._record(BadSample(index.keys[row].decode(), "missing part", f"no {lacking} in {path}"), index)

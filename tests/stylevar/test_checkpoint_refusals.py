@@ -139,14 +139,14 @@ def changed(model):
 )
 def test_a_file_with_two_models_is_refused(model, vae_file, tmp_path, content):
     torch.save(content(model), tmp_path / "two.pth")
-    with refused("two.pth holds 2 different models", "model", "ema", "alone"):
+    with refused("two.pth contains 2 different models", "model", "ema", "its own file"):
         load_pair(str(tmp_path / "two.pth"), vae_file)
 
 
 def test_names_that_become_one_are_refused(model, vae_file, tmp_path):
     state = copied(model.state_dict())
     torch.save({**state, "_orig_mod.head.bias": state["head.bias"] + 1}, tmp_path / "two.pth")
-    with refused("two.pth holds head.bias twice"):
+    with refused("two.pth contains head.bias twice"):
         load_pair(str(tmp_path / "two.pth"), vae_file)
 
 
