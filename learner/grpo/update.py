@@ -68,7 +68,7 @@ class LearnerConfig:
     expected from the unfinished image before it (prefix); one per token, from the reward in its part of the image (local);
     or one for every code in each token's place, from the reward's gradient (gradient)."""
     credit_curvature: bool = True
-    """For --credit gradient: measure the reward's curvature; without it, lower variance has no value."""
+    """For --credit gradient: measure the reward's curvature; without it, a code's value is linear in its vector."""
     credit_batch: Annotated[int, Ge(1)] = 8
     """For --credit gradient: images in the decoder's forward and backward pass at once; fewer need less memory."""
     panw_gamma: float = 0.7
