@@ -163,13 +163,12 @@ class DistributedRun:
         for unit in units:
             self._flow.start(unit)
         self._until(lambda: all(unit.done for unit in units))
-        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        tally = HeldoutTally(len(chosen), monitor.image_conditions)
         for unit in units:
             scores = ray.get(unit.scores_ref)
-            tally.add(unit.keys, scores)
-            if tally.wants_pictures:  # these few alone are fetched, to be drawn
+            if wanted := tally.add(unit.keys, scores):  # only units with a condition to draw are fetched
                 batch, images = ray.get([unit.batch_ref, unit.images_ref])
-                tally.add_pictures(batch, images, scores.rewards)
+                tally.add_pictures(wanted, batch, images, scores.rewards)
         return tally.report()
 
     def apply(self, action: MergeAction) -> None:
