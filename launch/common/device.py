@@ -9,7 +9,7 @@ from stylevar.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`: auto takes a GPU if there is one. UserError if cuda is asked for and not there."""
+    """The device of `--device`: auto uses a GPU if there is one. UserError if cuda is asked for and not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

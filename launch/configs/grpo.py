@@ -101,7 +101,7 @@ class GrpoConfig:
     seed: int = 0
     """Seed of data order, trajectories and adapters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
+    """Where the model runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads of the worker; 0 for as many as it may use."""
     memory_budget: str | None = None

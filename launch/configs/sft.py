@@ -83,7 +83,7 @@ class SftConfig:
     max_restarts: Annotated[int, Ge(0)] = 3
     """How often the run goes on by itself from its last checkpoint after a process of several was lost."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
+    """Where the model runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     memory_gb: Annotated[float, Ge(0), Le(math.inf)] = 2.0

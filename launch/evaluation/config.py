@@ -76,7 +76,7 @@ class EvalConfig:
     workers: Annotated[int, Ge(0)] = 0
     """Ray actors that share the work; 0 does it in this process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run; auto takes a GPU if there is one."""
+    """Where models run; auto uses a GPU if there is one."""
     overwrite: bool = False
     """Start again in a folder that holds results."""
 

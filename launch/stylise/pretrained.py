@@ -24,7 +24,7 @@ class ModelSource:
     revision: str | None = None
     """Branch, tag or commit of both on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
+    """Where the model runs; auto uses a GPU if there is one."""
     precision: Precision = "fp32"
     """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
     tf32: bool = False

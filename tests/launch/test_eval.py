@@ -162,7 +162,7 @@ def test_it_goes_on_where_it_stopped(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure.Evaluator, "run", lambda self, task: done.append(task) or run(self, task))
     program.main(cut)
     assert [task.number for task in done] == [0, 1, 2]
-    assert "2 of 3 batches were done before" in capsys.readouterr().out
+    assert "2 of 3 batches were already done" in capsys.readouterr().out
     again, first = table(cut.out), table(whole.out)
     del again["seconds"], first["seconds"]
     assert again == first

@@ -72,7 +72,7 @@ class TrainAdainConfig:
     seed: int = 0
     """Seed of the initial weights, the pairs and their variation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Where to train; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     loader_workers: Annotated[int, Ge(0)] | None = None
