@@ -43,7 +43,7 @@ class SftConfig:
     shards: tuple[str, ...] = ()
     """Training triplets: WebDataset shards, as files, patterns or folders. A prepared set contributes its split "train"."""
     val_shards: tuple[str, ...] = ()
-    """Held-out triplets; by default the validation splits of `shards`. Without any, the run neither validates nor samples."""
+    """Held-out triplets; by default the validation splits of `shards`. Without any, nothing is validated or sampled."""
     name: str = "sft"
     """The run's folder under `runs`."""
     runs: str = "runs"

@@ -1,4 +1,4 @@
-"""What a step and a scoring of held-out conditions leave for the driver."""
+"""The results of a step and of a held-out scoring, as the driver receives them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from launch.common.grids import GridRow, draw_grid, reward_captions
 from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
 
 HELDOUT_STEP = -1
-"""In place of a step's number: held-out trajectories use the same random numbers at every step."""
+"""Step number of held-out trajectories: they use the same random numbers at every scoring."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step leaves for the driver: scalars and one row per trajectory. No images, no tokens."""
+    """One step's results: scalars and one row per trajectory. No images, no tokens."""
 
     metrics: StepMetrics
     rows: TrajectoryRows
@@ -48,17 +48,17 @@ class HeldoutTally:
 
     @property
     def wants_pictures(self) -> bool:
-        """Whether `add_pictures` still waits for some."""
+        """Whether `add_pictures` needs more pictures."""
         return len(self._rows) < self.shown
 
     def add(self, keys: Sequence[str], scores: Scores) -> None:
-        """Scores of some conditions."""
+        """Add the scores of some conditions."""
         self._keys += keys
         components = {name: value.cpu() for name, value in scores.components.items()}
         self._scores.append(Scores(scores.rewards.cpu(), components))
 
     def add_pictures(self, batch: ConditionBatch, images: Tensor, rewards: Tensor) -> None:
-        """The conditions just added, and their samples uint8 [B, G, 3, H, W]."""
+        """Add pictures of the conditions just added, with their samples uint8 [B, G, 3, H, W] and rewards [B, G]."""
         for b in range(min(len(batch), self.shown - len(self._rows))):
             content, style, target = (image[b].cpu() for image in (batch.content, batch.style, batch.target))
             self._rows.append(GridRow(content, style, target, images[b].cpu(), reward_captions(rewards[b])))
@@ -75,7 +75,7 @@ class HeldoutTally:
 
 
 def step_report(scores: Scores, rows: TrajectoryRows, update: StepMetrics, more: StepMetrics) -> StepReport:
-    """One step's scalars: the rewards, what the update said, and `more`."""
+    """A step's report, with the scalars of the rewards, of the `update`, and `more`."""
     metrics = {
         "reward/mean": float(scores.rewards.mean()),
         **{f"reward/component/{name}": float(value.mean()) for name, value in scores.components.items()},
