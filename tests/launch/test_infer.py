@@ -264,7 +264,7 @@ def test_pictures_that_are_not_read_are_named_at_the_end(files, tmp_path, capsys
     tiny.picture(1).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "phone.heic").touch()
     infer.main(config(files, tmp_path / "out", content=tmp_path / "in"))
-    assert "phone.heic: .heic files are not read" in capsys.readouterr().err
+    assert "phone.heic: .heic files are not supported" in capsys.readouterr().err
 
 
 def test_bf16_changes_few_pixels_and_no_file(files, tmp_path):
