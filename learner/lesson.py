@@ -18,14 +18,14 @@ class Lesson:
     reference  fp32 [B, G, L]     log-probs under the base weights; for `--kl-estimator full` what the head is given
                                   there, [B, G, L, C]
     rewards    fp32 [B, G]
-    gradient   [B, G, 3, H, W]    of the rewards with respect to the images, where the credit needs it
+    detail     [B, G, ...]        of the rewards, where the credit needs one: see `stylevar.contracts.Scores`
     """
 
     state: ConditionState
     trajectories: Trajectories
     reference: Tensor
     rewards: Tensor
-    gradient: Tensor | None = None
+    detail: Tensor | None = None
 
     def split(self, parts: int) -> list[list[Lesson]]:
         """As minibatches for `GrpoLearner.update`. Raises UserError if B is no multiple of `parts`."""
@@ -37,9 +37,9 @@ class Lesson:
         return [[self._select(span)] for span in spans]
 
     def _select(self, rows: slice) -> Lesson:
-        gradient = None if self.gradient is None else self.gradient[rows]
+        detail = None if self.detail is None else self.detail[rows]
         return Lesson(
-            self.state.select(rows), self.trajectories.select(rows), self.reference[rows], self.rewards[rows], gradient
+            self.state.select(rows), self.trajectories.select(rows), self.reference[rows], self.rewards[rows], detail
         )
 
 

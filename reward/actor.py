@@ -10,7 +10,7 @@ from torch import Tensor
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
 from stylevar.allocator import keep_freed_memory
-from stylevar.contracts import CallInfo, ConditionBatch, Scores
+from stylevar.contracts import CallInfo, ConditionBatch, RewardDetail, Scores
 from stylevar.role_log import RoleLog
 
 
@@ -20,14 +20,16 @@ class RewardWorker:
     def __init__(self, name: str) -> None:
         self._log = RoleLog(name)
 
-    def setup(self, config: RewardConfig, device: str, threads: int, gradient: bool = False) -> None:
-        """Raises UserError for settings or weights that cannot be used, or if a `gradient` is needed and there is none."""
+    def setup(self, config: RewardConfig, device: str, threads: int, detail: RewardDetail = "none") -> None:
+        """Raises UserError for settings or weights that cannot be used, or if the reward has no such `detail`."""
         keep_freed_memory()
         torch.set_num_threads(threads)
-        self._scorer = build_scorer(config, device, gradient)
+        self._scorer = build_scorer(config, device, detail)
 
-    def score(self, images_u8: Tensor, batch: ConditionBatch, step: int, gradient: bool = False) -> tuple[Scores, CallInfo]:
+    def score(
+        self, images_u8: Tensor, batch: ConditionBatch, step: int, detail: RewardDetail = "none"
+    ) -> tuple[Scores, CallInfo]:
         """Score images uint8 [B, G, 3, H, W] against the targets of their conditions; the scores are on CPU."""
         start, self._log.step = time.perf_counter(), step
-        scores = self._scorer.score(images_u8, batch.target, gradient)
+        scores = self._scorer.score(images_u8, batch.target, detail)
         return scores, CallInfo(time.perf_counter() - start)

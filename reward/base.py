@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from reward.cells import to_grid
 from reward.terms import Term, parse_terms
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
@@ -82,6 +84,16 @@ class PerceptualDistance(nn.Module, ABC):
         `first` is the reference (the target), `second` what was generated.
         """
 
+    def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
+        """Where `compare`'s "total" comes from: fp32 [N, h, w] over a grid of cells, whose mean is that total.
+
+        Optional: `--credit local` needs it. Raises UserError, as here, if the distance cannot be split into places.
+        """
+        raise UserError(
+            f"--credit local: the reward {self.name} cannot be split into places of the image; take lite, ssim, lpips, "
+            "content or a sum of these, or --credit trajectory"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are, and so where images have to be."""
@@ -101,18 +113,34 @@ class PerceptualDistance(nn.Module, ABC):
 
         Raises ValueError if the embedding does not hold exactly B rows: a single row is never broadcast.
         """
+        return self._distance(self._pairs(embedding, generated_01))
+
+    def distance_and_cells(self, embedding: Embedding, generated_01: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`distance`, and where each "total" comes from: fp32 [B, G, CELLS, CELLS], whose mean over the cells it is.
+
+        Raises as `distance` does, and as `compare_cells`.
+        """
+        pairs = self._pairs(embedding, generated_01)
+        return self._distance(pairs), torch.stack([to_grid(self.compare_cells(*pair).float()) for pair in pairs])
+
+    def _distance(self, pairs: Sequence[tuple[Embedding, Embedding]]) -> dict[str, Tensor]:
+        groups = [self.compare(*pair) for pair in pairs]
+        return {name: torch.stack([group[name].float() for group in groups]) for name in groups[0]}
+
+    def _pairs(self, embedding: Embedding, generated_01: Tensor) -> list[tuple[Embedding, Embedding]]:
+        """The two arguments of `compare` for each condition: its target as often as it has images, and the images."""
         _check_images("generated images", generated_01, 5)
         b, g = generated_01.shape[:2]
         rows = {part.shape[0] for part in embedding}
         if rows != {b}:
             raise ValueError(f"generated images of {b} conditions cannot be compared with {sorted(rows)} embedded targets")
         generated = self.embed(generated_01.flatten(0, 1))
-        groups = []
+        pairs = []
         for i in range(b):
             # A view: G copies of a target's feature maps would take more memory than all else.
             target = tuple(part[i : i + 1].expand(g, *part.shape[1:]) for part in embedding)
-            groups.append(self.compare(target, tuple(part[i * g : (i + 1) * g] for part in generated)))
-        return {name: torch.stack([group[name].float() for group in groups]) for name in groups[0]}
+            pairs.append((target, tuple(part[i * g : (i + 1) * g] for part in generated)))
+        return pairs
 
 
 def _check_images(what: str, images: Tensor, dims: int) -> None:

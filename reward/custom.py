@@ -57,7 +57,8 @@ def check_distance(distance: PerceptualDistance, spec: str) -> None:
 
     it has a usable name; no module is in training mode; `embed` gives a tuple of tensors with a row per image and leaves
     the images alone; `compare` gives finite floats [N], "total" among them; the same images give the same values; a
-    row's value does not depend on the batch; an image is not farther from itself than from another.
+    row's value does not depend on the batch; an image is not farther from itself than from another; the map of
+    `compare_cells`, if the class has one, has the mean "total".
     """
 
     def demand(kept: bool, rule: str) -> None:
@@ -83,6 +84,8 @@ def check_distance(distance: PerceptualDistance, spec: str) -> None:
                 for a, b in zip(first, second, strict=True)
             ]
         )
+        has_map = type(distance).compare_cells is not PerceptualDistance.compare_cells
+        cells = distance.compare_cells(embedded[0], _embed(distance, second, demand)) if has_map else None
     except UserError:
         raise
     except Exception as error:  # A stranger's code may raise anything.
@@ -94,6 +97,11 @@ def check_distance(distance: PerceptualDistance, spec: str) -> None:
     demand(torch.equal(total, again), "the same images give different values")
     demand(bool(((total - alone).abs() <= _TOLERANCE * scale).all()), "a row's value depends on the rest of the batch")
     demand(bool((itself <= total + _TOLERANCE * scale).all()), "an image is farther from itself than from another")
+    if cells is not None:
+        right = isinstance(cells, Tensor) and cells.ndim == 3 and len(cells) == _IMAGES
+        demand(right, "compare_cells must return a tensor [N, h, w]")
+        even = (cells.mean((1, 2)) - total).abs() <= _TOLERANCE * scale
+        demand(bool(even.all()), "the mean of compare_cells must be compare's 'total'")
 
 
 def _embed(distance: PerceptualDistance, images_01: Tensor, demand: Any) -> Embedding:

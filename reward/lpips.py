@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reward.base import Embedding
+from reward.cells import to_grid
 from reward.vgg import FeatureMaps
 from reward.weights import NetworkDistance, WeightFile, fill, normalise, read_tensors
 
@@ -52,11 +54,16 @@ class LpipsDistance(NetworkDistance):
         return tuple(m / (m.square().sum(1, keepdim=True).sqrt() + _EPSILON) for m in maps)
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
-        layers = [
-            torch.einsum("nchw,c->nhw", (a - b).square(), head).mean((1, 2))
-            for a, b, head in zip(first, second, self.heads, strict=True)
-        ]
-        return {"total": torch.stack(layers).sum(0)}
+        return {"total": torch.stack([layer.mean((1, 2)) for layer in self._layers(first, second)]).sum(0)}
+
+    def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
+        """fp32 [N, 16, 16]: the sum of the layers."""
+        return torch.stack([to_grid(layer) for layer in self._layers(first, second)]).sum(0)
+
+    def _layers(self, first: Embedding, second: Embedding) -> Iterator[Tensor]:
+        """Weighted squared differences of each layer, [N, H', W']."""
+        for a, b, head in zip(first, second, self.heads, strict=True):
+            yield torch.einsum("nchw,c->nhw", (a - b).square(), head)
 
 
 class LpipsAlexDistance(LpipsDistance):

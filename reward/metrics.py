@@ -42,6 +42,14 @@ def ssim(generated_01: Tensor, target_01: Tensor) -> Tensor:
     return cast(Tensor, found).reshape(len(generated_01))
 
 
+def ssim_map(generated_01: Tensor, target_01: Tensor) -> Tensor:
+    """`ssim` of the window around each pixel, fp32 [N, H, W]; its mean is the image's."""
+    _, full = structural_similarity_index_measure(
+        generated_01, target_01, data_range=1.0, reduction="none", return_full_image=True
+    )
+    return full.mean(1)
+
+
 def psnr(generated_01: Tensor, target_01: Tensor) -> Tensor:
     """Peak signal-to-noise ratio fp32 [N] in dB of images fp32 [N, 3, H, W] in [0, 1], capped at `PSNR_CAP`."""
     mse = (generated_01 - target_01).square().mean(dim=(1, 2, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reward.base import Embedding, PerceptualDistance
-from reward.metrics import PSNR_CAP, color_distance, edge_agreement, psnr, ssim
+from reward.metrics import PSNR_CAP, color_distance, edge_agreement, psnr, ssim, ssim_map
 
 
 class _PixelDistance(PerceptualDistance):
@@ -21,6 +21,10 @@ class SsimDistance(_PixelDistance):
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         return {"total": 1 - ssim(second[0], first[0])}
+
+    def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
+        """fp32 [N, H, W]: of each pixel's window."""
+        return 1 - ssim_map(second[0], first[0])
 
 
 class PsnrDistance(_PixelDistance):

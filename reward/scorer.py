@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -11,14 +13,14 @@ from reward.base import Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_distance
 from reward.metrics import independent_metrics
 from reward.statistics import image_statistics
-from stylevar.contracts import Scores
+from stylevar.contracts import RewardDetail, Scores
 from stylevar.errors import UserError
 
 
 class Scorer(Protocol):
     """What gives images rewards; see `RewardScorer.score`."""
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores: ...
+    def score(self, generated_u8: Tensor, target_u8: Tensor, detail: RewardDetail = "none") -> Scores: ...
 
 
 class RewardScorer:
@@ -32,68 +34,94 @@ class RewardScorer:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores:
+    def score(self, generated_u8: Tensor, target_u8: Tensor, detail: RewardDetail = "none") -> Scores:
         """Score images uint8 [B, G, 3, H, W] against their conditions' targets uint8 [B, 3, H, W].
 
         Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts,
         the independent metrics, and the statistics of samples and targets. But for the diversity of its group, an image's
-        values do not depend on what else is in the batch. With `gradient`, the scores hold that of the rewards, too.
-        Raises ValueError on other types or shapes; nothing is ever broadcast. UserError if the reward has no gradient.
+        values do not depend on what else is in the batch. `detail` says what else the scores hold. For "prefixes", the
+        images are those after every scale, uint8 [B, G, S, 3, H, W].
+        Raises ValueError on other types or shapes; nothing is ever broadcast. UserError if the reward has no such detail.
         """
+        if detail == "prefixes":
+            return self._score_prefixes(generated_u8, target_u8)
         _check(generated_u8, target_u8)
-        b, g = generated_u8.shape[:2]
-        conditions = max(1, self.batch_size // g)
         device = generated_u8.device
-        rows, slopes = [], []
-        for start in range(0, b, conditions):
-            chosen = slice(start, start + conditions)
-            target_01 = _to_01(target_u8[chosen], self.distance.device)
-            embedding = self.distance.embed_targets(target_01)
-            # More than one part only if a single group is larger than the batch.
-            parts = [
-                self._score_part(images, embedding, target_01, gradient)
-                for images in generated_u8[chosen].split(self.batch_size, dim=1)
-            ]
+        rows, details = [], []
+        for target_01, embedding, portion in self._portions(generated_u8, target_u8):
+            parts = [self._score_part(images, embedding, target_01, detail) for images in portion]
             rows.append({name: torch.cat([part[name] for part, _ in parts], dim=1) for name in parts[0][0]})
-            if gradient:
-                slopes.append(torch.cat([slope for _, slope in parts if slope is not None], dim=1).to(device))
+            if detail != "none":
+                details.append(torch.cat([more for _, more in parts if more is not None], dim=1).to(device))
         components = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
         components |= image_statistics(generated_u8, target_u8, self.distance.device)
-        return Scores(-self.scale * components["total"], components, torch.cat(slopes) if gradient else None)
+        return Scores(-self.scale * components["total"], components, torch.cat(details) if details else None)
+
+    def _score_prefixes(self, prefixes_u8: Tensor, target_u8: Tensor) -> Scores:
+        """`score` of the last of the images uint8 [B, G, S, 3, H, W], beside the rewards of them all."""
+        if prefixes_u8.ndim != 6:
+            raise ValueError(f"expected images [B, G, S, 3, H, W] after every scale, not {list(prefixes_u8.shape)}")
+        scores = self.score(prefixes_u8[:, :, -1], target_u8)
+        if prefixes_u8.shape[2] == 1:
+            return replace(scores, detail=scores.rewards[..., None])
+        rewards = []
+        for _, embedding, portion in self._portions(prefixes_u8[:, :, :-1].flatten(1, 2), target_u8):
+            parts = [self.distance.distance(embedding, _to_01(images, self.distance.device)) for images in portion]
+            rewards.append(-self.scale * torch.cat([part["total"] for part in parts], dim=1))
+        early = torch.cat(rewards).to(scores.rewards.device).unflatten(1, (prefixes_u8.shape[1], -1))
+        return replace(scores, detail=torch.cat([early, scores.rewards[..., None]], dim=-1))
+
+    def _portions(self, generated_u8: Tensor, target_u8: Tensor) -> Iterator[tuple[Tensor, Embedding, tuple[Tensor, ...]]]:
+        """Some conditions at a time: their targets fp32 [b, 3, H, W], the embedding of these, and their images uint8
+        [b, g, 3, H, W], in more than one part only if a single group is larger than the batch."""
+        conditions = max(1, self.batch_size // generated_u8.shape[1])
+        for start in range(0, len(target_u8), conditions):
+            chosen = slice(start, start + conditions)
+            target_01 = _to_01(target_u8[chosen], self.distance.device)
+            yield target_01, self.distance.embed_targets(target_01), generated_u8[chosen].split(self.batch_size, dim=1)
 
     def _score_part(
-        self, images_u8: Tensor, embedding: Embedding, target_01: Tensor, gradient: bool
+        self, images_u8: Tensor, embedding: Embedding, target_01: Tensor, detail: RewardDetail
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Components [b, g] of images uint8 [b, g, 3, H, W], and the gradient of their rewards if it is wanted."""
-        images_01 = _to_01(images_u8, self.distance.device).requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
+        """Components [b, g] of images uint8 [b, g, 3, H, W], and the detail of their rewards."""
+        images_01 = _to_01(images_u8, self.distance.device)
+        more: Tensor | None = None
+        if detail == "gradient":
+            components, more = self._with_gradient(embedding, images_01)
+        elif detail == "map":
+            components, cells = self.distance.distance_and_cells(embedding, images_01)
+            more = -self.scale * cells
+        else:
             components = self.distance.distance(embedding, images_01)
-        slope = self._slope(components["total"], images_01) if gradient else None
-        components, images_01 = {name: value.detach() for name, value in components.items()}, images_01.detach()
         targets = target_01.repeat_interleave(images_01.shape[1], dim=0)
         metrics = independent_metrics(images_01.flatten(0, 1), targets)
-        return components | {name: value.view(images_01.shape[:2]) for name, value in metrics.items()}, slope
+        return components | {name: value.view(images_01.shape[:2]) for name, value in metrics.items()}, more
 
-    def _slope(self, total: Tensor, images_01: Tensor) -> Tensor:
-        """bf16 of the images' shape: the gradient of -scale * total. In bf16 since small values must not become zero."""
+    @torch.enable_grad()
+    def _with_gradient(self, embedding: Embedding, images_01: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Components, and the gradient of the rewards: bf16 of the images' shape, since small values must not become 0."""
+        images_01 = images_01.detach().requires_grad_()
+        components = self.distance.distance(embedding, images_01)
+        total = components["total"]
         if not total.requires_grad:
             raise UserError(
                 f"--credit gradient: the reward {self.distance.name} has no gradient with respect to the image; take a "
                 "differentiable one (all built-in ones are), or --credit trajectory"
             )
         upstream = torch.full_like(total, -self.scale)
-        return torch.autograd.grad(total, images_01, upstream)[0].to(torch.bfloat16)
+        slope = torch.autograd.grad(total, images_01, upstream)[0].to(torch.bfloat16)
+        return {name: value.detach() for name, value in components.items()}, slope
 
 
-def build_scorer(config: RewardConfig, device: str | torch.device = "cpu", gradient: bool = False) -> RewardScorer:
-    """The configured scorer on `device`, which with `gradient` is tried on a picture to see whether it can give one.
+def build_scorer(config: RewardConfig, device: str | torch.device = "cpu", detail: RewardDetail = "none") -> RewardScorer:
+    """The configured scorer on `device`, tried on a picture to see whether it can give the `detail`.
 
-    Raises UserError if the settings or the weights are unusable, or if there is no gradient.
+    Raises UserError if the settings or the weights are unusable, or if the reward has no such detail.
     """
     scorer = RewardScorer(build_distance(config, device), config.scale, config.reward_batch)
-    if gradient:
+    if detail in ("gradient", "map"):
         grey, black = torch.full((1, 1, 3, 64, 64), 128, dtype=torch.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-        scorer.score(grey, black, gradient=True)
+        scorer.score(grey, black, detail)
     return scorer
 
 

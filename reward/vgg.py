@@ -94,6 +94,10 @@ class ContentDistance(_Vgg19Distance):
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         return {"total": (first[0] - second[0]).square().mean((1, 2, 3))}
 
+    def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
+        """fp32 [N, H / 8, W / 8]."""
+        return (first[0] - second[0]).square().mean(1)
+
 
 class CfsdDistance(_Vgg19Distance):
     """Content feature structural distance (Chung et al. 2024, "Style Injection in Diffusion").

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from reward.base import Embedding, PerceptualDistance
+from reward.cells import to_grid
 
 
 class WeightedSum(PerceptualDistance):
@@ -32,15 +34,26 @@ class WeightedSum(PerceptualDistance):
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        weighted, start = [], 0
-        for name, distance, weight, length in zip(self.names, self._distances(), self.weights, self._lengths, strict=True):
-            own = slice(start, start + length)
+        weighted = []
+        for name, distance, weight, own in zip(self.names, self._distances(), self.weights, self._slices(), strict=True):
             parts = distance.compare(first[own], second[own])
             found[f"distance_{name}"] = parts["total"]
             found |= {f"{name}_{part}": value for part, value in parts.items() if part != "total"}
             weighted.append(weight * parts["total"].float())
-            start += length
         return found | {"total": torch.stack(weighted).sum(0)}
+
+    def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
+        """fp32 [N, 16, 16]: the weighted sum of the distances' maps."""
+        weighted = [
+            weight * to_grid(distance.compare_cells(first[own], second[own]).float())
+            for distance, weight, own in zip(self._distances(), self.weights, self._slices(), strict=True)
+        ]
+        return torch.stack(weighted).sum(0)
+
+    def _slices(self) -> list[slice]:
+        """Where each distance's tensors lie in an embedding."""
+        ends = list(accumulate(self._lengths))
+        return [slice(end - length, end) for end, length in zip(ends, self._lengths, strict=True)]
 
     def _distances(self) -> list[PerceptualDistance]:
         return list(self.parts)  # type: ignore[arg-type]

@@ -11,9 +11,10 @@ import ray
 import torch
 from torch import Tensor
 
+from rollout.prefixes import images_to_score
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.allocator import keep_freed_memory
-from stylevar.contracts import CallInfo, ConditionBatch, PolicyVersion, Trajectories
+from stylevar.contracts import CallInfo, ConditionBatch, PolicyVersion, RewardDetail, Trajectories
 from stylevar.policy import Policy, PolicySource
 from stylevar.role_log import RoleLog
 from stylevar.sampling import CoupledStreams
@@ -39,17 +40,27 @@ class RolloutWorker:
         self.name, self._log = name, RoleLog(name)
 
     def setup(
-        self, source: PolicySource, config: RolloutConfig, heldout: RolloutConfig, device: str, threads: int
+        self,
+        source: PolicySource,
+        config: RolloutConfig,
+        heldout: RolloutConfig,
+        device: str,
+        threads: int,
+        detail: RewardDetail = "none",
     ) -> dict[str, Any]:
-        """Load the run's base. `heldout` says how samples are drawn for scoring policies against each other.
+        """Load the run's base.
 
-        Raises UserError for files that cannot be used.
+        Args:
+            heldout: how samples are drawn for scoring policies against each other.
+            detail: what the credit needs to know of the rewards of training.
+        Raises:
+            UserError: for files that cannot be used.
         """
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
         self._policy.adapters.keep_in_place = config.cuda_graphs
-        self._seed = source.seed
+        self._seed, self._detail, self._decode_batch = source.seed, detail, config.decode_batch
         self._samplers = {
             False: GroupSampler(self._policy.model, config),
             True: GroupSampler(self._policy.model, heldout, streams=CoupledStreams),
@@ -87,15 +98,17 @@ class RolloutWorker:
         """Trajectories of the conditions; with `group`, that many, for scoring policies against each other.
 
         Returns, on CPU: for the learner the conditions with the VQ tokens of content and style and the trajectories
-        without images; for the reward the images uint8 [B, G, 3, H, W]. Raises WrongVersion.
+        without images; for the reward the images that its detail needs (see `images_to_score`). Raises WrongVersion.
         """
         start, self._log.step = time.perf_counter(), step
         if version != self._version:
             raise WrongVersion(f"{self.name} holds {self._version}, step {step} needs {version}: sync it first")
         sampler = self._samplers[group is not None]
         batch = sampler.conditions.tokenized(batch)
-        drawn = sampler.sample(batch, self._seed, step, version, group).to("cpu")
-        return (batch, drawn.without_images()), drawn.images, CallInfo(time.perf_counter() - start)
+        drawn = sampler.sample(batch, self._seed, step, version, group)
+        detail = self._detail if group is None else "none"
+        images = images_to_score(self._policy.model.vae, drawn, detail, self._decode_batch).cpu()
+        return (batch, drawn.without_images().to("cpu")), images, CallInfo(time.perf_counter() - start)
 
     def fingerprint(self) -> str:
         """A hash of the effective weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,16 +112,25 @@ class Trajectories:
         return replace(self, images=self.images[:, :0])
 
 
+RewardDetail = Literal["none", "gradient", "map", "prefixes"]
+"""What a reward can tell beside its value; each method of credit assignment says which of it it needs."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Rewards fp32 [B, G] (higher is better) and the components they were made of, each fp32 [B, G].
 
-    `gradient`, if it was asked for: bf16 [B, G, 3, H, W], of the reward with respect to the image in [0, 1].
+    `detail` is what was asked for beside them, a `RewardDetail`:
+
+    none      None
+    gradient  bf16 [B, G, 3, H, W]  of the reward with respect to the image in [0, 1]
+    map       fp32 [B, G, n, n]     the reward of each cell of a grid over the image; their mean is the reward
+    prefixes  fp32 [B, G, S]        the reward of the image after each scale; the last is the reward
     """
 
     rewards: Tensor
     components: dict[str, Tensor]
-    gradient: Tensor | None = None
+    detail: Tensor | None = None
 
 
 @dataclass(frozen=True)

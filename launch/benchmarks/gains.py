@@ -1,4 +1,4 @@
-"""What runs have learned: held-out gains over the untrained model, paired over conditions, with errors over seeds."""
+"""Held-out gains of runs over the untrained model: paired over conditions, with errors over conditions and seeds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from reward.statistics import DIVERSITY, TARGET
 
 REWARD = "reward"
 BESIDE = {"ssim": "SSIM ↑", "psnr": "PSNR ↑", "color": "color ↓", DIVERSITY: "diversity ↑"}
-"""Measures in the table that the reward is usually not made of, and which way is better. learn.json has all of them."""
+"""Measures in the table that the reward usually does not contain, and which way is better. learn.json has all measures."""
 ABOUT = (
     "The gain in reward and all columns after it are differences from the untrained model, sampled in the same way with the",
     "same random numbers: mean (standard error over conditions; over seeds). Training is the time of a run's steps, without",
     "held-out scoring, as the mean over seeds.",
 )
 OFF = 0.1
-"""Share by which training may miss its time before the table says so."""
+"""How far training time may be off before the table says so, as a share."""
 Values = dict[str, NDArray[np.float64]]
 
 
@@ -87,7 +87,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run. `seconds` [N] and `trajectories` say what its first 1, 2, ... steps and each single one took."""
+    """A finished run. `seconds` [N] are those of its first 1, 2, ... N steps, `trajectories` those of each step."""
 
     seconds: NDArray[np.float64]
     trajectories: int
@@ -120,7 +120,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Learned:
-    """A variant's runs together. `expected` are the training seconds that its number of steps was chosen for, if any."""
+    """A variant's runs together. `expected`: seconds that training should have taken; None if no step was timed."""
 
     name: str
     flags: str
@@ -216,8 +216,8 @@ def _notes(variant: Learned) -> Iterator[str]:
     seconds = variant.points[-1].seconds
     if variant.expected is not None and abs(seconds / variant.expected - 1) > OFF:
         yield (
-            f"{variant.name} trained for {duration(seconds)}, {duration(variant.expected)} were expected: the machine was "
-            "busy then or when a step was timed, so compare times with care"
+            f"{variant.name} trained for {duration(seconds)} instead of the expected {duration(variant.expected)}: the "
+            "machine was busy with something else, then or when steps were timed, so times are not comparable"
         )
 
 

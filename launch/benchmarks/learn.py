@@ -1,4 +1,4 @@
-"""How much is learned in equal time: `python launch/bench.py learn`, for methods of credit or any settings of GRPO."""
+"""How much different methods or settings of GRPO learn in equal time: `python launch/bench.py learn`."""
 
 from __future__ import annotations
 
@@ -33,43 +33,43 @@ from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.text import check_path
 
-WARM_UP, TIMED = 1, 3
-"""Steps that are done to learn how long one takes, and thrown away."""
+WARM_UP, TIMED = 1, 5
+"""Steps that are run to see how long one takes, and then thrown away. The first is not timed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the runs of a variant share. `expected` are the training seconds of one, if they were to be foreseen."""
+    """What the runs of a variant share. `expected`: seconds that their steps should take; None if no step was timed."""
 
     name: str
     flags: str
     config: GrpoConfig
     expected: float | None
 
-    def run(self, seed: int) -> GrpoConfig:
-        """The settings of the run with this seed."""
+    def with_seed(self, seed: int) -> GrpoConfig:
+        """The settings of one run."""
         return replace(self.config, name=f"{self.name}-seed{seed}", seed=seed)
 
 
 @dataclass(frozen=True)
 class Learn:
-    """Held-out gain of several variants of GRPO after equal training time, over several seeds."""
+    """Compare variants of GRPO by their held-out gain after equal training time, over several seeds."""
 
     variants: tuple[str, ...] = ("trajectory", "gradient")
-    """What is compared: methods of --credit, or a name and flags of launch/grpo.py, as "slow: --credit gradient --lr 1e-4".
-    "all: FLAGS" is for flags that all variants share."""
+    """What to compare. Each is a method of --credit, or a name and flags of launch/grpo.py, as in
+    "slow: --credit gradient --lr 1e-4". "all: FLAGS" gives flags to all variants."""
     out: Path = Path("runs/learn")
-    """Folder of runs and results. The same command goes on where it was interrupted; finished runs are not repeated."""
+    """Folder of runs and results. The same command continues an interrupted comparison and repeats no finished run."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Every variant is trained once with each of them."""
+    """Each variant is trained once with each seed."""
     seconds: Annotated[float, Ge(0)] = 300.0
-    """Training time of each run, without held-out scoring; 0 for no bound. Becomes a number of steps, by timing a few."""
+    """Training time per run, without held-out scoring; 0 for no limit. A few timed steps turn it into a number of steps."""
     trajectories: Annotated[int, Ge(0)] = 0
-    """The most trajectories that a run samples to learn from; 0 for no bound."""
+    """Trajectories that a run may sample for training; 0 for no limit."""
     points: Annotated[int, Ge(1)] = 4
-    """Scorings of the held-out conditions in each run after the one at the start, evenly spread."""
+    """How often each run scores its held-out conditions after the start, evenly spread over its steps."""
     eval_conditions: Annotated[int, Ge(0)] = 0
-    """Held-out conditions that are scored while a run goes; 0 for all. At its start and its end all are."""
+    """Held-out conditions scored during training; 0 for all. All are scored at the start and the end."""
     eval_group: Annotated[int, Ge(1)] = 4
     """Samples per held-out condition."""
 
@@ -88,17 +88,17 @@ class Learn:
             for patterns in variant.config.condition_patterns().values():
                 expand_shards(patterns)
         plans = [self._plan(variant) for variant in variants]
-        # Seed by seed, so that a machine that slows down does so to all variants, and a comparison is there early.
+        # Seed by seed: a slow hour of the machine then hits all variants, and there is a first comparison early.
         runs = [(plan, seed) for seed in self.seeds for plan in plans]
         for number, (plan, seed) in enumerate(runs, 1):
             print(f"run {number} of {len(runs)}: {plan.name}, seed {seed}, {plan.config.steps} steps", flush=True)
-            if train(plan.run(seed)) or number == len(runs):
+            if train(plan.with_seed(seed)) or number == len(runs):
                 text = self._write([summary for p in plans if (summary := self._summary(p, plans[0])) is not None])
         print(text)
         print(f"table and picture: {lasting(self.out)}/learn.md, learn.json, learn.png")
 
     def _plan(self, variant: Variant) -> Plan:
-        """The variant's plan. Once a run has begun, it stays: all seeds have the same number of steps."""
+        """The variant's plan, which stays once a run has begun, so that all seeds have the same number of steps."""
         file = self.out / "plans" / f"{variant.name}.json"
         usual = replace(variant.config, runs=self.out / "runs", name=variant.name)
         asked = self._asked(variant)
@@ -116,9 +116,9 @@ class Learn:
         return Plan(variant.name, variant.flags, replace(usual, steps=steps, monitor=monitor), expected)
 
     def _kept(self, file: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """The plan in `file`; None if there is none, or one of other settings by which no run was begun.
+        """The plan in `file`. None if there is none, or if it is for other settings and no run has begun with it.
 
-        Raises UserError if runs were begun with other settings.
+        Raises UserError if runs have begun with other settings.
         """
         if not file.is_file():
             return None
@@ -131,19 +131,19 @@ class Learn:
             return None
         said = ", ".join(setting.removeprefix("settings.") for setting in changed)
         raise UserError(
-            f"{file}: the runs of {name} were begun with another {said}: choose another --out, or give the variant another "
-            "name"
+            f"{file}: the runs of {name} have begun with other settings ({said}): choose another --out, or rename the "
+            "variant"
         )
 
     def _asked(self, variant: Variant) -> dict[str, Any]:
-        """All settings that make a run of the variant what it is; where it lies is none of them."""
+        """All settings that the variant's runs depend on. Their folder is not one of them, so that it can be moved."""
         settings = to_plain(replace(variant.config.absolute(), runs=Path(), name=variant.name))
         budget = {} if variant.has_steps else {"seconds": self.seconds, "trajectories": self.trajectories}
         scored = {"points": self.points, "eval_conditions": self.eval_conditions, "eval_group": self.eval_group}
         return flat({"settings": settings, **budget, **scored})
 
     def _steps(self, variant: Variant, config: GrpoConfig) -> tuple[int, float | None]:
-        """How many steps a run has; and the seconds of one, where the time is what bounds them."""
+        """The number of steps per run, and the seconds of one step if it had to be timed."""
         if variant.has_steps:
             return config.steps, None
         step_seconds = None
@@ -153,13 +153,13 @@ class Learn:
         return steps_within(variant, self.seconds, self.trajectories, step_seconds), step_seconds
 
     def _summary(self, plan: Plan, first: Plan) -> Learned | None:
-        """What a variant has learned in its finished runs; None without any."""
+        """What a variant has learned in its finished runs; None if there are none."""
         runs, reference = self._finished(plan), {} if plan is first else self._finished(first)
         return summarise(plan.name, plan.flags, plan.expected, runs, reference) if runs else None
 
     def _finished(self, plan: Plan) -> dict[int, FinishedRun]:
-        """By seed."""
-        configs = {seed: plan.run(seed) for seed in self.seeds}
+        """The variant's finished runs by seed."""
+        configs = {seed: plan.with_seed(seed) for seed in self.seeds}
         paths = {seed: config.runs / config.name for seed, config in configs.items()}
         return {seed: FinishedRun.read(path) for seed, path in paths.items() if finished_at(path) == plan.config.steps}
 
@@ -173,24 +173,24 @@ class Learn:
 
 
 def steps_within(variant: Variant, seconds: float, trajectories: int, step_seconds: float | None) -> int:
-    """The most steps that fit both bounds, of which 0 is none. UserError if there is no bound, or not one step fits."""
+    """The most steps within both limits, where 0 means no limit. UserError if there is no limit, or not one step fits."""
     config = variant.config
     each = config.conditions * config.rollout.group
-    bounds = [int(seconds / step_seconds)] if seconds and step_seconds else []
-    bounds += [trajectories // each] if trajectories else []
-    if not bounds:
+    limits = [int(seconds / step_seconds)] if seconds and step_seconds else []
+    limits += [trajectories // each] if trajectories else []
+    if not limits:
         raise UserError(f"{variant.name} has no end: give --seconds or --trajectories, or the variant its own --steps")
-    if min(bounds) < 1:
+    if min(limits) < 1:
         taken = "" if step_seconds is None else f"{duration(step_seconds)} and "
         raise UserError(
             f"--seconds {seconds:g} --trajectories {trajectories}: give more, since one step of {variant.name} takes "
             f"{taken}{each} trajectories"
         )
-    return min(bounds)
+    return min(limits)
 
 
 def time_step(config: GrpoConfig) -> float:
-    """Seconds of a step, the median of a few. Nothing of them is kept."""
+    """Median seconds of a few steps, of which nothing is kept."""
     worker = start_worker(config, StopRequest())
     try:
         worker.setup(config, None)
@@ -202,7 +202,7 @@ def time_step(config: GrpoConfig) -> float:
 
 
 def train(config: GrpoConfig) -> bool:
-    """Do what is left of a run; False if that is nothing. Exits with 130 if a signal ended it early, as `grpo.py` does."""
+    """Train a run to its end; False if it was finished already. Exits with 130 if a signal ended it early, as `grpo.py`."""
     path = config.runs / config.name
     point = find_resume("auto", config.runs, config.name)
     if point is not None:
@@ -216,7 +216,7 @@ def train(config: GrpoConfig) -> bool:
         try:
             run = execute(config, point, start_worker(config, stop), stop)
         except SystemExit:
-            print("or repeat the command of the comparison, which does this first and then what is left")
+            print("or repeat the command of the comparison, which continues this run and does those that are left")
             raise
         finally:
             ray.shutdown()
@@ -226,7 +226,7 @@ def train(config: GrpoConfig) -> bool:
 
 
 def write(path: Path, text: str) -> None:
-    """A file that appears whole or not at all, and its folder. UserError if it cannot be written."""
+    """Write a file, whole or not at all, and make its folder. UserError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_aside(path) as aside:

@@ -30,11 +30,12 @@ from launch.sizing.peak import product_peak
 from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
 from reward.base import DreamSimType, RewardConfig
+from reward.cells import CELLS
 from reward.scorer import build_scorer
 from rollout.sampler import RolloutConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.bounds import check_bounds
-from stylevar.contracts import Scores
+from stylevar.contracts import RewardDetail, Scores
 from stylevar.errors import UserError
 from stylevar.policy import Policy, Precision
 
@@ -57,11 +58,17 @@ TRANSFORMER = ("rollout", "reference", "update forward", "update backward")
 class RandomRewards:
     """Random rewards that cost no time."""
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor, gradient: bool = False) -> Scores:
+    def score(self, generated_u8: Tensor, target_u8: Tensor, detail: RewardDetail = "none") -> Scores:
         """See `RewardScorer.score`."""
         rewards = torch.randn(generated_u8.shape[:2], device=generated_u8.device)
-        slopes = torch.randn_like(generated_u8, dtype=torch.bfloat16) if gradient else None
-        return Scores(rewards, {"total": -rewards}, slopes)
+        more: Tensor | None = None
+        if detail == "gradient":
+            more = torch.randn_like(generated_u8, dtype=torch.bfloat16)
+        elif detail == "map":
+            more = torch.randn(*rewards.shape, CELLS, CELLS, device=rewards.device)
+        elif detail == "prefixes":
+            more = torch.randn(generated_u8.shape[:3], device=rewards.device)
+        return Scores(rewards, {"total": -rewards}, more)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ SET_BY_LEARN = {
     "monitor.eval_conditions": "--eval-conditions",
     "monitor.eval_group": "--eval-group",
 }
-"""Settings of a run that are the comparison's to choose, and its own flags for them."""
+"""Settings of a run that the comparison chooses, and its own flags for them."""
 SHARED = ("heldout", "novel", "reward")
 """Settings that are the same for all variants: with others, gains would not be comparable."""
 EXAMPLE = '"slow: --credit gradient --lr 1e-4"'
@@ -94,9 +94,9 @@ def _read(name: str, shared: str, own: str) -> Variant:
     for setting, instead in SET_BY_LEARN.items():
         if before[setting] != after[setting]:
             said = "--" + setting.rpartition(".")[2].replace("_", "-")
-            raise UserError(f"--variants, {name}: {said} is not for a variant to choose: give bench.py learn {instead}")
+            raise UserError(f"--variants, {name}: {said} is the same for all variants: give bench.py learn {instead}")
     if config.plan.wanted:
-        raise UserError(f"--variants, {name}: a comparison has no dry run: ask launch/grpo.py for it")
+        raise UserError(f"--variants, {name}: leave out --dry-run and --what-if, which are for launch/grpo.py itself")
     if config.monitor.stop_when_flat:
         raise UserError(f"--variants, {name}: --stop-when-flat would end a run before its time is up: leave it out")
     return Variant(name, shlex.join(words), config, flag(words, "--steps") is not None)

@@ -96,7 +96,7 @@ class DistributedRun:
                 config.reward,
                 placement.device,
                 placement.threads("reward", config.threads),
-                config.learner.needs_gradient,
+                config.learner.reward_detail,
             ),
             self._calls,
             cluster.max_restarts,
@@ -113,10 +113,8 @@ class DistributedRun:
         # The learners have loaded the model, so they know its image size.
         self._reader = self._start_reader(facts.pop("image_size"), facts.pop("vae"))
         in_turn = placement.device == "cpu" and placement.crowded(config.threads)
-        gradient = config.learner.needs_gradient
-        self._flow = UnitFlow(
-            self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn, gradient
-        )
+        detail = config.learner.reward_detail
+        self._flow = UnitFlow(self._reader, self._rollout, self._reward, self._learners, self._weights.sync, in_turn, detail)
         self._until(lambda: all(pool.ready for pool in self._pools))
         sizes = {f"{name} conditions": size for name, size in self._reader.facts.items()}
         workers = f"{cluster.rollout_workers} rollout, {cluster.reward_workers} reward, {cluster.learners} learner"

@@ -10,7 +10,7 @@ from data.actor import ReadInfo
 from launch.cluster.learner_group import LearnerGroup
 from launch.cluster.pool import Member, Pool, Task
 from launch.rl.reports import HELDOUT_STEP
-from stylevar.contracts import CallInfo, PolicyVersion
+from stylevar.contracts import CallInfo, PolicyVersion, RewardDetail
 
 
 @dataclass
@@ -63,16 +63,16 @@ class UnitFlow:
         learners: LearnerGroup,
         sync: Callable[[Member, PolicyVersion], None],
         in_turn: bool = False,
-        gradient: bool = False,
+        detail: RewardDetail = "none",
     ) -> None:
         """`sync` loads a version of the weights into a rollout worker before it samples.
 
         `in_turn`: prepare a unit after it is scored, not at the same time. On shared cores, the threads of both tasks wait
         for each other, and both took twice as long.
-        `gradient`: score training units together with the reward's gradient.
+        `detail`: what the credit method needs to know about the rewards of training units, besides their values.
         """
         self._reader, self._rollout, self._reward, self._learners, self._sync = reader, rollout, reward, learners, sync
-        self._in_turn, self._gradient = in_turn, gradient
+        self._in_turn, self._detail = in_turn, detail
 
     def start(self, unit: Unit) -> None:
         """Start a unit, or restart it: the same seeds and weights give the same trajectories."""
@@ -126,7 +126,8 @@ class UnitFlow:
         self._learners.prepare(what, unit.learner, (unit.step, unit.number, unit.work_ref), done, lost_input)
 
     def _score(self, unit: Unit, member: Member) -> Any:
-        arguments = (unit.images_ref, unit.batch_ref, unit.step, self._gradient and unit.learner is not None)
+        detail = "none" if unit.learner is None else self._detail
+        arguments = (unit.images_ref, unit.batch_ref, unit.step, detail)
         unit.scores_ref, info = member.actor.score.options(num_returns=2).remote(*arguments)
         return info
 

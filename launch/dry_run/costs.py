@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from data.conditions import ConditionSets
 from launch.configs.cluster import Role
@@ -19,11 +20,12 @@ from launch.sizing.peak import product_peak
 from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
 from reward.scorer import build_scorer
+from rollout.prefixes import images_to_score
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
 from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import encode_batch
-from stylevar.contracts import ConditionBatch, PolicyVersion
+from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.transformer import StyleVAR
 from stylevar.wire import AdapterWire
 
@@ -73,7 +75,7 @@ class Measurement:
         """Raises UserError if the reward's weights are unusable."""
         keep_freed_memory()
         self.config, self.device, self.flops, self.sets = config, device, flops, sets
-        self.scorer = build_scorer(config.reward, device)
+        self.scorer = build_scorer(config.reward, device, config.learner.reward_detail)
         model.vae.to(device)
         self.model = model.to(device)
         self.adapters = Adapters(model, config.learner.lora_rank, seed=config.seed)
@@ -114,11 +116,17 @@ class Measurement:
                     adapters.refresh()
 
                 sync = self._seconds(load)
-                sample = self._seconds(lambda: sampler.sample(batch, config.seed, 0, version, group))
-                trajectories = sampler.sample(batch, config.seed, 0, version, group)
+                detail = config.learner.reward_detail
+
+                def draw() -> tuple[Trajectories, Tensor]:
+                    drawn = sampler.sample(batch, config.seed, 0, version, group)
+                    return drawn, images_to_score(model.vae, drawn, detail, config.rollout.decode_batch)
+
+                sample = self._seconds(draw)
+                trajectories, images = draw()
                 torch.set_num_threads(threads["reward"])
-                score = self._seconds(lambda: self.scorer.score(trajectories.images, batch.target))
-                scores = self.scorer.score(trajectories.images, batch.target)
+                score = self._seconds(lambda: self.scorer.score(images, batch.target, detail))
+                scores = self.scorer.score(images, batch.target, detail)
                 torch.set_num_threads(threads["learner"])
                 encode_again = self._seconds(lambda: encode_batch(model, known))
                 publish = self._seconds(lambda: AdapterWire.pack(adapters.state(), config.cluster.wire))
@@ -126,7 +134,8 @@ class Measurement:
                 step = self._seconds(self._optimizer_step)
                 weights = self._seconds(adapters.refresh)
                 load()
-                lesson = Lesson(state, trajectories, self.learner.reference(state, trajectories), scores.rewards)
+                prepared = self.learner.reference(state, trajectories)
+                lesson = Lesson(state, trajectories, prepared, scores.rewards, scores.detail)
                 update = self._seconds(lambda: self.learner.update(0, lesson.split(1)), after=load)
         finally:
             torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import Trainer, saved_base
 from learner.lesson import Lesson
 from reward.scorer import Scorer, build_scorer
+from rollout.prefixes import images_to_score
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
@@ -55,7 +56,7 @@ class ColocatedWorker:
         config = choice.config
         if checkpoint is None:
             config = config.with_heldout_sampling(policy.model.arch.sampling)
-        self.assemble(config, policy, build_scorer(config.reward, device, config.learner.needs_gradient))
+        self.assemble(config, policy, build_scorer(config.reward, device, config.learner.reward_detail))
         if checkpoint is not None:
             self.trainer.load(checkpoint)
         sizes = {f"{name} conditions": size for name, size in self.sets.sizes().items()}
@@ -83,7 +84,7 @@ class ColocatedWorker:
 
     def learn(self, step: int, batch: ConditionBatch) -> StepReport:
         """Sample, score and learn: one GRPO step on the conditions of `batch`, which are on the policy's device."""
-        config, timer = self.config, self.timer
+        config, timer, detail = self.config, self.timer, self.config.learner.reward_detail
         with timer("condition"):
             state = self.conditions.get(batch)
         with ExitStack() as kept:
@@ -91,12 +92,14 @@ class ColocatedWorker:
                 kept.enter_context(self.adapters.effective_weights())
             with timer("rollout"):
                 trajectories = self.sampler.sample(batch, config.seed, step, self.policy.version)
+            with timer("decode"):
+                images = images_to_score(self.policy.model.vae, trajectories, detail, config.rollout.decode_batch)
             with timer("reward"):
-                scores = self.scorer.score(trajectories.images, batch.target, config.learner.needs_gradient)
+                scores = self.scorer.score(images, batch.target, detail)
             with timer("reference"):
                 reference = self.trainer.learner.reference(state, trajectories)
             with timer("update"):
-                lesson = Lesson(state, trajectories, reference, scores.rewards, scores.gradient)
+                lesson = Lesson(state, trajectories, reference, scores.rewards, scores.detail)
                 result = self.trainer.update(step, lesson.split(config.learner.minibatches))
         rows = TrajectoryRows.of(trajectories, scores, result.advantages, result.kl)
         return step_report(scores, rows, result.metrics, {**self._speed(scores), **memory(self.device)})

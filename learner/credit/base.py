@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from learner.lesson import Lesson
+from stylevar.contracts import RewardDetail
 from stylevar.logprobs import CodeValues
+
+DECAY = 0.9
+"""Of the moving averages that methods keep over the updates."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,18 @@ class Credit:
 class CreditMethod(ABC):
     """Turns scored trajectories into credit. One object lives as long as its learner."""
 
+    detail: ClassVar[RewardDetail] = "none"
+    """What the rewards have to tell beside their values."""
+
     @abstractmethod
     def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
         """The credit of each lesson of an update. In a process group every process calls this once per update."""
+
+    def detail_of(self, lesson: Lesson) -> Tensor:
+        """What the lesson's rewards tell beside their values. Raises ValueError if they were not asked."""
+        if lesson.detail is None:
+            raise ValueError(f"{type(self).__name__} needs more than rewards: score with detail={self.detail!r}")
+        return lesson.detail
 
     def state_dict(self) -> Mapping[str, Any]:
         """What the method remembers from one update to the next: tensors and numbers by name."""

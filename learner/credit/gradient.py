@@ -20,24 +20,24 @@ scale, it is exact.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from learner.credit.base import Credit, CreditMethod
+from learner.credit.base import DECAY, Credit, CreditMethod
 from learner.credit.trajectory import AdvantageNorm, group_advantages
 from learner.lesson import Lesson
 from learner.parallel import sum_over_ranks
+from stylevar.contracts import RewardDetail
 from stylevar.logprobs import CodeValues
 from stylevar.vqvae import VQVAE
 
-DECAY = 0.9
-"""Of the moving averages behind the curvature."""
-
 
 class GradientCredit(CreditMethod):
-    """See the module. Needs lessons whose scores hold the reward's gradient."""
+    """See the module."""
+
+    detail: ClassVar[RewardDetail] = "gradient"
 
     def __init__(self, vae: VQVAE, norm: AdvantageNorm = "std", curvature: bool = True, at_once: int = 8) -> None:
         """`at_once`: images that pass through the decoder and back together. `norm` is for the reported advantages."""
@@ -73,10 +73,8 @@ class GradientCredit(CreditMethod):
         self.sums = state["sums"].clone()
 
     def _slopes(self, lesson: Lesson) -> Tensor:
-        if lesson.gradient is None:
-            raise ValueError("gradient credit needs the reward's gradient: score with gradient=True")
         tokens, device = lesson.trajectories.tokens, self._scale_of.device
-        gradient = lesson.gradient.flatten(0, 1)
+        gradient = self.detail_of(lesson).flatten(0, 1)
         return token_slopes(self.vae, tokens.flatten(0, 1).to(device), gradient, self.at_once).unflatten(0, tokens.shape[:2])
 
     def _measure(self, lessons: Sequence[Lesson], slopes: Sequence[Tensor]) -> None:

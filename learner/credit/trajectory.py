@@ -13,6 +13,7 @@ from learner.lesson import Lesson
 from stylevar.errors import UserError
 
 AdvantageNorm = Literal["std", "none", "leave-one-out"]
+STD_FLOOR = 1e-2
 
 
 class TrajectoryCredit(CreditMethod):
@@ -28,8 +29,8 @@ class TrajectoryCredit(CreditMethod):
 
 
 @torch.no_grad()
-def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: float = 1e-2) -> Advantages:
-    """A = (R - mean) / max(std, std_floor) over each group; with norm "none", A = R - mean. With "leave-one-out",
+def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std") -> Advantages:
+    """A = (R - mean) / max(std, STD_FLOOR) over each group; with norm "none", A = R - mean. With "leave-one-out",
     A = R - mean of the others = G / (G - 1) (R - mean), an unbiased baseline (Kool et al. 2019; Ahmadian et al. 2024).
 
     rewards: float [B, G], higher is better. The floor keeps a group of (nearly) equal rewards from having its noise
@@ -46,9 +47,18 @@ def group_advantages(rewards: Tensor, norm: AdvantageNorm = "std", std_floor: fl
     rewards = rewards.to(torch.float32)
     mean = rewards.mean(dim=1)  # [B]
     std = rewards.std(dim=1, correction=1)  # [B]
-    values = rewards - mean[:, None]
-    if norm == "std":
-        values = values / std.clamp_min(std_floor)[:, None]
-    elif norm == "leave-one-out":
-        values = values * (rewards.shape[1] / (rewards.shape[1] - 1))
-    return Advantages(values, mean, std, (std < std_floor).float().mean().item())
+    values = beyond_others(rewards) if norm == "leave-one-out" else normalise(rewards - mean[:, None], std, norm)
+    return Advantages(values, mean, std, (std < STD_FLOOR).float().mean().item())
+
+
+def normalise(values: Tensor, std: Tensor, norm: AdvantageNorm) -> Tensor:
+    """Advantages [B, ...], with norm "std" divided by the floored std [B] of their groups' rewards."""
+    if norm != "std":
+        return values
+    return values / std.clamp_min(STD_FLOOR).view(-1, *[1] * (values.ndim - 1))
+
+
+def beyond_others(values: Tensor) -> Tensor:
+    """How far each of G trajectories lies above the mean of the others of its group, of `values` [B, G, ...]."""
+    group = values.shape[1]
+    return (values - values.mean(dim=1, keepdim=True)) * (group / (group - 1))

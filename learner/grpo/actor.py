@@ -131,7 +131,7 @@ class LearnerWorker:
         # Those that sampled with other adapters, or with rounded ones, took other probabilities.
         fresh = self._precision == "fp32" and all(w.trajectories.policy_version == before for w in work.values())
         lessons = {
-            unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards, scored[unit].gradient)
+            unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards, scored[unit].detail)
             for unit, w in work.items()
         }
         with self._policy.adapters.effective_weights():

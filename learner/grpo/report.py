@@ -19,7 +19,8 @@ COLUMNS = ("total", "policy", "raw_kl", "clip_frac", "ratio_mean")
 class TrajectoryStats:
     """Growing columns over the trajectories that one process went through in a pass; all on CPU.
 
-    values   {name: fp32 [N]}, of `COLUMNS`, "entropy", and where they are measured "importance", "credit" (its spread),
+    values   {name: fp32 [N]}, of `COLUMNS`, "entropy", and where they are measured "importance", "credit" (how far the
+             advantages of its codes, or of its tokens, are from 0),
              "mismatch_max" and "mismatch_mean"
     scales   {"kl", "entropy", "credit": fp32 [N, S]}, means over the tokens of each scale
     """

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from learner.credit.base import Credit, CreditMethod
-from learner.credit.gradient import GradientCredit
-from learner.credit.trajectory import AdvantageNorm, TrajectoryCredit
+from learner.credit.base import Credit
+from learner.credit.build import METHODS, CreditKind, build_credit
+from learner.credit.trajectory import AdvantageNorm
 from learner.grpo.guard import may_teach, too_few_left
 from learner.grpo.half_gradients import HalfGradients, SignalToNoise
 from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
@@ -30,13 +30,10 @@ from stylevar.adapters import Adapters
 from stylevar.bounds import Remedy, check_bounds
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, guide_queries, teacher_forced_features
-from stylevar.contracts import Trajectories
+from stylevar.contracts import RewardDetail, Trajectories
 from stylevar.logprobs import CodeValues, TokenTerms, token_terms
 from stylevar.recompute import recomputed
 from stylevar.transformer import StyleVAR
-from stylevar.vqvae import VQVAE
-
-CreditKind = Literal["trajectory", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,9 @@ class LearnerConfig:
     """KL(policy || reference): an estimate from samples (paper is the published code's, with the signs reversed), or the
     sum over all codes (full), which has no sampling noise."""
     credit: CreditKind = "trajectory"
-    """How a reward becomes advantages: one per trajectory, as published (trajectory), or one for every code in each token's
-    place, from the reward's gradient (gradient)."""
+    """How a reward becomes advantages: one per trajectory, as published (trajectory); one per scale, less what the
+    unfinished image promised before it (prefix); one per token, from the reward in its part of the image (local); or one for
+    every code in each token's place, from the reward's gradient (gradient)."""
     credit_curvature: bool = True
     """For --credit gradient: measure the reward's curvature, without which less variance is worth nothing to it."""
     credit_batch: Annotated[int, Ge(1)] = 8
@@ -99,16 +97,9 @@ class LearnerConfig:
         check_bounds(self)
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether the credit needs the reward's gradient."""
-        return self.credit == "gradient"
-
-
-def build_credit(config: LearnerConfig, vae: VQVAE) -> CreditMethod:
-    """The configured method of credit assignment."""
-    if config.credit == "gradient":
-        return GradientCredit(vae, config.adv_norm, config.credit_curvature, config.credit_batch)
-    return TrajectoryCredit(config.adv_norm)
+    def reward_detail(self) -> RewardDetail:
+        """What the credit needs to know of the rewards beside their values."""
+        return METHODS[self.credit].detail
 
 
 class LogprobMismatch(RuntimeError):
@@ -135,6 +126,11 @@ class _Recorded(NamedTuple):
     advantages: Tensor
     codes: CodeValues | None
     importance: Tensor | None
+
+    @property
+    def spread(self) -> Tensor | None:
+        """How far each token's advantage is from 0, [g, L], where each has its own."""
+        return self.advantages.abs() if self.advantages.shape[1] > 1 else None
 
     def only(self, keep: Tensor) -> _Recorded:
         importance = None if self.importance is None else self.importance[keep]
@@ -173,7 +169,10 @@ class GrpoLearner:
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
-        self.credit, self._signal = build_credit(config, self.model.vae), SignalToNoise()
+        self.credit = build_credit(
+            config.credit, self.model.vae, config.adv_norm, config.credit_curvature, config.credit_batch
+        )
+        self._signal = SignalToNoise()
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -360,7 +359,7 @@ class GrpoLearner:
                     kept_support, kept = None if support is None else support[:, keep], recorded.only(keep)
                     again = self._terms(one, leaves, tokens[:, keep], kept_support, kept)
                     self._loss(again, kept, at_one).total.sum().backward()
-            spread = None if new.spread is None else new.spread.squeeze(0)
+            spread = recorded.spread if new.spread is None else new.spread.squeeze(0)
             columns = {"entropy": new.entropy.squeeze(0), "mismatch": mismatch, "importance": recorded.importance}
             stats.add(term, scales, **columns, credit=spread)
         wanted = [(q, leaf.grad) for q, leaf in zip(queries, leaves, strict=True) if leaf.grad is not None]

@@ -134,6 +134,21 @@ def test_a_run_leaves_what_it_promises(whole):
     assert conditions == {"heldout_00000000": 3, "heldout_00000003": 2, "heldout_00000006": 2, "heldout_00000008": 3}
 
 
+@pytest.mark.parametrize("credit", ["gradient", "prefix"])
+def test_what_the_credit_remembers_is_resumed(inputs, tmp_path, credit):
+    """Bit for bit: what it has measured so far belongs to the checkpoint."""
+    fields = {"steps": 4, "learner": LearnerConfig(lora_rank=2, lr=1e-2, credit=credit)}
+    execute(config(inputs, tmp_path, "whole", **fields), None, ColocatedWorker())
+    stop_and_resume(config(inputs, tmp_path, **fields), at=1)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert rows(run) == rows(whole)
+    ours, theirs = (torch.load(last_checkpoint(path) / "optimizer.pt", weights_only=True) for path in (run, whole))
+    assert theirs["credit.sums"].any()
+    assert torch.equal(ours["credit.sums"], theirs["credit.sums"])
+    adapters = [load_file(last_checkpoint(path) / "adapter" / "adapter_model.safetensors") for path in (run, whole)]
+    assert all(torch.equal(adapters[0][name], value) for name, value in adapters[1].items())
+
+
 @pytest.mark.parametrize("at", [1, 4, 6])
 def test_resume_equals_the_uninterrupted_run(inputs, whole, tmp_path, at):
     """Bit for bit, across merges and the end of an epoch: weights, optimizer, controller, snapshots, every trajectory."""

@@ -172,7 +172,7 @@ def test_a_curve_that_was_renamed_goes_on(copy):
     record = read_run(copy)
     assert "time/merge" not in record.scalars
     curve = record.scalars["time/effective_weights"]
-    assert list(curve.steps) == [*range(8), 20, 21]
+    assert list(curve.steps) == [*range(1, 9), 20, 21]
     assert list(curve.values[-2:]) == [20.0, 21.0]
 
 

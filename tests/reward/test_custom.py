@@ -81,6 +81,21 @@ class AlwaysTraining(Mse):
         return nn.Module.train(self, True)
 
 
+class Mapped(Mse):
+    def compare_cells(self, first, second):
+        return (first[0] - second[0]).square().mean(1)
+
+
+class HalfMapped(Mapped):
+    def compare_cells(self, first, second):
+        return super().compare_cells(first, second) / 2
+
+
+class FlatMap(Mapped):
+    def compare_cells(self, first, second):
+        return super().compare_cells(first, second).mean((1, 2))
+
+
 class Unnamed(Mse):
     name = "two words"
 
@@ -106,6 +121,8 @@ BREAKS = {
     NoRows: "a row per image",
     InPlace: "changes the images",
     AlwaysTraining: "training mode",
+    HalfMapped: "the mean of compare_cells must be compare's 'total'",
+    FlatMap: r"compare_cells must return a tensor \[N, h, w\]",
     Unnamed: "must be a plain word",
     Broken: r"Broken\(config\) failed with FileNotFoundError: weights.pt",
     NeedsSize: "a row per image",
@@ -116,8 +133,16 @@ BREAKS = {
 def module(monkeypatch):
     """This file's classes under a name that --reward can give."""
     found = types.ModuleType("users_rewards")
-    found.__dict__.update({kind.__name__: kind for kind in (Mse, *BREAKS)}, number=3)
+    found.__dict__.update({kind.__name__: kind for kind in (Mse, Mapped, *BREAKS)}, number=3)
     monkeypatch.setitem(sys.modules, "users_rewards", found)
+
+
+def test_an_own_class_may_have_a_map():
+    images = torch.randint(0, 256, (1, 2, 3, 16, 16), dtype=torch.uint8)
+    scores = build_scorer(RewardConfig("users_rewards:Mapped=2,ssim=1"), detail="map").score(images, images[:, 0], "map")
+    torch.testing.assert_close(scores.detail.mean((2, 3)), scores.rewards, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="--credit local: the reward mse cannot be split"):
+        build_scorer(RewardConfig("users_rewards:Mse"), detail="map")
 
 
 def test_an_own_class_is_a_reward():

@@ -22,7 +22,7 @@ def test_it_tells_what_a_small_change_does(kind):
     """Finite differences in fp64 along a random direction, within what bf16 keeps of the gradient."""
     distance = kind().double()
     images, target = pictures(2, 2), pictures(2, seed=1)
-    slope = RewardScorer(kind(), scale=3.0).score(images, target, gradient=True).gradient
+    slope = RewardScorer(kind(), scale=3.0).score(images, target, "gradient").detail
     assert slope.dtype == torch.bfloat16
     images_01, target_01 = images.double() / 255, target.double() / 255
     along = torch.randn(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -38,11 +38,11 @@ def test_it_tells_what_a_small_change_does(kind):
 
 def test_portions_and_the_rest_of_the_batch_do_not_matter():
     images, target = pictures(3, 2), pictures(3, seed=1)
-    whole = build_scorer(RewardConfig()).score(images, target, gradient=True)
-    parts = build_scorer(RewardConfig(reward_batch=1)).score(images, target, gradient=True)
-    torch.testing.assert_close(parts.gradient.float(), whole.gradient.float(), atol=1e-4, rtol=0.05)
+    whole = build_scorer(RewardConfig()).score(images, target, "gradient")
+    parts = build_scorer(RewardConfig(reward_batch=1)).score(images, target, "gradient")
+    torch.testing.assert_close(parts.detail.float(), whole.detail.float(), atol=1e-4, rtol=0.05)
     plain = build_scorer(RewardConfig()).score(images, target)
-    assert plain.gradient is None
+    assert plain.detail is None
     torch.testing.assert_close(plain.rewards, whole.rewards)
     assert not whole.rewards.requires_grad
     assert not any(value.requires_grad for value in whole.components.values())
@@ -51,9 +51,9 @@ def test_portions_and_the_rest_of_the_batch_do_not_matter():
 def test_a_sum_has_the_weighted_sum_of_the_gradients():
     images, target = pictures(1, 2), pictures(1, seed=1)
     both = WeightedSum({"ssim": (SsimDistance(), 2.0), "color": (ColorDistance(), 0.1)})
-    found = RewardScorer(both, scale=1.0).score(images, target, gradient=True).gradient.float()
+    found = RewardScorer(both, scale=1.0).score(images, target, "gradient").detail.float()
     parts = [
-        RewardScorer(kind(), scale=weight).score(images, target, gradient=True).gradient.float()
+        RewardScorer(kind(), scale=weight).score(images, target, "gradient").detail.float()
         for kind, weight in ((SsimDistance, 2.0), (ColorDistance, 0.1))
     ]
     torch.testing.assert_close(found, sum(parts), atol=1e-4, rtol=0.02)
@@ -73,4 +73,4 @@ class Counted(PerceptualDistance):
 
 def test_a_reward_without_a_gradient_is_refused_in_one_line():
     with pytest.raises(UserError, match="the reward counted has no gradient"):
-        RewardScorer(Counted()).score(pictures(1, 2), pictures(1), gradient=True)
+        RewardScorer(Counted()).score(pictures(1, 2), pictures(1), "gradient")

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from reward.base import RewardConfig
 from reward.build import build_distance
+from reward.cells import CELLS
 from reward.lpips import VGG16
 from reward.scorer import build_scorer
 from reward.vgg import VGG19, FeatureMaps, _structure_kl, gram_matrix
@@ -69,6 +70,15 @@ def test_lpips_equals_torchmetrics(name, net, weights, images):
     with torch.inference_mode():
         expected = theirs(*images, normalize=True).flatten()
     torch.testing.assert_close(totals(distance, *images), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["content", "lpips", "lpips_alex"])
+def test_the_mean_of_the_map_is_the_distance(name, weights, images):
+    distance = build(name, weights)
+    with torch.inference_mode():
+        components, cells = distance.distance_and_cells(distance.embed_targets(images[0]), images[1, :, None])
+    assert cells.shape == (3, 1, CELLS, CELLS)
+    torch.testing.assert_close(cells.mean((2, 3)), components["total"], atol=1e-7, rtol=1e-4)
 
 
 def test_gram_of_a_constant_map():

@@ -118,11 +118,13 @@ def test_table_and_picture_are_there(finished):
 def test_other_settings_are_not_mixed_into_old_runs(finished):
     shared, slow, _ = finished.asked.variants
     before = (finished.asked.out / "learn.json").read_text()
-    with pytest.raises(UserError, match=r"the runs of fast were begun with another learner\.lr: choose another --out"):
+    with pytest.raises(
+        UserError, match=r"runs of fast have begun with other settings \(learner\.lr\): choose another --out"
+    ):
         replace(finished.asked, variants=(shared, slow, "fast: --steps 4 --lr 0.06")).run()
-    with pytest.raises(UserError, match="the runs of slow were begun with another points"):
+    with pytest.raises(UserError, match=r"the runs of slow have begun with other settings \(points\)"):
         replace(finished.asked, points=3).run()
-    with pytest.raises(UserError, match=r"the runs of slow were begun with another steps, seconds, trajectories") as error:
+    with pytest.raises(UserError, match=r"slow have begun with other settings \(steps, seconds, trajectories\)") as error:
         replace(finished.asked, variants=(shared, "slow:")).run()
     assert "\n" not in str(error.value)
     assert (finished.asked.out / "learn.json").read_text() == before
@@ -141,7 +143,7 @@ def test_variants_are_methods_or_names_with_flags():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nope"], r"--variants 'nope': give a method of --credit \(trajectory, gradient"),
+        (["nope"], r"--variants 'nope': give a method of --credit \(trajectory, "),
         (["all: --lr 1"], "names nothing to compare"),
         (["a/b: --lr 1"], "a name has letters, digits"),
         (["gradient", "gradient: --lr 1"], "gradient is there twice"),
@@ -149,9 +151,9 @@ def test_variants_are_methods_or_names_with_flags():
         (["a: --nope 3"], "--variants, a: Unrecognized options: --nope, 3; `python"),
         (["a: --lr '1"], "--variants, a: No closing quotation"),
         (["a: --group 1"], "--variants, a: --group 1"),
-        (["a: --seed 3"], "--variants, a: --seed is not for a variant to choose: give bench.py learn --seeds"),
-        (["a: --eval_every 3"], "--eval-every is not for a variant to choose: give bench.py learn --points"),
-        (["a: --dry-run"], "a comparison has no dry run"),
+        (["a: --seed 3"], "--variants, a: --seed is the same for all variants: give bench.py learn --seeds"),
+        (["a: --eval_every 3"], "--eval-every is the same for all variants: give bench.py learn --points"),
+        (["a: --dry-run"], "leave out --dry-run and --what-if"),
         (["a: --stop-when-flat 2"], "--stop-when-flat would end a run before its time is up"),
         (["gradient", "b: --reward psnr"], "gradient and b differ in --reward"),
     ],
@@ -215,7 +217,7 @@ def test_the_time_of_a_step_is_that_after_the_first_one(monkeypatch):
             said.append("setup")
 
         def step(self, step: int):
-            return SimpleNamespace(metrics={"time/step": (9.0, 1.0, 6.0, 2.0)[step]})
+            return SimpleNamespace(metrics={"time/step": (9.0, 1.0, 6.0, 2.0, 3.0, 1.5)[step]})
 
         def close(self):
             said.append("close")

@@ -88,9 +88,10 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
     assert min(scalars(undisturbed, "sync/bytes").values()) > 0
 
 
-def test_gradient_credit_is_the_colocated_run_however_many_learn(inputs, tmp_path):
-    """The reward's gradient goes from the reward workers to the learners, the curvature over all learners."""
-    fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit="gradient", kl_estimator="full"), **NO_MERGES}
+@pytest.mark.parametrize("credit", ["gradient", "prefix", pytest.param("local", marks=pytest.mark.slow)])
+def test_credit_is_the_colocated_runs_however_many_learn(credit, inputs, tmp_path):
+    """What rewards tell beside their values goes from the reward workers to the learners; what is averaged, over all."""
+    fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit=credit, kl_estimator="full"), **NO_MERGES}
     alone = execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
     two = replace(ONE, learners=2, rollout_workers=2)
     shared = run(config(inputs, tmp_path, "shared", cluster=two, **fields))

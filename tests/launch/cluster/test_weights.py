@@ -108,7 +108,8 @@ def worker(tmp_path, monkeypatch) -> RolloutWorker:
     monkeypatch.setattr(rollout.actor.ray, "get", lambda reference: reference)
     model, vae = tiny.save(tmp_path)
     worker = RolloutWorker("rollout-7")
-    worker.setup(PolicySource(str(model), str(vae), 2, 0), RolloutConfig(group=2), "cpu", 1)
+    config = RolloutConfig(group=2)
+    worker.setup(PolicySource(str(model), str(vae), 2, 0), config, config, "cpu", 1)
     return worker
 
 

@@ -60,7 +60,7 @@ def _no_ray(monkeypatch):
     def started(*args: object) -> None:
         raise AssertionError("a dry run has reached for Ray")
 
-    monkeypatch.setattr(grpo, "join_cluster", started)
+    monkeypatch.setattr(grpo, "start_worker", started)
 
 
 def number(pattern: str, text: str) -> float:
@@ -90,6 +90,12 @@ def test_a_distributed_plan_says_it_all_and_leaves_nothing(argv, capsys, tmp_pat
     assert rows[0][2] == "1.00"
     assert re.search(r"(With more than|Up to) \d rollout worker", text)
     assert not Path(argv[-1]).exists()
+
+
+@pytest.mark.slow
+def test_a_plan_measures_what_the_credit_needs_of_the_rewards(argv, capsys):
+    grpo.cli([*argv, "--dry-run", "--credit", "prefix"])
+    assert "trajectories/s" in capsys.readouterr().out
 
 
 def test_a_colocated_plan_from_flops_measures_nothing(argv, capsys, monkeypatch):

@@ -214,7 +214,7 @@ def test_the_card_tells_the_recipe_and_no_paths(hub: Hub, tmp_path):
 
 
 def test_an_unusable_evaluation(hub: Hub, weights, tmp_path):
-    for text, reason in (("{", "no JSON"), ("[]", "no object"), ("{}", "no entry with a mean")):
+    for text, reason in (("{", "is not JSON"), ("[]", "is not a JSON object"), ("{}", "no entry with a mean")):
         (tmp_path / "summary.json").write_text(text)
         with refused("--eval", reason):
             push(weights, eval=tmp_path / "summary.json")

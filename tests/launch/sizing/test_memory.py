@@ -74,7 +74,7 @@ def test_a_real_update_keeps_what_the_plan_says(depth, group, recompute):
             queries = guide_queries(model, state)
             forward = lambda: (  # noqa: E731
                 guide_queries(model, state),
-                learner.logprobs_to_learn(state, [q.detach().requires_grad_() for q in queries], trajectories.tokens, None),
+                learner.terms_to_learn(state, [q.detach().requires_grad_() for q in queries], trajectories.tokens, None),
             )
         _, saved = saved_bytes(forward, given(sampler, state))
     assert saved_activations(work, group) == pytest.approx(saved, rel=0.1)
