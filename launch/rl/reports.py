@@ -1,4 +1,4 @@
-"""What a step and a scoring of held-out conditions leave for the driver."""
+"""The results of a step and of a held-out scoring, as the driver receives them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from launch.common.grids import GridRow, draw_grid, reward_captions
 from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
 
 HELDOUT_STEP = -1
-"""In place of a step's number: held-out trajectories use the same random numbers at every step."""
+"""Step number of held-out trajectories: they use the same random numbers at every scoring."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step leaves for the driver: scalars and one row per trajectory. No images, no tokens."""
+    """One step's results: scalars and one row per trajectory. No images, no tokens."""
 
     metrics: StepMetrics
     rows: TrajectoryRows
@@ -51,7 +51,7 @@ class HeldoutTally:
         self._rows: list[GridRow] = []
 
     def add(self, keys: Sequence[str], scores: Scores) -> list[int]:
-        """Scores of some conditions; which of them, by position among these, `add_pictures` waits for."""
+        """Add the scores of some conditions. Returns which of them `add_pictures` needs, by position among these."""
         start = len(self._keys)
         self._keys += keys
         components = {name: value.cpu() for name, value in scores.components.items()}
@@ -59,7 +59,10 @@ class HeldoutTally:
         return [at - start for at in self._shown if start <= at < len(self._keys)]
 
     def add_pictures(self, wanted: Sequence[int], batch: ConditionBatch, images: Tensor, rewards: Tensor) -> None:
-        """The `wanted` ones of the conditions just added, all given here, and their samples uint8 [B, G, 3, H, W]."""
+        """Add pictures of the `wanted` ones of the conditions just added.
+
+        batch, images uint8 [B, G, 3, H, W] and rewards [B, G] are of all conditions just added.
+        """
         for b in wanted:
             content, style, target = (image[b].cpu() for image in (batch.content, batch.style, batch.target))
             self._rows.append(GridRow(content, style, target, images[b].cpu(), reward_captions(rewards[b])))
@@ -77,7 +80,7 @@ class HeldoutTally:
 
 
 def step_report(scores: Scores, rows: TrajectoryRows, update: StepMetrics, more: StepMetrics) -> StepReport:
-    """One step's scalars: the rewards, what the update said, and `more`."""
+    """A step's report, with the scalars of the rewards, of the `update`, and `more`."""
     metrics = {
         "reward/mean": float(scores.rewards.mean()),
         **{f"reward/component/{name}": float(value.mean()) for name, value in scores.components.items()},
