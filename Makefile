@@ -1,4 +1,4 @@
-# Everything a fresh machine needs is set up in .venv by the first target that needs it.
+# The first target that needs the environment creates it in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The minutes-long ones after that, one by one: they start Ray clusters and kill parts of them.
+# After the fast tests, run the slow ones one by one: they start Ray clusters and kill parts of them.
 test-all: test
 	$(BIN)/python -m pytest -m slow
 

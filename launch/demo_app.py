@@ -1,4 +1,4 @@
-"""A page to try a model on: two pictures in, results with their rewards out, and how they come into being.
+"""Serve a web page to try a model: choose a content and a style picture, see the results with their rewards.
 
 pip install -e '.[app]'
 python launch/demo_app.py                                   # the small demo model, on http://127.0.0.1:7860
@@ -28,17 +28,17 @@ from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.pipeline import Sampling
 
-FONTS = ["system-ui", "sans-serif"]  # the machine's own: the page works without a network
-PREVIEW, RESULTS, WIDTH = 260, 500, 1220  # pixels; the last is the page in a usual window
+FONTS = ["system-ui", "sans-serif"]  # system fonts, so that the page works offline
+PREVIEW, RESULTS, WIDTH = 260, 500, 1220  # pixels; WIDTH is the page's width in a typical window
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class AppConfig:
     host: str = "127.0.0.1"
-    """Where the page is served; 0.0.0.0 also to other machines."""
+    """Address to serve the page on; 0.0.0.0 serves other machines too."""
     port: Annotated[int, Ge(1), Le(65535)] = 7860
-    """Its port."""
+    """Port to serve the page on."""
     model: ModelSource = field(default_factory=ModelSource)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
@@ -47,7 +47,7 @@ class AppConfig:
 
 
 def import_gradio() -> Any:
-    """The library that makes the page, told to send nothing home. UserError if it is not installed."""
+    """Import gradio with its analytics turned off. UserError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -57,7 +57,7 @@ def import_gradio() -> Any:
 
 
 def build_page(session: Session, examples: Path) -> Any:
-    """The page, a `gradio.Blocks`; a few style pictures are unpacked into the folder `examples`."""
+    """Build the page, a `gradio.Blocks`. Unpacks a few style pictures into the folder `examples`."""
     gr = import_gradio()
     usual = session.pipeline.model.arch.sampling
 
@@ -121,7 +121,7 @@ def build_page(session: Session, examples: Path) -> Any:
 
 
 def serve(config: AppConfig, block: bool = True) -> Any:
-    """Load the model and serve the page; without `block` return it at once, to be closed by the caller."""
+    """Load the model and serve the page. Without `block`, return the page at once; the caller closes it."""
     gr = import_gradio()
     pipeline = config.model.load()
     session = Session(pipeline, Judge(config.score, pipeline.model.device))

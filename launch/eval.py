@@ -1,4 +1,4 @@
-"""Evaluate checkpoints and baselines: the metrics of the paper, their errors, and pictures of the best and worst.
+"""Evaluate checkpoints and baselines: the paper's metrics with their errors, and pictures of the best and worst results.
 
 python launch/eval.py                   # the demo's model and the newest run's
 python launch/eval.py --checkpoint runs/demo/model
@@ -32,7 +32,7 @@ from stylevar.allocator import keep_freed_memory
 
 
 def main(config: EvalConfig) -> None:
-    """From the first check to the table. Exits with 130 if a signal ended it early."""
+    """Run the evaluation, from the first check to the table of results. Exits with 130 if a signal ended it early."""
     keep_freed_memory()
     methods = parse_methods(config)
     if config.methods is None and config.checkpoint is None:
@@ -46,11 +46,11 @@ def main(config: EvalConfig) -> None:
     folder = ResultsFolder(config, methods, columns, conditions.keys)
     todo = folder.missing(tasks)
     if len(todo) < len(tasks):
-        print(f"{len(tasks) - len(todo)} of {len(tasks)} batches were done before")
+        print(f"{len(tasks) - len(todo)} of {len(tasks)} batches were already done")
     try:
         run_all(config, conditions, columns, artfid, todo, folder.save)
     except Stopped:
-        print(f"stopped; what was measured is in {folder.path}, and the same command goes on from there")
+        print(f"stopped; the results so far are in {folder.path}: run the same command to continue")
         sys.exit(STOPPED)
     rows = folder.rows(tasks)
     of_method = {m.name: [task for task in tasks if task.method == m] for m in methods}
@@ -68,7 +68,7 @@ def main(config: EvalConfig) -> None:
 
 
 def _has_artfid(config: EvalConfig, left_out: dict[str, str]) -> bool:
-    """Whether the weights of ArtFID's Inception are there; if not, that is noted as for any metric."""
+    """Whether ArtFID's Inception weights are available. If not, ArtFID is added to `left_out` and a warning is logged."""
     try:
         ART_INCEPTION.find(config.reward.metric_weights, "ArtFID")
     except MissingWeights as error:
@@ -81,7 +81,7 @@ def _has_artfid(config: EvalConfig, left_out: dict[str, str]) -> bool:
 
 
 def _rank_by(config: EvalConfig, columns: tuple[Column, ...]) -> tuple[str, bool]:
-    """The column that tells good from bad, and whether higher is better: the reward, or else nearness to the style."""
+    """The column that ranks results, and whether higher is better: the reward, or without targets the match in style."""
     if config.paired:
         return "reward/target", True
     keys = [column.key for column in columns]
@@ -92,7 +92,7 @@ def cli(argv: list[str] | None = None) -> None:
     """The program; `argv` is the command line by default."""
 
     def body() -> None:
-        logging.basicConfig(format="%(message)s")  # not earlier: it keeps the standard error that it finds
+        logging.basicConfig(format="%(message)s")  # after `exit_code` has replaced sys.stderr, which logging keeps
         main(tyro.cli(tyro.conf.OmitArgPrefixes[EvalConfig], description=about(__doc__), args=argv))
 
     exit_code(body)

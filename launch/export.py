@@ -32,43 +32,43 @@ class ReleaseConfig:
     source: tyro.conf.Positional[str]
     """A run's folder, one of its checkpoints or merges, any other checkpoint, or a hub id owner/name[:file]."""
     out: Path | None = None
-    """What to write, with a config.json beside it: NAME.pth (the released format), NAME.safetensors, or a folder."""
+    """Output, with a config.json beside it: NAME.pth (the released format), NAME.safetensors, or a folder."""
     take: Take = "final"
-    """Of a run: its finished model, or its best or latest checkpoint."""
+    """Which model of a run to export: the finished one, or the best or latest checkpoint."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """How matrices are stored; everything else stays fp32."""
+    """Precision of the stored matrices; everything else stays fp32."""
     base: str | None = None
-    """The base of a checkpoint's adapters (its --init or a merge), if it is no longer where the run had it."""
+    """Base model of a checkpoint's adapters (the run's --init or a merge), if it has moved since the run."""
     vae: str | None = None
-    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default that of the run."""
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default the run's."""
     with_vae: bool = False
     """Copy the VQ-VAE too, as vqvae.safetensors."""
     alphas: tuple[Alpha, ...] | None = None
-    """Style weight of each scale; replaces those saved with the model."""
+    """Style weight of each scale; replaces the weights saved with the model."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) of a source on the hub."""
     overwrite: bool = False
     """Replace files that exist."""
     push: str | None = None
-    """Upload the model with a generated card to this repository, owner/name, which is created if there is none. The token
-    comes from HF_TOKEN or from `hf auth login`."""
+    """Upload the model with a generated card to this repository, owner/name; it is created if missing. The token comes
+    from HF_TOKEN or from `hf auth login`."""
     branch: str | None = None
-    """Branch to upload to, in place of main; it is created if there is none."""
+    """Branch to upload to instead of main; it is created if missing."""
     private: bool = False
-    """Create the repository as a private one."""
+    """Create the repository as private."""
     message: str | None = None
-    """Message of the upload's commit."""
+    """Commit message of the upload."""
     licence: str = "apache-2.0"
     """The model's licence in its card, as the hub spells it."""
     eval: Path | None = None
-    """Summary of an evaluation (JSON), for the card."""
+    """Summary of an evaluation (JSON) to show in the card."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.out is None and self.push is None:
             raise UserError("nothing to do: give --out FILE, --push OWNER/NAME, or both")
         if self.push is None and (self.private or self.branch or self.message or self.eval):
-            raise UserError("--private, --branch, --message and --eval belong to --push OWNER/NAME, which is missing")
+            raise UserError("--private, --branch, --message and --eval need --push OWNER/NAME")
 
 
 def main(config: ReleaseConfig) -> None:

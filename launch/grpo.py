@@ -33,14 +33,14 @@ from stylevar.source import VAE_FILE, locate
 
 
 def parse(argv: list[str]) -> tuple[GrpoConfig, ResumePoint | None]:
-    """The configuration that a command line asks for, and where to resume. Flags win over a resumed run's config."""
+    """Parse a command line into a config and, for --resume, the point to resume. Flags override a resumed run's config."""
     default, resume = default_for(argv), flag(argv, "--resume")
     point = None
     if resume is not None:
         point = find_resume(resume, Path(flag(argv, "--runs") or default.runs), flag(argv, "--name") or default.name)
     if point is None:
         return _flags(argv, default), None
-    # Not before: flags that fit the run need not fit the preset.
+    # Parsed only now, because flags that are valid for the run may be invalid with the preset.
     before = dataclasses.replace(load_config(point.run / "config.yaml"), name=point.run.name, runs=point.run.parent)
     config = _flags(argv, before)
     check_changes(point, before.absolute(), config.absolute(), MAY_CHANGE)
@@ -52,7 +52,7 @@ def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
 
 
 def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
-    """Find a user's mistakes before anything is started or written."""
+    """Report a user's mistakes before anything is started or written."""
     for patterns in config.condition_patterns().values():
         expand_shards(patterns)
     locate(config.init, config.revision)
@@ -62,7 +62,7 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
 
 
 def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
-    """Run on Ray, from the first check to the report. A new run that is not `named` gets another name than old ones."""
+    """Run on Ray, from the first check to the report. A new run that the user has not `named` gets an unused name."""
     if config.plan.wanted:
         print(plan(dataclasses.replace(config, resume=None, config=None)))
         return
@@ -95,7 +95,7 @@ def cli(argv: list[str] | None = None) -> None:
         config, point = parse(words)
         if point is None and flag(words, "--preset") is None and flag(words, "--config") is None:
             print("running with the settings of the embedded demo (--preset demo); --preset paper is for real data")
-        # --resume auto has to find the run again by its name.
+        # --resume auto must be able to find the run by its name.
         main(config, point, named=config.resume is not None or flag(words, "--name") is not None)
 
     exit_code(body)

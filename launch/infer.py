@@ -5,8 +5,8 @@ python launch/infer.py --content photo.jpg --style painting.jpg --out stylised.p
 python launch/infer.py --content photos/ --style 'paintings/*.jpg' --out stylised/ --fit pad
 python launch/infer.py --pairs pairs.csv --out stylised/ --best-of 8
 
-A picture that cannot be used is left out: the rest goes on, and the end says what failed. The exit code is 0 if there are
-results, 2 if there are none, 130 after Ctrl-C, which keeps what is finished (--skip-existing goes on from there).
+Unusable pictures are skipped and listed at the end. The exit code is 0 if there are results, 2 if there are none, and 130
+after Ctrl-C. Finished results are kept, and --skip-existing continues from there.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from stylevar.pipeline import Sampling, StyleVARPipeline
 from stylevar.text import printable
 
 USUAL = RUNS / "infer"
-"""Where results go if nothing is said."""
+"""Default folder of the results."""
 DEMO_PICTURES = 4
-"""Photographs and styles of the demo that are taken if no pictures are given."""
+"""How many of the demo's photographs and styles to use if no pictures are given."""
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -51,29 +51,29 @@ DEMO_PICTURES = 4
 class InferConfig:
     out: Path | None = None
     """Folder for CONTENT__STYLE.png and grid.png; or, for a single result, a .png file (its grid is beside it). By default
-    runs/infer, or where that is taken runs/infer-2 and so on."""
+    runs/infer, or runs/infer-2 and so on if that is taken."""
     content: tuple[Path, ...] = ()
-    """Pictures that are to be stylised: files, folders, patterns (quoted or not) and .txt lists of files. Of an animation
-    the first frame. Without contents, styles and pairs, a few of the demo's pictures are taken."""
+    """Pictures to stylise: files, folders, patterns (quoted or not) and .txt lists of files. Only the first frame of an
+    animation is used. Without --content, --style and --pairs, a few of the demo's pictures are used."""
     style: tuple[Path, ...] = ()
-    """Pictures in the wanted style, likewise; every content is combined with every style."""
+    """Style pictures, given in the same way; every content is combined with every style."""
     pairs: Path | None = None
-    """In place of both: a CSV file with the columns content, style and, if wanted, name; paths are relative to it."""
+    """Instead of both: a CSV file with the columns content, style and, optionally, name. Paths are relative to the file."""
     fit: Fit = "crop"
-    """How pictures become square. crop: their centre; stretch: all, out of shape; pad: all of a content, with mirrored
-    margins that are cut off again (styles are cropped)."""
+    """How pictures are made square. crop: keep the centre; stretch: distort the whole picture; pad: keep the whole content
+    and mirror its edges, with the margins cut off the result (styles are cropped)."""
     restore: Restore = "aspect"
-    """Shape of results. aspect: the content's, at the model's resolution (with --fit crop the square); size: the
-    content's own width and height (with --fit crop its centre square), enlarged to at most 64 megapixels; square: as
-    drawn."""
+    """Shape of results. aspect: the content's aspect ratio at the model's resolution (a square with --fit crop); size: the
+    content's own width and height (its centre square with --fit crop), enlarged to at most 64 megapixels; square: as
+    the model generates them."""
     best_of: Annotated[int, Ge(0)] = 0
-    """Draw so many per pair, and keep the --num-samples best of them by --reward; 0 keeps all that are drawn."""
+    """Draw this many samples per pair and keep the --num-samples best by --reward; 0 keeps every sample."""
     batch: Annotated[int, Ge(1)] = 8
-    """Results that are computed at once."""
+    """Results to compute at once."""
     overwrite: bool = False
     """Replace results that exist."""
     skip_existing: bool = False
-    """Leave pairs out whose results exist."""
+    """Skip pairs whose results exist."""
     sampling: Sampling = field(default_factory=Sampling)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     model: ModelSource = field(default_factory=ModelSource)
@@ -92,14 +92,14 @@ class InferConfig:
 
 
 class Stylist:
-    """Draws the results of one batch after the other, and keeps their files."""
+    """Draws the results batch by batch and saves them."""
 
     def __init__(self, config: InferConfig, pipeline: StyleVARPipeline, results: Results) -> None:
         self.config, self.pipeline, self.results = config, pipeline, results
         self.judge = Judge(config.score, pipeline.model.device) if config.best_of else None
 
     def work(self, batch: Batch) -> None:
-        """Draw, choose, restore and save. UserError if memory or disk do not hold it."""
+        """Draw, select, restore and save the results of a batch. UserError if memory or disk space runs out."""
         config = self.config
         contents, styles = batch.stacked()
         drawn = max(config.best_of, config.sampling.num_samples)
@@ -119,7 +119,7 @@ class Stylist:
 
 
 def find_pairs(config: InferConfig, out: Path, failures: Failures) -> list[PairFiles]:
-    """What is to be stylised. UserError if there is nothing."""
+    """The pairs to stylise. UserError if there are none."""
     if config.pairs is None and not config.content:
         return demo_pairs(out)
     if config.pairs is None:
@@ -128,10 +128,10 @@ def find_pairs(config: InferConfig, out: Path, failures: Failures) -> list[PairF
 
 
 def demo_pairs(out: Path) -> list[PairFiles]:
-    """A few of the demo's photographs, each in a few of its styles, which are unpacked into the folder of the results."""
+    """A few of the demo's photographs, each in a few of its styles. Unpacks the styles into the folder of the results."""
     from launch.stylise.session import example_photos, example_styles
 
-    print("no pictures are given, so a few of the demo's are taken; yours: --content photo.jpg --style painting.jpg")
+    print("no pictures are given: using a few of the demo's; for yours, give --content photo.jpg --style painting.jpg")
     folder = out / "styles"
     if out.suffix.lower() in PICTURES:
         raise UserError(f"--out {out}: give a folder for the results of the demo's pictures")
@@ -144,7 +144,7 @@ def demo_pairs(out: Path) -> list[PairFiles]:
 
 
 def stylise_all(stylist: Stylist, pairs: Sequence[PairFiles], reader: PictureReader) -> bool:
-    """Work through all pairs; False if Ctrl-C came before the end."""
+    """Stylise all pairs. Returns False if Ctrl-C interrupted it."""
     samples, batch = stylist.config.sampling.num_samples, stylist.config.batch
     at_once = max(1, batch // max(samples, stylist.config.best_of))
     expected = len(pairs) * samples
@@ -171,7 +171,7 @@ def main(config: InferConfig) -> None:
     results = plan_results(out, names, config.sampling.num_samples, config.overwrite, config.skip_existing)
     left = [pair for pair in pairs if pair.name in results.files]
     if len(left) < len(pairs):
-        print(f"{len(pairs) - len(left)} of {len(pairs)} pairs have their results already")
+        print(f"{len(pairs) - len(left)} of {len(pairs)} pairs already have their results")
     finished = True
     if left:
         pipeline = config.model.load()
@@ -188,7 +188,7 @@ def main(config: InferConfig) -> None:
     for line in failures.lines(record):
         print(line, file=sys.stderr)
     if not finished:
-        print(f"{results.said} kept in {results.folder}: go on with --out {out} --skip-existing", file=sys.stderr)
+        print(f"{results.said} kept in {results.folder}: continue with --out {out} --skip-existing", file=sys.stderr)
         raise KeyboardInterrupt
     if results.done:
         print(printable(f"{results.said} in {results.folder}, side by side in {results.grid}"))

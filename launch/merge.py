@@ -1,4 +1,4 @@
-"""The former name of `launch/export.py`, which only says so."""
+"""The former name of `launch/export.py`. It only prints the new name."""
 
 import sys
 

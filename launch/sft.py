@@ -29,7 +29,7 @@ from stylevar.errors import UserError
 
 
 def parse(argv: Sequence[str], description: str | None) -> tuple[SftConfig, ResumePoint | None]:
-    """The command line's config, and where to resume; then the run's own config.yaml gives the defaults."""
+    """Parse a command line into a config and, for --resume, the point to resume; the run's config gives the defaults."""
     kind = tyro.conf.OmitArgPrefixes[SftConfig]
     config: SftConfig = tyro.cli(kind, args=argv, description=description)
     point = None if config.resume is None else find_resume(config.resume, Path(config.runs), config.name)
@@ -43,9 +43,9 @@ def parse(argv: Sequence[str], description: str | None) -> tuple[SftConfig, Resu
 
 
 def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
-    """Run SFT from the start or from `point`; the folder of the trained model, or None if it was stopped.
+    """Run SFT from the start or from `point`. Returns the folder of the trained model, or None if the run was stopped.
 
-    Raises NothingLeft if `point` is the end of a finished run.
+    Raises NothingLeft if the run is already finished.
     """
     with only_writer(Path(config.runs) / config.name if point is None else point.run):
         if config.workers > 1:
@@ -73,7 +73,7 @@ def main() -> None:
         except NothingLeft as finished:
             print(finished)
             return
-        except KeyboardInterrupt:  # outside the training steps, or the second one
+        except KeyboardInterrupt:  # outside the training steps, or a second Ctrl-C
             if not (run / "config.yaml").is_file():
                 raise
             folder = None
@@ -81,7 +81,7 @@ def main() -> None:
             print(f"stopped; continue with: {continuing(PROGRAM, run)}")
             sys.exit(STOPPED)
         curves = quoted("tensorboard", "--logdir", lasting(folder.parent / "tensorboard"))
-        print(f"the model is {lasting(folder)}, the curves: {curves}")
+        print(f"the model is {lasting(folder)}; see the curves with: {curves}")
 
     cli.exit_code(body)
 

@@ -1,4 +1,4 @@
-"""Train an AdaIN decoder on shards: any of their contents with any of their styles, in the encoder it is for.
+"""Train an AdaIN decoder for one encoder, on random pairs of the contents and styles in shards.
 
 python launch/train_adain.py --shards 'data/demo/train-*.tar' --out runs/adain_lite
 python launch/train_adain.py --shards 'data/omnistyle/train-*.tar' --encoder vgg --vgg vgg19.pth --out runs/adain
@@ -26,7 +26,7 @@ def main() -> None:
         vgg = [] if config.vgg is None else ["--adain-vgg", config.vgg]
         print(f"use it with: {command('eval.py', '--methods', f'adain={path}', *vgg)}")
         if not finished:
-            print(f"stopped early; go on with {quoted('--init', path)} and another --out")
+            print(f"stopped early; continue with {quoted('--init', path)} and another --out")
             sys.exit(STOPPED)
 
     cli.exit_code(body)

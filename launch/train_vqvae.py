@@ -55,33 +55,33 @@ class TrainVqvaeConfig:
     shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
     """Training shards: files, patterns or folders."""
     heldout: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
-    """Shards that the reconstruction is measured on; likewise."""
+    """Held-out shards to measure the reconstructions on, given in the same way."""
     out: Path = Path("runs/vqvae")
-    """Folder for the weights, metrics.json, reconstructions.png, and what --resume needs."""
+    """Folder for the weights, metrics.json, reconstructions.png, and the state for --resume."""
     init: Path | None = None
-    """Start from this VQ-VAE instead of from scratch; tensors of another shape start anew and are named."""
+    """Start from this VQ-VAE instead of from scratch; tensors of a different shape are newly initialised and listed."""
     resume: bool = False
-    """Go on from the last state in --out."""
+    """Continue from the last state in --out."""
     shape: VaeShape = field(default_factory=_small)
     step: TokenizerStepConfig = field(default_factory=TokenizerStepConfig)
     steps: Annotated[int, Gt(0)] = 2000
     """Optimizer steps."""
     minutes: Annotated[float, Gt(0), Le(math.inf)] = math.inf
-    """End after so many minutes of training, should `steps` take longer; the learning rate falls in time for that."""
+    """Stop after this many minutes of training if `steps` take longer; the learning rate falls in time for that."""
     batch: Annotated[int, Gt(0)] = 32
     """Images per step."""
     warmup: Annotated[int, Ge(0)] = 100
-    """Steps over which the learning rate rises to its peak; then a cosine to zero."""
+    """Steps over which the learning rate rises to its peak; it then falls to zero along a cosine."""
     revive_every: Annotated[int, Gt(0)] = 25
     """Steps between revivals of unused codes, during the first two thirds of the training."""
     eval_every: Annotated[int, Gt(0)] = 250
-    """Steps between measurements; weights and state are saved then."""
+    """Steps between measurements; each one also saves the weights and the state."""
     half: bool = False
     """Store the weights' matrices in fp16."""
     seed: int = 0
     """Seed of the initial weights, the batches and the mirroring."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model is trained; auto takes a GPU if there is one."""
+    """Where the model is trained; auto uses a GPU if there is one."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
     threads: Threads = 0
@@ -110,7 +110,7 @@ def psnr(vae: VQVAE, images_u8: Tensor) -> float:
 
 
 def save_picture(vae: VQVAE, content: Tensor, target: Tensor, path: Path) -> None:
-    """Rows of originals and reconstructions, photographs above stylised pictures, enlarged twice."""
+    """Save rows of originals and reconstructions, photographs above stylised pictures, at twice their size."""
     rows = []
     with torch.no_grad():
         for images in (content[:10], target[:10]):
@@ -121,7 +121,7 @@ def save_picture(vae: VQVAE, content: Tensor, target: Tensor, path: Path) -> Non
 
 
 class TokenizerRun:
-    """A training from its first or last state to the end. What a step draws follows from (seed, step)."""
+    """Trains a VQ-VAE from the start, or from the last saved state. The random draws of a step depend on (seed, step)."""
 
     def __init__(self, config: TrainVqvaeConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -133,7 +133,7 @@ class TokenizerRun:
         vae = VQVAE(arch)
         if config.init is not None:
             anew = load_matching(vae, read_vae_state(config.init))
-            print(f"from {config.init}; starting anew: {', '.join(anew) or 'nothing'}")
+            print(f"starting from {config.init}; newly initialised: {', '.join(anew) or 'nothing'}")
         self.learner = TokenizerLearner(vae.to(device), config.step, LiteFeatures().to(device))
         self.done, self.seconds, self.history = 0, 0.0, list[dict[str, float]]()
         if config.resume:
@@ -148,7 +148,7 @@ class TokenizerRun:
         return max(self.done / self.config.steps, self.seconds / 60 / self.config.minutes)
 
     def loop(self, stop: StopRequest) -> bool:
-        """Train to the end (True), or until a signal has asked to stop (False). The state is saved in either case."""
+        """Train to the end (True), or until a signal requests a stop (False). Saves the state in either case."""
         config, learner = self.config, self.learner
         with tqdm(total=config.steps, initial=self.done, desc="vqvae") as bar:
             while self.progress < 1 and not stop.requested:
@@ -172,7 +172,7 @@ class TokenizerRun:
         return self.progress >= 1
 
     def save(self) -> None:
-        """Measure the average on the held-out images; write it, the picture, the metrics, and the state."""
+        """Measure the averaged weights on the held-out images; write weights, picture, metrics, and state."""
         out, average = self.config.out, self.learner.average
         quality = {f"psnr_{name}_db": round(psnr(average, images), 3) for name, images in self.heldout.items()}
         if not self.history or self.history[-1]["steps"] != self.done:
@@ -197,10 +197,10 @@ class TokenizerRun:
         try:
             self.learner.load_state(state)
         except RuntimeError as error:
-            raise UserError(f"--resume: {path} is of a VQ-VAE of another shape: give the flags of its own run") from error
+            raise UserError(f"--resume: {path} holds a VQ-VAE of another shape: give that run's own flags") from error
 
     def _batch(self, step: int) -> Tensor:
-        """Images of a step, uint8 [B, 3, H, W]."""
+        """Training images of a step, uint8 [B, 3, H, W]."""
         generator = torch.Generator(self.device).manual_seed(trajectory_seed(self.config.seed, step, "vqvae", 0))
         rows = torch.randint(len(self.images), (self.config.batch,), generator=generator, device=self.device)
         return mirrored(self.images[rows], generator)
@@ -215,7 +215,7 @@ def main(config: TrainVqvaeConfig) -> None:
     with StopRequest() as stop:
         finished = run.loop(stop)
     if not finished:
-        print(f"stopped at step {run.done}; go on with the same flags and --resume")
+        print(f"stopped at step {run.done}; continue with the same flags and --resume")
         sys.exit(STOPPED)
     print(f"the VQ-VAE is {config.out / WEIGHTS}: " + json.dumps(run.history[-1]))
 

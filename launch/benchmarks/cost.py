@@ -45,7 +45,7 @@ class Cost:
     conditions: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 4)
     """Conditions per step (B)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto takes a GPU if there is one."""
+    """Where it runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False

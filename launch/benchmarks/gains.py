@@ -202,7 +202,7 @@ def markdown(variants: Sequence[Learned]) -> str:
 def _table(split: str, variants: Sequence[Learned]) -> Iterator[str]:
     beside = [name for name in BESIDE if all(name in variant.gains[split] for variant in variants)]
     titles = ["seeds", "steps", "training", "trajectories", "untrained reward", "gain in reward", "lowest to highest seed"]
-    yield _row([split, *titles, f"gain less that of {variants[0].name}", *(BESIDE[name] for name in beside)])
+    yield _row([split, *titles, f"gain over {variants[0].name}", *(BESIDE[name] for name in beside)])
     yield _row(["---"] * (len(titles) + 2 + len(beside)))
     for variant in variants:
         end, gains = variant.points[-1], variant.gains[split]

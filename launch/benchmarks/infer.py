@@ -109,7 +109,7 @@ class Infer:
     compile: bool = False
     """Compile the model first, as `infer.py --compile` does."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto takes a GPU if there is one."""
+    """Where it runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False

@@ -174,7 +174,7 @@ class Step:
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto takes a GPU if there is one."""
+    """Where it runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False

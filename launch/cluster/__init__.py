@@ -1,1 +1,1 @@
-"""A run spread over Ray actors: who is placed where, who does what next, and what happens when one is lost."""
+"""A run on many Ray actors: their placement, the scheduling of their work, and recovery when one is lost."""

@@ -1,24 +1,25 @@
 """A GRPO run over actors on many GPUs or nodes: the `Worker` of `--placement distributed`.
 
-A step is cut into units of a few conditions. Each unit goes its own way, and an arrow waits for what is on its left:
+A step is split into units of a few conditions, which move through the roles independently. In the diagram, the right end
+of an arrow waits for its left end:
 
     reader ----> rollout worker ----+----> reward worker ----+
     (images)     (trajectories)     |      (scores)          |
                        ^            |                        v
                        |            +----> learner ----> all learners
-                       |                   (reference)   (update, once all units of the step are there)
+                       |                   (reference)   (update, once all units of the step have arrived)
                        |                                     |
                        +-------------------------------------+
                          adapters, before a unit of a newer version is sampled
 
-With `--max-staleness 0` the rollout workers wait for the update of the step before. With a staleness of s they sample up to
-s steps ahead meanwhile, with older adapters. A merge or rollback comes after an update: what was sampled ahead is thrown
-away. Held-out conditions stop at the scores.
+With `--max-staleness 0` the rollout workers wait for the update of the previous step. With a staleness of s they use that
+time to sample up to s steps ahead, with older adapters. A merge or rollback follows an update and discards all samples made
+ahead. Held-out conditions stop at the scores.
 
-This process only passes references, through Ray's object store: the images and tokens never come here.
+This process only passes references through Ray's object store. Images and tokens never reach it.
 
-Which weights sample a step is fixed beforehand, not a matter of timing: with a staleness of s, those that step t - 1 - s
-left, or the last merge or rollback if that came later. So a worker that is lost changes no result.
+The weights that sample a step do not depend on timing. With a staleness of s, step t is sampled with the weights after step
+t - 1 - s, or after the last merge or rollback if that came later. So a lost worker does not change the results.
 """
 
 from __future__ import annotations
@@ -56,17 +57,17 @@ from stylevar.errors import UserError
 from stylevar.policy import PolicySource
 
 PIPELINE = "pipeline.json"
-"""In a checkpoint: the version that samples each step which was begun before its turn."""
+"""File in a checkpoint with the weights' version of every step that was sampled ahead."""
 
 
 class DistributedRun:
-    """One GRPO run's actors. `setup` first; then `step`, `evaluate`, `apply`, `save`, as of `ColocatedWorker`."""
+    """One GRPO run's actors. Call `setup` first, then `step`, `evaluate`, `apply`, `save`, as with `ColocatedWorker`."""
 
     def __init__(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
-        """`stop_requested` is asked while a step waits for its rollouts. Ray is connected already."""
+        """`stop_requested` is polled while a step waits for its rollouts. Ray must already be connected."""
         self._stop_requested = stop_requested
         self._launched: dict[int, list[Unit]] = {}
-        self._ahead: dict[int, PolicyVersion] = {}  # versions of steps that were begun before the checkpoint
+        self._ahead: dict[int, PolicyVersion] = {}  # versions of steps that were started before the checkpoint
 
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         """Place and load everything. Raises UserError if the cluster cannot hold the plan, or for unusable files."""
@@ -109,7 +110,7 @@ class DistributedRun:
         self._rollout.start()
         self._reward.start()
         facts = self._start_learners(checkpoint)
-        # Only the learners can say what images the model takes.
+        # The learners have loaded the model, so they know its image size.
         self._reader = self._start_reader(facts.pop("image_size"), facts.pop("vae"))
         in_turn = placement.device == "cpu" and placement.crowded(config.threads)
         detail = config.learner.reward_detail
@@ -120,11 +121,11 @@ class DistributedRun:
         return {"device": placement.device, "workers": workers, **facts, **sizes, **choice.facts()}
 
     def settings(self) -> GrpoConfig:
-        """The run's settings, with what they left open as it was chosen by `setup`."""
+        """The run's settings, with the values that `setup` has chosen where they were open."""
         return self._config
 
     def restart(self, checkpoint: Path | None) -> None:
-        """After a `LearnerLost`: new learners, all weights and versions as in `checkpoint` (None: as at the start)."""
+        """Recover from `LearnerLost`: start new learners with the weights and versions of `checkpoint` (None: the start)."""
         self._learners.kill()
         self._learners.restarts += 1
         source = self._source_of(checkpoint)
@@ -133,13 +134,13 @@ class DistributedRun:
                 unit.abandon()
         other_base = source.base != self._source.base
         self._source = source
-        # Only workers that replayed merges which no longer count, or lack some, have to load their base again.
+        # Workers must load their base again only if they replayed merges that no longer count, or if the base has changed.
         if self._weights.restart(source.version) or other_base:
             self._rollout.renew()
         self._start_learners(checkpoint)
 
     def step(self, step: int) -> StepReport:
-        """Sample, score and learn. Raises StepAbandoned if a stop is requested before the learning."""
+        """Sample, score and learn. Raises StepAbandoned if a stop is requested before the update."""
         start = time.perf_counter()
         units = self._sample_and_score(step)
         self._sample_ahead(step)
@@ -163,17 +164,16 @@ class DistributedRun:
         for unit in units:
             self._flow.start(unit)
         self._until(lambda: all(unit.done for unit in units))
-        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        tally = HeldoutTally(len(chosen), monitor.image_conditions)
         for unit in units:
             scores = ray.get(unit.scores_ref)
-            tally.add(unit.keys, scores)
-            if tally.wants_pictures:  # these few alone are fetched, to be drawn
+            if wanted := tally.add(unit.keys, scores):  # fetch only units with a condition to draw
                 batch, images = ray.get([unit.batch_ref, unit.images_ref])
-                tally.add_pictures(batch, images, scores.rewards)
+                tally.add_pictures(wanted, batch, images, scores.rewards)
         return tally.report()
 
     def apply(self, action: MergeAction) -> None:
-        """Carry out what the merge controller decided. What was sampled ahead with other weights is sampled again."""
+        """Carry out what the merge controller decided. Samples made ahead with the old weights are discarded."""
         together = self._learners.call(f"the {action.value}", "apply", action, self._hashed, returns=3)
         infos: list[WeightsInfo] = self._wait(together)
         if not action.changes_weights:
@@ -187,7 +187,7 @@ class DistributedRun:
         self._weights.keep_only([])
 
     def save(self, folder: Path, base: str) -> None:
-        """Write all that the run needs to go on into an existing folder; `base` says where its base model lies."""
+        """Write everything that the run needs to continue into an existing folder; `base` names the location of its base."""
         ahead = {step: units[0].version for step, units in sorted(self._launched.items())}
         weights = self._weights
         older = {version: [weights.adapters[version]] for version in ahead.values() if version != weights.version}
@@ -204,7 +204,7 @@ class DistributedRun:
         self._wait(self._learners.call_first("saving the policy", "save_policy", folder.resolve()))
 
     def summary(self) -> str:
-        """How busy the roles were, as a table."""
+        """A table of how busy each role was."""
         return self._usage.table(self._restarts()) + "\n"
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ class DistributedRun:
         }
 
     def _choose(self, config: GrpoConfig, arch: ModelConfig) -> Choice:
-        """What to compute at once: the same for all workers of a role, by the smallest of their devices."""
+        """Choose how much to compute at once: the same for all workers of a role, limited by their smallest device."""
         budgets = self._placement.free_memory()
         if config.memory_budget is not None:
             budgets = dict.fromkeys(ROLES, parse_size(config.memory_budget))
@@ -241,13 +241,13 @@ class DistributedRun:
         return dataclasses.replace(source, base=None if base is None else str(Path(base).resolve()), version=version)
 
     def _set_up_rollout(self, actor: Any) -> Any:
-        """Have a rollout worker load the run's base, which `restart` may have changed since it was created."""
+        """Have a rollout worker load the run's base. `restart` may have changed the base since the worker was created."""
         config, placement = self._config, self._placement
         threads = placement.threads("rollout", config.threads)
         return actor.setup.remote(self._source, config.rollout, config.heldout_sampling(), placement.device, threads)
 
     def _start_reader(self, image_size: int, vae: str) -> Pool:
-        """Have an actor read conditions, as images of this size and tokens of this VQ-VAE."""
+        """Start an actor that reads conditions: images of this size, and tokens of this VQ-VAE."""
         config = self._config
         reader = Pool(
             ["reader"],
@@ -261,7 +261,7 @@ class DistributedRun:
         return reader
 
     def _start_learners(self, checkpoint: Path | None) -> dict[str, Any]:
-        """Bring up the learners, and make theirs the run's version. Returns facts about the model."""
+        """Start the learners and make their weights the run's current version. Returns facts about the model."""
         facts = self._wait(self._learners.start(self._source))[0]
         if self._config.cluster.learners > 1:
             address = self._wait(self._learners.call_first("joining", "address"))[0]
@@ -278,7 +278,7 @@ class DistributedRun:
         return facts
 
     def _load_pipeline(self, checkpoint: Path) -> None:
-        """Steps that were begun before the checkpoint are sampled with the weights that they were begun with."""
+        """Restore the weights of steps that were started before the checkpoint: they are sampled with the same weights."""
         file = checkpoint / PIPELINE
         for step, values in json.loads(file.read_text()).items() if file.is_file() else ():
             version = PolicyVersion(*values)
@@ -288,7 +288,7 @@ class DistributedRun:
                 self._weights.adapters[version] = self._learners.first.actor.read_older.remote(path)
 
     def _launch(self, step: int) -> None:
-        """Queue the units of a step, unless they are already, to be sampled with the weights of now."""
+        """Queue the units of a step for sampling with the current weights, unless they are already queued."""
         if step in self._launched:
             return
         config, version = self._config, self._ahead.pop(step, self._weights.version)
@@ -305,19 +305,19 @@ class DistributedRun:
             self._flow.start(unit)
 
     def _sample_and_score(self, step: int) -> list[Unit]:
-        """The units of a step, once all are sampled, scored, and have their reference log-probs."""
+        """Wait until all units of a step are sampled and scored and have their reference log-probs. Returns the units."""
         self._launch(step)
         units = self._launched[step]
         self._until(lambda: all(unit.done for unit in units), abandon=True)
         return units
 
     def _sample_ahead(self, step: int) -> None:
-        """Begin with the steps after `step`, as far as the staleness allows."""
+        """Start sampling the steps after `step`, as far as the staleness allows."""
         for later in range(step + 1, min(step + self._config.cluster.max_staleness, self._config.steps - 1) + 1):
             self._launch(later)
 
     def _update(self, step: int, units: list[Unit]) -> list[UpdateInfo]:
-        """All learners learn from their units; rollouts of later steps go on meanwhile."""
+        """Have all learners learn from their units. Rollouts of later steps continue during the update."""
 
         def share(rank: int) -> list[Any]:
             numbers = range(self._config.learner.minibatches)
@@ -333,7 +333,7 @@ class DistributedRun:
         return infos
 
     def _report(self, infos: list[UpdateInfo], seconds: dict[str, float], staleness: int) -> StepReport:
-        """What the learners, the clock and the workers say about a step."""
+        """The report of a step, from the learners' results, the times and the workers' load."""
         numbered = sorted((pair for info in infos for pair in info.rows), key=lambda pair: pair[0])
         rows = TrajectoryRows.join([rows for _, rows in numbered])
         speed = {"throughput/trajectories_per_s": rows.rewards.numel() / seconds["time/step"]}
@@ -347,7 +347,7 @@ class DistributedRun:
         return together.infos
 
     def _until(self, done: Callable[[], bool], abandon: bool = False) -> None:
-        """Keep all actors at work until `done`."""
+        """Keep all actors working until `done`."""
         while not done():
             for pool in self._pools:
                 pool.feed()

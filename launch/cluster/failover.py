@@ -1,4 +1,4 @@
-"""What happens to actors that are lost with their node."""
+"""Recovery of actors that are lost with their node."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Failover:
                     pool.move(number)
 
     def _needed(self) -> list[Place]:
-        """Missing actors that the run cannot go on without."""
+        """Missing actors that the run cannot continue without."""
         needed: list[Place] = [("learner", n) for n, member in enumerate(self._learners.members) if not member.ready]
         if not any(member.ready for member in self._reward.members):
             needed.append(("reward", 0))
@@ -62,7 +62,7 @@ class Failover:
             return
         away, name = spare[-1], f"{role}-{number}"
         reason = f"{name} lost its node, and no other has room: it takes the place of rollout-{away}"
-        logger.warning("%s, which comes back when there is room again", reason)
+        logger.warning("%s, which returns when there is room again", reason)
         self._placement.take_over(place, ("rollout", away))
         self._rollout.move(away)
         if role == "learner":

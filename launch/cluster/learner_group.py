@@ -1,4 +1,4 @@
-"""The learners of a run. They work in step, so if one is lost, all of them start again."""
+"""The learners of a run. They work synchronously, so if one is lost, all of them must restart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stylevar.policy import PolicySource
 
 @dataclass
 class Together:
-    """One call to several learners: the references that each returned, and its small result once that has arrived."""
+    """One call to several learners: the references that each returned, and its small result once it has arrived."""
 
     references: list[Sequence[Any]]
     infos: list[Any]
@@ -32,7 +32,7 @@ class Together:
 
 
 class LearnerGroup:
-    """K learners. The first one writes checkpoints and hands out the adapters."""
+    """K learners. The first one writes checkpoints and provides the adapters."""
 
     def __init__(self, placement: Placement, config: GrpoConfig, calls: Calls) -> None:
         self._placement, self._config, self._calls = placement, config, calls
@@ -53,7 +53,7 @@ class LearnerGroup:
         return self.call("setup", "setup", *settings)
 
     def join(self, address: str) -> Together:
-        """Connect the learners with each other; `address` is that of the first."""
+        """Connect the learners with each other at the `address` of the first."""
         world, timeout = len(self.members), self._config.cluster.call_timeout
         return self.call_each("joining", "join", lambda rank: (address, rank, world, timeout))
 
@@ -61,16 +61,16 @@ class LearnerGroup:
         return self.call("restoring", "restore", checkpoint)
 
     def call(self, what: str, method: str, *arguments: Any, returns: int = 1) -> Together:
-        """The same call to all; the last of `returns` values is the small result."""
+        """Make the same call to all learners. The last of the `returns` values is the small result."""
         return self.call_each(what, method, lambda _: arguments, returns)
 
     def call_each(self, what: str, method: str, arguments: Callable[[int], Sequence[Any]], returns: int = 1) -> Together:
-        """As `call`, with arguments that depend on the learner's number."""
+        """Like `call`, with arguments that depend on the learner's number."""
         numbers = range(len(self.members))
         return self._call(what, method, numbers, arguments, returns)
 
     def call_first(self, what: str, method: str, *arguments: Any, returns: int = 1) -> Together:
-        """A call to the first learner only."""
+        """Call only the first learner."""
         return self._call(what, method, range(1), lambda _: arguments, returns)
 
     def prepare(
@@ -100,8 +100,8 @@ class LearnerGroup:
         together = Together([], [None] * len(numbers))
         for number in numbers:
             member = self.members[number]
-            found = getattr(member.actor, method).options(num_returns=returns).remote(*arguments(number))
-            references = found if returns > 1 else [found]
+            returned = getattr(member.actor, method).options(num_returns=returns).remote(*arguments(number))
+            references = returned if returns > 1 else [returned]
             together.references.append(references)
 
             def done(info: Any, number: int = number, member: Member = member) -> None:
@@ -115,7 +115,7 @@ class LearnerGroup:
         return together
 
     def _failed(self, what: str, member: Member, error: BaseException) -> None:
-        # A survivor may report the broken connection before the death of its fellow is known.
+        # A surviving learner may report the broken connection before Ray reports the death of the other one.
         fellow_gone = len(self.members) > 1 and isinstance(error, RayTaskError) and isinstance(error.cause, RuntimeError)
         mismatch = isinstance(error, RayTaskError) and isinstance(error.cause, LogprobMismatch)
         if isinstance(error, (*LOST, ObjectLostError)) or (fellow_gone and not mismatch):

@@ -22,7 +22,7 @@ CLASSES: dict[Role, Any] = {"rollout": RolloutWorker, "reward": RewardWorker, "l
 Place = tuple[Role, int]
 _created = itertools.count(1)
 PLACING = 60.0
-"""Seconds to wait for resources that others hold, if the plan fits the cluster."""
+"""Seconds to wait for resources that other jobs hold, if the plan fits the cluster."""
 
 
 @ray.remote(num_cpus=0, max_calls=1)  # the process ends with the task and frees the GPU
@@ -33,7 +33,7 @@ def _free_memory() -> int:
 class Placement:
     """Reserves a place for every actor of a plan, packed on few nodes, and creates actors there.
 
-    Each place is a placement group of its own, because Ray creates no actor in a group that has lost any of its nodes.
+    Each place has its own placement group, because Ray creates no actor in a group that has lost any of its nodes.
     """
 
     def __init__(self, config: ClusterConfig, run: str, device: str) -> None:
@@ -46,7 +46,7 @@ class Placement:
         check_fits(config, self.asked, nodes)
         self.run, self._config = run, config
         places: list[Place] = [(role, number) for role in ROLES for number in range(config.workers(role))]
-        # The largest first: otherwise small ones could take the room that a large one needs.
+        # The largest first: otherwise small places could take the room that a large one needs.
         places.sort(key=lambda place: (-self.asked[place[0]].get("GPU", 0), -self.asked[place[0]]["CPU"]))
         self._groups = {place: self._reserve(place) for place in places}
         until = time.monotonic() + PLACING
@@ -59,7 +59,7 @@ class Placement:
             )
 
     def free_memory(self) -> dict[Role, int | None]:
-        """Bytes of GPU memory that every actor of a role can have: the least among their GPUs. None without GPUs."""
+        """Bytes of GPU memory that each actor of a role can use: the minimum over their GPUs. None without GPUs."""
         if self.device == "cpu":
             return dict.fromkeys(ROLES)
         free: dict[Role, list[int]] = {role: [] for role in ROLES}
@@ -99,7 +99,7 @@ class Placement:
         return True
 
     def take_over(self, place: Place, other: Place) -> None:
-        """Give `place`, which is lost, what was reserved for `other`, and look for new room for `other`."""
+        """Give the resources reserved for `other` to `place`, which is lost, and reserve new ones for `other`."""
         remove_placement_group(self._groups[place])
         self._groups[place] = self._groups[other]
         self._groups[other] = self._reserve(other)
@@ -119,7 +119,7 @@ class Placement:
         return threads_per_actor(wanted, self.asked[role])
 
     def crowded(self, wanted: int) -> bool:
-        """Whether all actors together then have more threads than the cluster has CPUs."""
+        """Whether all actors together have more threads than the cluster has CPUs."""
         threads = {role: self.threads(role, wanted) for role in ROLES}
         return crowded(self._config, threads, ray.cluster_resources().get("CPU", 0))
 

@@ -1,4 +1,4 @@
-"""Calls to actors with deadlines, and pools of actors that take tasks and are replaced when they are lost."""
+"""Calls to actors with deadlines, and pools of actors that take tasks. Lost actors are replaced."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class CallTimeout(RuntimeError):
 
 
 LOST = (RayActorError, CallTimeout)
-"""Errors which mean that the worker is gone or hangs."""
+"""Errors that mean that the worker is gone or hangs."""
 
 
 @dataclass
 class Member:
-    """One actor of a role. `held` is where its owner notes what the actor holds."""
+    """One actor of a role. In `held`, the pool's user records what the actor holds."""
 
     name: str
     actor: Any = None
@@ -52,7 +52,7 @@ class Call:
     """A call in progress; `done` gets its small result, `failed` its error.
 
     starting: the worker is still starting. placed: whether it has a place on the cluster; until then it cannot start, and
-    its time does not count.
+    the time does not count towards its deadline.
     """
 
     what: str
@@ -68,7 +68,7 @@ class Calls:
     """All calls in progress. `poll` waits for some of them and handles their results."""
 
     def __init__(self, timeout: float, start_timeout: float) -> None:
-        """Seconds that a call may take; the first call of a worker, which includes its start, may take `start_timeout`."""
+        """`timeout`: seconds that a call may take. `start_timeout`: the same for a worker's first call, with its start."""
         self.timeout, self.start_timeout = timeout, start_timeout
         self._running: dict[Any, Call] = {}
 
@@ -91,9 +91,9 @@ class Calls:
         self._running[reference] = Call(what, member, done, failed, time.monotonic(), not member.ready, placed)
 
     def poll(self, wait: float = POLL) -> None:
-        """Handle the calls that have ended or hang. Waits up to `wait` seconds for the first one to end.
+        """Handle calls that have ended or hang. Waits up to `wait` seconds for the first one to end.
 
-        Raises errors that a call's `failed` does not handle, and every UserError as it was raised.
+        Raises errors that a call's `failed` does not handle, and every UserError unchanged.
         """
         if not self._running:
             time.sleep(wait)
@@ -108,7 +108,7 @@ class Calls:
         self._check_deadlines()
 
     def forget(self, member: Member) -> list[Call]:
-        """Stop watching the calls of a member that is gone; returns them."""
+        """Stop watching the calls of a member that is gone. Returns these calls."""
         gone = {reference: call for reference, call in self._running.items() if call.member is member}
         for reference in gone:
             del self._running[reference]
@@ -136,7 +136,7 @@ class Calls:
             if call.starting and not call.placed():
                 call.since = now
             flag, limit = ("start", self.start_timeout) if call.starting else ("call", self.timeout)
-            # A call may have waited for earlier ones of its actor: count from the last sign of life.
+            # A call may have waited for earlier calls of its actor, so count from the actor's last sign of life.
             if reference in self._running and now - max(call.since, call.member.progress) > limit:
                 del self._running[reference]
                 call.failed(CallTimeout(f"{call.what} on {call.member.name} took over --{flag}-timeout {limit:g} s"))
@@ -146,8 +146,8 @@ class Calls:
 class Task:
     """Work for any member of a pool; tasks with a smaller `order` go first.
 
-    start: makes the call on a member and returns the reference to its small result. done: gets that result.
-    lost_input: the arguments were lost with another worker. live: whether its result is still needed.
+    start: makes the call on a member and returns the reference to its small result. done: receives that result.
+    lost_input: called if the arguments were lost with another worker. live: whether the result is still needed.
     """
 
     order: tuple[int, ...]
@@ -159,7 +159,7 @@ class Task:
 
 
 class Pool:
-    """The actors of a role. Idle ones take the next task. A lost one is replaced, and another actor does its task."""
+    """The actors of a role. Idle actors take the next task. A lost actor is replaced, and its task is queued again."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class Pool:
         max_restarts: int,
         placed: Callable[[int], bool] = lambda _: True,
     ) -> None:
-        """`create` starts actor number i; `setup` makes the first call to it and returns its reference.
+        """`create` starts actor number i; `setup` makes the first call to an actor and returns its reference.
 
         `placed` tells whether the cluster has a place for actor number i.
         """
@@ -185,7 +185,7 @@ class Pool:
         self._no_room_since: float | None = None
 
     def start(self) -> None:
-        """Create and set up all actors in parallel; `ready` tells when that is done."""
+        """Create and set up all actors in parallel. `ready` tells when they are all set up."""
         for number in range(len(self.members)):
             self._launch(number, first=True)
 
@@ -214,7 +214,7 @@ class Pool:
         self._check_room()
 
     def renew(self) -> None:
-        """Drop all tasks and set up all actors again. Living actors are kept."""
+        """Drop all tasks and set up all actors again. Actors that are alive are kept."""
         self._queue, self._running = [], {}
         for number, member in enumerate(self.members):
             self._calls.forget(member)
@@ -245,19 +245,19 @@ class Pool:
             raise error
         member.busy = False
         self._running.pop(member.name, None)
-        logger.warning("%s: its input was lost with another worker, it is done again", task.what)
+        logger.warning("%s: its input was lost with another worker, so it is done again", task.what)
         if task.live():
             task.lost_input()
 
     def lost(self, member: Member, error: BaseException) -> None:
-        """Replace a member; what it was doing goes back to the queue."""
+        """Replace a member and put its task back into the queue."""
         task = self._running.pop(member.name, None)
         self._calls.forget(member)
         number = self.members.index(member)
         reason = why_lost(error)
         if member.restarts >= self._max_restarts:
             times = f"--max-restarts {self._max_restarts} times"
-            raise WorkerLost(f"{member.name} was lost more than {times}, at last: {reason}")
+            raise WorkerLost(f"{member.name} was lost more than {times}; the last time: {reason}")
         again = "" if task is None else f", {task.what} is done again with the same seeds"
         logger.warning("%s was lost (%s): it is replaced%s", member.name, reason, again)
         member.restarts += 1
@@ -299,7 +299,7 @@ class Pool:
         self._calls.add("setup", member, self._setup(member.actor), done, failed, placed)
 
     def _check_room(self) -> None:
-        """Raise WorkerLost if no actor is left and none finds room for too long. One with a place is only starting."""
+        """Raise WorkerLost if no actor is left and none has found room for too long. An actor with a place is starting."""
         if not self._queue or any(member.ready for member in self.members) or self._any_placed():
             self._no_room_since = None
             return

@@ -1,4 +1,4 @@
-"""The worker of a GRPO run, where --placement says."""
+"""Create the worker of a GRPO run for --placement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch.rl.worker import Worker
 
 
 def start_worker(config: GrpoConfig, stop: StopRequest) -> Worker:
-    """Connect to Ray (the cluster of a job, or one of our own) and take the worker that --placement names."""
+    """Connect to Ray (the cluster of a job, or a local one) and create the worker that --placement names."""
     there = join_cluster()
     if config.cluster.placement == "distributed":
         return DistributedRun(lambda: stop.requested)

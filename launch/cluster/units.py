@@ -1,4 +1,4 @@
-"""The way of a unit of conditions: it is read and sampled, then scored and at the same time prepared for learning."""
+"""Units of conditions and their path: read, sample, then score and, at the same time, prepare for learning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from stylevar.contracts import CallInfo, PolicyVersion, RewardDetail
 
 @dataclass
 class Unit:
-    """Some conditions of a step. Fields that end in `_ref` are Ray references, which the driver never fetches.
+    """Some conditions of a step. Fields that end in `_ref` are Ray references; the driver fetches none of a training step.
 
-    read: the reader's method and its arguments. learner: the number of the learner that learns from it; None for held-out
-    conditions, which get `group` samples each. attempt: how often it was started; results of earlier attempts are ignored.
+    read: the reader's method and its arguments. learner: the number of the learner that learns from the unit; None for
+    held-out conditions, which get `group` samples each. attempt: how often the unit was started; results of earlier
+    attempts are ignored.
     """
 
     step: int
@@ -43,16 +44,16 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        """Whether it can be learned from."""
+        """Whether the unit is scored and, unless it is held out, prepared for learning."""
         return self.scored and (self.prepared or self.learner is None)
 
     def abandon(self) -> None:
-        """Ignore its results from now on."""
+        """Ignore the results of attempts so far."""
         self.attempt += 1
 
 
 class UnitFlow:
-    """Hands units from role to role."""
+    """Passes units from role to role."""
 
     def __init__(
         self,
@@ -64,17 +65,17 @@ class UnitFlow:
         in_turn: bool = False,
         detail: RewardDetail = "none",
     ) -> None:
-        """`sync` brings a rollout worker to a version, before it samples with it.
+        """`sync` loads a version of the weights into a rollout worker before it samples.
 
-        `in_turn`: prepare a unit after it is scored, not at the same time. On shared cores the threads of both wait for each
-        other, and both took twice as long.
-        `detail`: what the credit needs to know of the rewards, for units that a learner learns from.
+        `in_turn`: prepare a unit after it is scored, not at the same time. On shared cores, the threads of both tasks wait
+        for each other, and both took twice as long.
+        `detail`: what the credit method needs to know about the rewards of training units, besides their values.
         """
         self._reader, self._rollout, self._reward, self._learners, self._sync = reader, rollout, reward, learners, sync
         self._in_turn, self._detail = in_turn, detail
 
     def start(self, unit: Unit) -> None:
-        """Begin, or begin again: the same seeds and weights give the same trajectories."""
+        """Start a unit, or restart it: the same seeds and weights give the same trajectories."""
         unit.attempt += 1
         unit.scored = unit.prepared = False
         self._reader.submit(self._task("reading", unit, self._read, self._on_read))

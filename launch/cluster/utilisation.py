@@ -22,7 +22,7 @@ class _Total:
 
 
 class RoleUsage:
-    """Counts since the start of the run, and since the last `metrics`."""
+    """Usage since the start of the run, and since the last call of `metrics`."""
 
     def __init__(self, run: str, members: Mapping[str, Sequence[Member]], pools: Mapping[str, Pool]) -> None:
         self._members, self._pools = members, pools
@@ -36,23 +36,23 @@ class RoleUsage:
             name: Gauge(f"stylevar_{name}", description=text, tag_keys=tags)
             for name, text in (
                 ("busy_share", "share of the last step that the workers of a role worked"),
-                ("queue_depth", "units that waited for a worker of a role when it took one, mean of the last step"),
+                ("queue_depth", "units waiting for a role whenever one of its workers took one, mean of the last step"),
                 ("restarts", "workers of a role that were replaced since the start"),
-                ("staleness", "updates that the weights which sampled the last step were behind"),
+                ("staleness", "age in updates of the weights that sampled the last step"),
                 ("sync_seconds", "seconds that rollout workers spent on new weights in the last step"),
             )
         }
         self._run = run
 
     def synced(self, info: SyncInfo) -> None:
-        """A rollout worker took over new weights."""
+        """Record that a rollout worker has loaded new weights."""
         self._syncs.append(info)
         self._sync_seconds += info.seconds
         self._sync_bytes += info.nbytes
         self._sync_count += 1
 
     def metrics(self, staleness: int, restarts: Mapping[str, int]) -> dict[str, float]:
-        """TensorBoard scalars of the time since the last call."""
+        """TensorBoard scalars for the time since the last call."""
         now = time.perf_counter()
         wall, self._since = now - self._since, now
         values = {"policy/staleness": float(staleness)}
@@ -75,7 +75,7 @@ class RoleUsage:
         return values
 
     def table(self, restarts: Mapping[str, int]) -> str:
-        """The run so far, one line per role."""
+        """A table of the run so far, one line per role."""
         head = f"{'role':10}{'workers':>8}{'calls':>8}{'busy':>8}{'idle':>8}{'queue':>8}{'restarts':>10}"
         lines = [head]
         for role, members in self._members.items():

@@ -1,4 +1,4 @@
-"""Which weights the learners hold, and how rollout workers get them."""
+"""Track the learners' weights, and send them to the rollout workers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from stylevar.contracts import PolicyVersion
 
 
 class WeightsDiverged(RuntimeError):
-    """Workers that should hold the same weights do not."""
+    """Workers that should hold the same weights hold different ones."""
 
 
 class Weights:
-    """The newest version, and references to the adapters of every version that is still sampled with.
+    """The newest version, and references to the adapters of every version that is still used for sampling.
 
-    Every worker starts from the same base and replays the same merges, so only adapters ever travel.
+    Every worker starts from the same base and replays the same merges, so only adapters are sent.
     """
 
     def __init__(self, rollout: Pool, calls: Calls, hashed: bool, synced: Callable[[SyncInfo], None]) -> None:
-        """`hashed`: compare a hash of all effective weights after every sync and merge. `synced` is told of every sync."""
+        """`hashed`: compare a hash of all effective weights after every sync and merge. `synced` is called for each."""
         self._rollout, self._calls, self._hashed, self._synced = rollout, calls, hashed, synced
         self.version = PolicyVersion(0, 0)
         self.adapters: dict[PolicyVersion, Any] = {}
@@ -34,7 +34,7 @@ class Weights:
         self._fingerprints: dict[PolicyVersion, str] = {}
 
     def restart(self, version: PolicyVersion) -> bool:
-        """Start over from the base of `version`. Returns whether any worker has replayed merges on top of its own base."""
+        """Start over from the base of `version`. Returns whether workers have replayed merges on top of their base."""
         replayed = bool(self._merges)
         self.version, self.adapters, self._merges, self._first_merge = version, {}, [], version.merges
         self._fingerprints = {}
@@ -43,31 +43,31 @@ class Weights:
         return replayed
 
     def take(self, adapters: Any, infos: Sequence[WeightsInfo], snapshot: Any = None, updated: bool = False) -> None:
-        """Make what the learners hold now the newest version; `adapters` is a reference to it.
+        """Make the learners' current weights the newest version; `adapters` is a reference to their adapters.
 
-        `snapshot`: a reference to the adapters that were baked into the base to get there. `updated`: the version comes from
+        `snapshot`: a reference to the adapters that a merge has just baked into the base. `updated`: the version comes from
         an update, which must have changed the weights. Raises WeightsDiverged.
         """
-        found = {(info.version, info.fingerprint) for info in infos}
-        if len(found) > 1:
-            raise WeightsDiverged(f"the learners hold different weights: {sorted(found, key=str)}")
-        ((version, fingerprint),) = found
+        versions = {(info.version, info.fingerprint) for info in infos}
+        if len(versions) > 1:
+            raise WeightsDiverged(f"the learners hold different weights: {sorted(versions, key=str)}")
+        ((version, fingerprint),) = versions
         if snapshot is not None:
             self._merges.append(snapshot)
         self.adapters.setdefault(version, adapters)
         if fingerprint is not None:
             if updated and version != self.version and fingerprint == self._fingerprints.get(self.version):
-                raise WeightsDiverged(f"{version} should differ from {self.version}, but all weights are as they were")
+                raise WeightsDiverged(f"{version} should differ from {self.version}, but no weight has changed")
             self._fingerprints[version] = fingerprint
         self.version = version
 
     def keep_only(self, versions: Iterable[PolicyVersion]) -> None:
-        """Drop the adapters of all versions but these and the newest."""
+        """Drop the adapters of all versions except these and the newest."""
         wanted = {self.version, *versions}
         self.adapters = {version: reference for version, reference in self.adapters.items() if version in wanted}
 
     def sync(self, member: Member, version: PolicyVersion) -> None:
-        """Have a rollout worker hold `version`: it replays the merges that it lacks and loads the adapters."""
+        """Bring a rollout worker to `version`: it replays the merges that it lacks and loads the adapters."""
         if member.held == version:
             return
         held = self._first_merge if member.held is None else member.held.merges
@@ -80,8 +80,8 @@ class Weights:
             expected = self._fingerprints.get(version)
             if info.fingerprint is not None and expected is not None and info.fingerprint != expected:
                 raise WeightsDiverged(
-                    f"after the sync of {version} {member.name} holds weights of hash {info.fingerprint}, the learner of "
-                    f"{expected}: their base models or devices differ"
+                    f"after the sync of {version}, {member.name} holds weights with the hash {info.fingerprint}, but the "
+                    f"learner's have {expected}: their base models or devices differ"
                 )
 
         def failed(error: BaseException) -> None:

@@ -1,1 +1,1 @@
-"""What every program shares: flags, output, signals, devices, the checkout and its Ray cluster."""
+"""Shared by all programs: flags, output, signals, devices, the checkout and its Ray cluster."""

@@ -1,8 +1,8 @@
-"""Run the checkout that was started in every process, whatever else is on the path.
+"""Make every process of a program run the same checkout, whatever else is on the path.
 
-Our folders are imported as `data`, `reward`, `launch`, ..., names that a user's own files may have too. A program puts its
-checkout first on its own path; this module does the same for Ray's workers and for loading processes, which would
-otherwise look in the current folder first, or run another checkout that is installed.
+Our packages have common names such as `data`, `reward` and `launch`, which a user's own files may have too. A program puts
+its checkout first on its own path. This module does the same for Ray's workers and for loading processes; otherwise they
+would look in the current folder first, or run another checkout that is installed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from stylevar.processes import starting_workers
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("data", "launch", "learner", "reward", "rollout", "stylevar")
 LONGEST_TEMPORARY_FOLDER = 60
-"""Characters. Sockets lie in folders below it, and a socket's path may have about 107."""
+"""Characters. Sockets are created in folders below it, and a socket's path may have about 107 characters."""
 
 
 def worker_environment() -> dict[str, Any]:
     """The `runtime_env` with which Ray's workers run this checkout.
 
-    On another node, the path of this one comes to nothing unless the checkout is there too; then the code is what
-    `--working-dir` shipped, or what is installed.
+    On another node, the path of this checkout has no effect unless the checkout exists there too. Such a node runs the code
+    that `--working-dir` shipped, or the installed package.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", ""), "${PYTHONPATH}"]
     return {
@@ -42,7 +42,7 @@ def worker_environment() -> dict[str, Any]:
 
 
 def pin() -> None:
-    """Find our packages beside this one from now on. Ray calls it in each worker before it adds the current folder."""
+    """Import our packages from this checkout from now on. Ray calls this in each worker before adding the current folder."""
     if not isinstance(sys.meta_path[0], _Checkout):
         sys.meta_path.insert(0, _Checkout())
 
@@ -53,13 +53,13 @@ class _Checkout(MetaPathFinder):
 
 
 def process_context(*preloaded: str) -> BaseContext:
-    """How to start processes beside threads: from a server that has imported the modules `preloaded` once for all.
+    """A context that starts processes from a fork server, which has imported the modules `preloaded` once for all of them.
 
-    They are not forked from this process, whose threads may hold locks, and leave stop signals to it.
+    Nothing is forked from this process, because its threads may hold locks. The started processes ignore stop signals.
     """
     context = multiprocessing.get_context("forkserver")
-    # A server looks for modules in the current folder first. Python 3.10 cannot be told not to: each process imports
-    # for itself there, from the path that it is given.
+    # The server looks for modules in the current folder first, and Python 3.10 has no option against that. There, each
+    # process imports its modules itself, from the path that it is given.
     if sys.version_info >= (3, 11):
         context.set_forkserver_preload(list(preloaded))
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -85,7 +85,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 @contextmanager
 def _short_tempdir() -> Iterator[None]:
-    """Let the server's socket lie in /tmp if the path of the usual temporary folder is too long for one."""
+    """Put the server's socket in /tmp if the path of the usual temporary folder is too long for a socket."""
     usual = tempfile.tempdir
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY_FOLDER:
         tempfile.tempdir = "/tmp"

@@ -1,4 +1,4 @@
-"""What every program in this folder shares: typed flags from a dataclass, one-line errors, and how signals end it."""
+"""The frame of every program: typed flags from a dataclass, one-line errors, and exit codes for signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
     description = about(sys.modules[main.__module__].__doc__)
 
     def parse_and_run() -> None:
-        # Inside, since a config may refuse its values.
+        # Parsed inside, because a config may reject its values.
         if default is None:
             main(tyro.cli(config_type, description=description))
         else:
@@ -35,15 +35,16 @@ def run(main: Callable[[ConfigT], None], config_type: type[ConfigT], default: Co
 
 
 def about(doc: str | None) -> str:
-    """A module's docstring as `--help` shows it: every example command stays on a line of its own."""
-    # tyro joins the lines of a paragraph, except those that are indented.
+    """A module's docstring for `--help`, with every example command on its own line."""
+    # tyro joins the lines of a paragraph unless they are indented.
     lines = (doc or "").splitlines()
     return "\n".join(f"  {line}" if line.startswith(("python ", "ray ")) else line for line in lines)
 
 
 def exit_code(body: Callable[[], None]) -> None:
-    """Run `body`; a user's mistake, or a disk that is full or broken, is one line and exit code 2, an interruption 130.
+    """Run `body` and exit with the right code.
 
+    A user's mistake, or a disk that is full or broken, prints one line and exits with 2. An interruption exits with 130.
     Output goes through `launch.common.console`, signals through `launch.common.stop`.
     """
     console.install()
@@ -60,6 +61,6 @@ def exit_code(body: Callable[[], None]) -> None:
             reason = disk_trouble(error)
             if reason is None:
                 raise
-            text = f"error: a file cannot be read or written ({reason}): make room or mend the disk, then start again"
+            text = f"error: a file cannot be read or written ({reason}): free space or repair the disk, then start again"
             print(text, file=sys.stderr)
             sys.exit(2)

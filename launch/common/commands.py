@@ -1,4 +1,4 @@
-"""Commands as they are printed: quoted, so that they can be pasted into a shell, and with paths that outlast a Ray job."""
+"""Commands to print: quoted, so that users can paste them into a shell, and with paths that outlast a Ray job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quoted(*words: object) -> str:
 
 
 def lasting(path: Path) -> Path:
-    """`path` as it is to be printed: in a Ray job absolute, since nobody else has the job's working directory."""
+    """`path` for printing: absolute in a Ray job, because users do not work in the job's directory."""
     return path.resolve() if JOB_CONFIG in os.environ else path
 
 

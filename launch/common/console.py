@@ -1,8 +1,8 @@
 """Output that cannot fail, block or delay the work it reports on.
 
-A terminal may close, the reader of a pipe may go away or stop reading, a log's disk may fill, and a locale may lack a
-character. None of this is a reason to lose a run, so `print`, log lines, progress bars and Ray's own threads write to
-streams that take everything at once and hand it to a thread of their own.
+A terminal may close, the reader of a pipe may exit or stop reading, a log's disk may fill up, and a locale may lack a
+character. None of this should lose a run. So `print`, log lines, progress bars and Ray's own threads write to streams that
+accept everything at once and pass it to a separate thread.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from tqdm import tqdm
 from stylevar.processes import STOP_SIGNALS
 
 KEPT = 10_000
-"""Writes that wait for a reader who has stopped reading; later ones are dropped until he reads again."""
+"""Writes to buffer for a reader that has stopped reading. Later ones are dropped until it reads again."""
 PATIENCE = 5.0
-"""Seconds that the end of the program waits for such a reader."""
+"""Seconds that a program waits for such a reader when it ends."""
 
 
 class Outlet(io.RawIOBase):
-    """Writes to a file descriptor from a thread of its own, in order; what cannot be written is dropped."""
+    """Writes to a file descriptor from a separate thread, in order. Drops what cannot be written."""
 
     def __init__(self, descriptor: int) -> None:
         self.name = self._descriptor = descriptor
-        # Its `put` may be interrupted anywhere, by a signal handler that prints or by KeyboardInterrupt.
+        # SimpleQueue.put may be interrupted anywhere, by a signal handler that prints or by KeyboardInterrupt.
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         threading.Thread(target=self._work, name=f"output-{descriptor}", daemon=True).start()
 
     def write(self, data: Any, /) -> int:
-        """Take `data`; always all of it, and never an error."""
+        """Accept all of `data`; never raises."""
         taken = bytes(data)
         if self._waiting.qsize() < KEPT:
             self._waiting.put(taken)
         return len(taken)
 
     def drain(self) -> None:
-        """Wait until everything is written, for `PATIENCE` seconds at most."""
+        """Wait until everything is written, but at most `PATIENCE` seconds."""
         written = threading.Event()
         self._waiting.put(written)
         written.wait(PATIENCE)
@@ -60,14 +60,14 @@ class Outlet(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def _work(self) -> None:
-        # A signal that this thread took would not wake the main thread, which has to answer it.
+        # A signal delivered to this thread would not wake the main thread, which must handle it.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         while True:
             item = self._waiting.get()
             if isinstance(item, threading.Event):
                 item.set()
             else:
-                with contextlib.suppress(OSError):  # no reader, no terminal, no room: the work matters more
+                with contextlib.suppress(OSError):  # no reader, no terminal, no disk space: the work matters more
                     self._put(item)
 
     def _put(self, data: bytes) -> None:
@@ -79,9 +79,9 @@ class Outlet(io.RawIOBase):
 
 
 def install() -> None:
-    """Let standard output and error of this program go through an `Outlet`, and progress bars hold no lock for others.
+    """Send this program's stdout and stderr through an `Outlet`, and give progress bars a lock of this process alone.
 
-    Streams that something else has replaced, such as a test or a notebook, stay as they are.
+    Streams that a test or a notebook has already replaced are left alone.
     """
     outlets: dict[tuple[int, int], Outlet] = {}
     for name in ("stdout", "stderr"):
@@ -92,20 +92,20 @@ def install() -> None:
             with contextlib.suppress(OSError):
                 stream.flush()
             status = os.fstat(stream.fileno())
-            # One outlet for a terminal or a log that takes both, or their lines could change places.
+            # Both streams share one outlet if they go to the same terminal or log; otherwise lines could change order.
             file = status.st_dev, status.st_ino
             outlet = outlets.get(file) or outlets.setdefault(file, Outlet(stream.fileno()))
             setattr(sys, name, text_stream(outlet, stream.encoding))
     if outlets:
         atexit.register(_drain, list(outlets.values()))
-        # The usual lock is shared between processes, and a signal at the wrong moment leaves it taken. The bars of all our
-        # programs are drawn by the main thread, which can take this one again.
+        # tqdm's default lock is shared between processes, and a signal at the wrong moment leaves it locked. Only the main
+        # thread draws progress bars, and it can acquire this lock again.
         tqdm.set_lock(threading.RLock())
         tqdm.monitor_interval = 0
 
 
 def text_stream(outlet: Outlet, encoding: str) -> io.TextIOWrapper:
-    """Text over `outlet`; characters that `encoding` lacks become question marks."""
+    """A text stream to `outlet`; characters that `encoding` lacks become question marks."""
     return io.TextIOWrapper(outlet, encoding, errors="replace", line_buffering=True)
 
 

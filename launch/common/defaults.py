@@ -1,4 +1,4 @@
-"""Where the embedded demo set and its small trained models lie, wherever the packages are installed."""
+"""Paths of the embedded demo set and its small trained models, wherever the packages are installed."""
 
 from __future__ import annotations
 

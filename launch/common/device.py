@@ -1,4 +1,4 @@
-"""Which device a program runs on, and with how many threads."""
+"""Choose the device and the number of threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stylevar.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`: auto takes a GPU if there is one. UserError if cuda is asked for and not there."""
+    """The device of `--device`: auto uses a GPU if there is one. UserError if cuda is asked for but missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -18,5 +18,5 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int) -> None:
-    """Compute with so many CPU threads; 0 for as many as torch takes by itself, at most one per CPU that is available."""
+    """Set the number of CPU threads; 0 for torch's default, but at most one thread per available CPU."""
     torch.set_num_threads(threads or min(torch.get_num_threads(), available_cpus()))

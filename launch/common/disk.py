@@ -1,4 +1,4 @@
-"""A disk that is full or broken, told from errors of every other kind."""
+"""Tell errors of a full or broken disk from all other errors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE)
-_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors tells the number of an operating system's error
+_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the number of an operating system's error
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """Why a file could not be written, in the operating system's words; None if `error` is about something else."""
+    """Why a file could not be read or written, in the operating system's words; None if `error` has another cause."""
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno in _TROUBLE:
             return os.strerror(cause.errno) + (f": {cause.filename}" if cause.filename else "")
@@ -23,9 +23,9 @@ def disk_trouble(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from; in errors of Ray tasks that is `cause`."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        cause = getattr(found, "cause", None)
-        found = cause if isinstance(cause, BaseException) else found.__cause__ or found.__context__
+    """The error and its causes. Errors of Ray tasks keep theirs in `cause`."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        cause = getattr(current, "cause", None)
+        current = cause if isinstance(cause, BaseException) else current.__cause__ or current.__context__

@@ -1,4 +1,4 @@
-"""Pictures for people: conditions beside their samples, with the rewards written underneath."""
+"""Image grids: conditions beside their samples, with the rewards written underneath."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def reward_captions(rewards: Tensor) -> list[str]:
 
 
 def draw_grid(rows: Sequence[GridRow], scale: int = 2) -> Tensor:
-    """content | style | target | samples, one condition per row, as uint8 [3, H, W]; images are enlarged `scale` times.
+    """Draw content | style | target | samples, one condition per row, as uint8 [3, H, W], enlarged `scale` times.
 
-    Rows may differ in their number of samples and in image size; cells have the size of the largest image. No rows at
-    all, or more captions than samples, raise ValueError.
+    Rows may differ in their number of samples and in image size; cells have the size of the largest image. Raises
+    ValueError without rows, or if a row has more captions than samples.
     """
     if not rows:
         raise ValueError("a grid needs at least one row")
@@ -55,7 +55,7 @@ def draw_table(
     captions: Sequence[Sequence[str]] | None = None,
     scale: int = 2,
 ) -> Tensor:
-    """Images uint8 [3, H, W] in rows, `titles` over the columns and `captions` under the images; uint8 [3, H', W']."""
+    """Draw images uint8 [3, H, W] in rows, `titles` above the columns, `captions` below the images; uint8 [3, H', W']."""
     height = scale * max(image.shape[1] for row in cells for image in row)
     width = scale * max(image.shape[2] for row in cells for image in row)
     column, line = width + _GAP, height + _GAP + (_CAPTION if captions is not None else 0)

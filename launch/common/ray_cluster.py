@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine, and why a worker of it is gone."""
+"""Join a Ray cluster or start one on this machine, and explain why a worker was lost."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds that a cluster may take to answer. Ray itself would wait for minutes."""
 STARTS = 4
-"""How often a local Ray is started whose processes were too slow to come up."""
+"""How often to try to start a local Ray whose processes come up too slowly."""
 TOO_SLOW = "timed out during startup"
-"""What Ray says then."""
+"""Ray's error message in that case."""
 SOCKET_PATH = 107
-"""Bytes that the path of a Unix socket may have."""
+"""Bytes that the path of a Unix socket may take."""
 SESSION = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.12")
-"""Of these, what Ray adds to its temporary folder."""
+"""Bytes of these that Ray appends to its temporary folder."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
 
 
 def join_cluster(dashboard: bool = False) -> dict[str, float]:
-    """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, else to a local one; its resources.
+    """Connect to the cluster that `ray job submit` or RAY_ADDRESS names, or start a local one. Returns its resources.
 
-    `dashboard`: a local one gets a dashboard if Ray is installed with it. Ray Train asks it for the state of its actors.
-    Raises UserError if no cluster answers, or none can be started here.
+    `dashboard`: start the dashboard of a local cluster if it is installed. Ray Train asks it for the state of its actors.
+    Raises UserError if no cluster answers, or if none can be started here.
     """
     if not ray.is_initialized():
-        # The actor is the job itself: at Ray's usual niceness of 15 anything else on the machine would starve it.
+        # The actor does all the work: at Ray's default niceness of 15, anything else on the machine would starve it.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # A job may have set PYTHONPATH, too, which `worker_environment` contains. Ray would refuse to merge them.
+        # A job may have set PYTHONPATH too, and `worker_environment` includes it. Ray would refuse to merge the two.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
         address = find_cluster()
         try:
             # A closed terminal signals Ray's processes too, but the run still needs them to save its state.
             with sparing_children(signal.SIGHUP):
                 init_patiently(
-                    # Without an address Ray would join whatever was last started here, and wait minutes if that has died.
+                    # Without an address Ray would join the last cluster started here, and wait minutes if that has died.
                     address=address or "local",
                     num_cpus=available_cpus() if address is None else None,
                     include_dashboard=(None if dashboard else False) if address is None else None,
@@ -65,19 +65,19 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
 
 
 class SlowStart(Exception):
-    """A local Ray did not come up in the time that it gives itself."""
+    """A local Ray did not come up within Ray's own time limit."""
 
 
 def init_patiently(**settings: Any) -> None:
-    """`ray.init`, up to `STARTS` times if Ray's own processes take longer to start than the 30 s that Ray gives them.
+    """Call `ray.init`, up to `STARTS` times if Ray's processes take longer to start than the 30 s that Ray allows.
 
-    On a machine that is busy with something else they may. Raises SlowStart if they do so every time.
+    This happens on busy machines. Raises SlowStart if every attempt is too slow.
     """
     for _ in range(STARTS):
         try:
             ray.init(**settings)
             return
-        except Exception as error:  # Ray raises no kind of its own for this
+        except Exception as error:  # Ray has no error class for this
             if TOO_SLOW not in str(error):
                 raise
             ray.shutdown()
@@ -85,9 +85,9 @@ def init_patiently(**settings: Any) -> None:
 
 
 def find_cluster() -> str | None:
-    """The host:port of the cluster that RAY_ADDRESS names, after it has answered; None if it names none.
+    """The host:port of the cluster that RAY_ADDRESS names, after checking that it answers; None if it names none.
 
-    Raises UserError, within seconds, if that cluster is not there.
+    Raises UserError, within seconds, if the cluster does not answer.
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if named in ("", "local"):
@@ -95,7 +95,7 @@ def find_cluster() -> str | None:
     remedy = "start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
     if "://" in named:
         raise UserError(
-            f"RAY_ADDRESS={named} is the address of the job API or of a Ray client: give that of the cluster itself, as "
+            f"RAY_ADDRESS={named} is the address of the job API or of a Ray client: give the cluster's own address, such as "
             "HEAD:6379, or use `ray job submit`, which sets it"
         )
     try:
@@ -109,12 +109,12 @@ def find_cluster() -> str | None:
     except OSError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named} ({error}): {remedy}") from error
     if not answers:
-        raise UserError(f"what answers at RAY_ADDRESS={named} is not a Ray cluster: give `ray start`'s port, usually 6379")
+        raise UserError(f"the server at RAY_ADDRESS={named} is not a Ray cluster: give `ray start`'s port, usually 6379")
     return address
 
 
 def why_lost(error: BaseException) -> str:
-    """In a few words, why a worker is gone."""
+    """Why a worker was lost, in a few words."""
     said = str(getattr(error, "cause", None) or error).strip()
     if "running low on memory" in said or isinstance(error, OutOfMemoryError):
         return "Ray ended its process because memory ran out"
@@ -126,7 +126,7 @@ def why_lost(error: BaseException) -> str:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a gRPC server listens there, as Ray's is: it greets with its HTTP/2 settings. Raises OSError."""
+    """Whether a gRPC server such as Ray's listens there: it greets with its HTTP/2 settings. Raises OSError."""
     with socket.create_connection((host, port), PATIENCE) as connection:
         if os.environ.get("RAY_USE_TLS", "0") != "0":
             return True
@@ -139,17 +139,17 @@ def _answers(host: str, port: int) -> bool:
 
 
 def temporary_folder() -> str:
-    """Where a local Ray keeps its sockets and logs: in RAY_TMPDIR or TMPDIR, if the path is short enough for sockets."""
+    """The folder for a local Ray's sockets and logs: RAY_TMPDIR or TMPDIR, if the path is short enough for sockets."""
     usual = "/tmp/ray"
     named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
     folder = os.path.join(os.path.abspath(named), "ray") if named else usual
     if len(os.fsencode(folder)) + SESSION <= SOCKET_PATH:
         return folder
-    logger.warning("%s is too long a path for Ray's sockets: Ray uses %s", folder, usual)
+    logger.warning("the path %s is too long for Ray's sockets: Ray uses %s", folder, usual)
     return usual
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, without its traceback."""
+    """An error's message without its traceback."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Ctrl-C, a scheduler's SIGTERM and the SIGHUP of a closed terminal: what is done is saved before the program ends."""
+"""Stop on Ctrl-C, a scheduler's SIGTERM or a closed terminal's SIGHUP, after saving the work done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stylevar.processes import STOP_SIGNALS
 STOPPED = 130
 """Exit code of a run that was stopped and can be resumed."""
 GRACE = 10.0
-"""Seconds after the second Ctrl-C in which a program can still end by itself."""
+"""Seconds that a program has to end by itself after the second Ctrl-C."""
 
 T = TypeVar("T")
 Handlers = dict[signal.Signals, Any]
@@ -26,16 +26,16 @@ Handlers = dict[signal.Signals, Any]
 class Interrupts:
     """While a program runs, every stop signal raises KeyboardInterrupt, as Ctrl-C does.
 
-    The second Ctrl-C ends the program within `GRACE` seconds, whatever holds it up, and the third one at once. SIGTERM and
-    SIGHUP do not count as insisting: schedulers and closing terminals send them twice. A signal that was ignored when the
-    program started (`nohup`) stays ignored.
+    The second Ctrl-C ends the program within `GRACE` seconds, whatever it waits for, and the third one at once. A second
+    SIGTERM or SIGHUP has no such effect, because schedulers and closing terminals send them twice. A signal that was
+    ignored when the program started (`nohup`) stays ignored.
     """
 
     current: ClassVar[Interrupts | None] = None
 
     def __init__(self) -> None:
         self.asked = False
-        """Whether a stop signal has come."""
+        """Whether a stop signal has arrived."""
         self._before: Handlers = {}
 
     def __enter__(self) -> Interrupts:
@@ -51,7 +51,7 @@ class Interrupts:
         if self.asked:
             if number != signal.SIGINT:
                 return
-            # Not `threading`, whose own locks this thread may hold at the moment.
+            # Not `threading`: this thread may be holding one of its locks.
             _thread.start_new_thread(_end, ())
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         self.asked = True
@@ -59,7 +59,7 @@ class Interrupts:
 
 
 class Stop(Protocol):
-    """Whether somebody wants the work to end. It listens within `with stop:`."""
+    """Tells whether a stop was requested. It listens for signals inside `with stop:`."""
 
     @property
     def requested(self) -> bool: ...
@@ -72,9 +72,9 @@ class Stop(Protocol):
 
 
 class StopRequest:
-    """Inside `with StopRequest() as stop`, the first signal only sets `stop.requested`; a Ctrl-C after it acts as usual.
+    """Inside `with StopRequest() as stop`, the first signal only sets `stop.requested`; a later Ctrl-C acts as usual.
 
-    In threads other than the main one nothing is caught, since Python allows no handler there.
+    Outside the main thread it catches nothing, because Python allows no signal handlers there.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class StopRequest:
         self._restore()
 
     def until_requested(self, items: Iterable[T]) -> Iterator[T]:
-        """`items`, the next one only as long as no stop is requested."""
+        """Yield `items` until a stop is requested."""
         with self:
             for item in items:
                 yield item
@@ -101,8 +101,8 @@ class StopRequest:
             self.requested = True
             if Interrupts.current is not None:
                 Interrupts.current.asked = True
-            # Not print, which Ray replaces by one that takes a lock.
-            sys.stderr.write("\nstopping as soon as the work at hand is saved; Ctrl-C again ends at once\n")
+            # Not print: Ray replaces it with a version that takes a lock.
+            sys.stderr.write("\nstopping as soon as the current work is saved; press Ctrl-C again to stop at once\n")
         elif number == signal.SIGINT:
             usual = self._before[signal.SIGINT]
             self._restore()
@@ -114,7 +114,7 @@ class StopRequest:
 
 
 def _take(handler: Callable[[int, FrameType | None], None]) -> Handlers:
-    """Let `handler` have the stop signals that are not ignored; the handlers that they had before."""
+    """Install `handler` for all stop signals that are not ignored. Returns the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

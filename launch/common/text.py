@@ -1,4 +1,4 @@
-"""Numbers with units, read and written, and aligned columns."""
+"""Parse and format numbers with units, and align columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "GB": 10**9, "MB": 10**6}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Columns as wide as they need to be: the first `text_columns` to the left, the others to the right."""
+    """A table with columns of minimal width: the first `text_columns` aligned left, the others right."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 

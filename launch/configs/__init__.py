@@ -1,1 +1,1 @@
-"""The settings of runs, every field a flag, and how they are kept."""
+"""The settings of runs: every field is a flag, and a run's folder keeps them as YAML."""

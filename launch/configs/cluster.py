@@ -1,4 +1,4 @@
-"""Which role runs where: the flags, and what each actor asks of the cluster."""
+"""Flags that place the roles on a cluster, and the resources that each actor requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClusterConfig:
     learners: Annotated[int, Ge(1)] = 1
     """distributed: actors that update the adapters together (K)."""
     rollout_gpus: Annotated[float, Gt(0)] = 1.0
-    """distributed, with GPUs: how much of one each rollout worker takes; fractions share a GPU."""
+    """distributed, with GPUs: GPUs per rollout worker; with fractions, workers share a GPU."""
     reward_gpus: Annotated[float, Gt(0)] = 1.0
     """The same for each reward worker."""
     learner_gpus: Annotated[float, Gt(0)] = 1.0
@@ -43,16 +43,16 @@ class ClusterConfig:
     unit: Annotated[int, Ge(0)] = 0
     """distributed: conditions that one task samples; 0 for two tasks per rollout worker and minibatch."""
     max_staleness: Literal[0, 1, 2] = 0
-    """distributed: age in updates of the weights that sample a step; with 1 or 2 rollouts run while learners update."""
+    """distributed: how many updates old the weights that sample a step may be; with 1 or 2, rollouts run during updates."""
     wire: Literal["fp32", "bf16"] = "fp32"
-    """distributed: precision in which adapters travel to the rollout workers. With bf16 the ratio is never exactly 1."""
+    """distributed: precision of the adapters sent to the rollout workers. With bf16 the ratio is never exactly 1."""
     check_weights: bool = False
     """distributed: after each sync and merge compare a hash of all effective weights between all workers."""
     call_timeout: Annotated[float, Gt(0)] = 1800.0
     """distributed: seconds after which a call to a worker counts as hung; the worker is then replaced."""
     start_timeout: Annotated[float, Gt(0)] = 3600.0
-    """distributed: the same for a worker that starts and loads its model, and for how long a role without any worker may
-    wait for room on the cluster."""
+    """distributed: the same limit for a worker that starts and loads its model, and for a role without any worker that
+    waits for room on the cluster."""
     max_restarts: Annotated[int, Ge(0)] = 3
     """distributed: how often lost learners, and each lost rollout or reward worker, are replaced before the run ends."""
 
@@ -69,10 +69,10 @@ class ClusterConfig:
 
 
 def split_units(conditions: int, minibatches: int, config: ClusterConfig, at_once: int) -> list[list[slice]]:
-    """The conditions 0 ... B - 1 of a step in units that one task samples, a list of units per minibatch.
+    """Split the conditions 0 ... B - 1 of a step into units for one sampling task each: a list of units per minibatch.
 
-    Depends on the configuration alone, never on which workers are alive, so that a unit that is done again elsewhere is
-    the same. `at_once` bounds a unit: as many conditions as are sampled together.
+    The split depends only on the configuration, never on which workers are alive, so that a unit stays the same when
+    another worker repeats it. `at_once` is the largest size of a unit: the number of conditions sampled together.
     """
     share = conditions // minibatches
     size = config.unit or min(at_once, max(1, share // (2 * config.rollout_workers)))
@@ -87,9 +87,9 @@ Bundle = dict[str, float]
 
 
 def bundles(config: ClusterConfig, there: Mapping[str, float], gpu: bool) -> dict[Role, Bundle]:
-    """What each actor of a role asks of the cluster, whose resources in all are `there`."""
+    """The resources that each actor of a role requests from a cluster with the total resources `there`."""
     actors = sum(config.workers(role) for role in ROLES)
-    # Floored, so that all of them fit.
+    # Rounded down, so that all actors fit.
     share = math.floor(100 * there.get("CPU", 1) / actors) / 100
     asked: dict[Role, Bundle] = {}
     for role in ROLES:
@@ -100,7 +100,7 @@ def bundles(config: ClusterConfig, there: Mapping[str, float], gpu: bool) -> dic
 
 
 def threads_per_actor(wanted: int, bundle: Bundle) -> int:
-    """CPU threads of an actor: those asked for, or as many as it reserves CPUs."""
+    """CPU threads of an actor: the `wanted` number, or with 0 one per reserved CPU."""
     return wanted or max(1, int(bundle["CPU"]))
 
 
@@ -110,8 +110,11 @@ def crowded(config: ClusterConfig, threads: Mapping[Role, int], cpus: float) -> 
 
 
 def check_fits(config: ClusterConfig, asked: Mapping[Role, Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise UserError at once if the actors do not fit on `nodes` (what each has): what is asked, what is there, and
-    which flags to change. First-fit decreasing, as good as it gets for a few sizes."""
+    """Raise UserError at once if the actors do not fit on `nodes` (the resources of each).
+
+    The message names the requested and the available resources and the flags to change. Actors are packed by first-fit
+    decreasing, which is good enough for a few sizes.
+    """
     free = [dict(node) for node in nodes]
     wanted = [(role, asked[role]) for role in ROLES for _ in range(config.workers(role))]
     wanted.sort(key=lambda entry: (-entry[1].get("GPU", 0), -entry[1]["CPU"]))

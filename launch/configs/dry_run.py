@@ -12,7 +12,7 @@ from stylevar.bounds import check_bounds
 
 
 def _numbers(words: list[str]) -> tuple[int, ...]:
-    """Numbers between spaces, commas, or both."""
+    """Numbers separated by spaces, commas, or both."""
     return tuple(int(number) for word in words for number in word.split(",") if number)
 
 
@@ -30,18 +30,18 @@ class PlanConfig:
     """What a dry run predicts, and for which device."""
 
     dry_run: bool = False
-    """Print what the run will take (memory, FLOPs, step time, who works how much) and end: nothing is started or written."""
+    """Print what the run will take (memory, FLOPs, step time, load of each role), then exit without starting anything."""
     what_if: Annotated[tuple[Annotated[int, Ge(1)], ...], _NUMBERS] = ()
-    """Predict a distributed step with each of these numbers of rollout workers, too (1 2 4 or 1,2,4); a dry run."""
+    """Dry run: also predict a distributed step for each of these numbers of rollout workers (1 2 4 or 1,2,4)."""
     device_tflops: Annotated[float, Gt(0)] | None = None
-    """Dry run: TFLOP/s that each actor's own device sustains, in place of a short measurement on this machine."""
+    """Dry run: TFLOP/s that each actor's device sustains, instead of a short measurement on this machine."""
     device_memory_gb: Annotated[float, Gt(0)] | None = None
-    """Dry run: memory of a device in GB (10^9 bytes), in place of that of this machine's."""
+    """Dry run: memory of a device in GB (10^9 bytes), instead of this machine's."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     @property
     def wanted(self) -> bool:
-        """Whether the program is to plan instead of run."""
+        """Whether the program should plan instead of run."""
         return self.dry_run or bool(self.what_if)

@@ -28,12 +28,12 @@ from stylevar.policy import PolicySource, Precision
 from stylevar.sampling_config import SamplingConfig, Temperature, TopK, TopP
 
 SAMPLED_BY = ("temperature", "top_k", "top_p")
-"""The settings of sampling that held-out scoring has for its own."""
+"""Sampling settings that held-out scoring sets separately."""
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is measured, shown and kept while the run goes."""
+    """What a run measures, shows and keeps."""
 
     eval_every: Annotated[int, Ge(1)] = 50
     """Steps between scorings of the held-out conditions with fixed seeds (`reward/heldout`)."""
@@ -42,15 +42,15 @@ class MonitorConfig:
     eval_group: Annotated[int, Ge(1)] = 4
     """Samples per held-out condition."""
     eval_temperature: Temperature | None = None
-    """Temperature of held-out samples; by default the one that the model's config.json says is best, else 1."""
+    """Temperature of held-out samples; by default the best one according to the model's config.json, otherwise 1."""
     eval_top_k: TopK | None = None
-    """Their --top-k, by default likewise."""
+    """--top-k of held-out samples; by default that of the model's config.json."""
     eval_top_p: TopP | None = None
-    """Their --top-p, by default likewise."""
+    """--top-p of held-out samples; by default that of the model's config.json."""
     stop_when_flat: Annotated[int, Ge(0)] = 0
-    """End the run after so many scorings in a row (each `eval_every` steps) without a new best score; 0 for never."""
+    """End the run after this many scorings in a row (every `eval_every` steps) without a new best score; 0 for never."""
     eval_unit: Annotated[int, Ge(1)] = 8
-    """Held-out conditions that are sampled at once."""
+    """Held-out conditions to sample at once."""
     image_conditions: Annotated[int, Ge(1)] = 8
     """Held-out conditions whose samples are shown in TensorBoard at every scoring."""
     checkpoint_every: Annotated[int, Ge(1)] = 50
@@ -65,35 +65,35 @@ class MonitorConfig:
 @dataclass(frozen=True)
 class GrpoConfig:
     """A GRPO run. `--preset demo` (the default) is the embedded demo, `--preset paper` is for real data; `--config FILE`
-    starts from a run's file."""
+    takes the defaults from a run's file."""
 
     kind: ClassVar[RunKind] = "grpo"
     preset: Literal["paper", "demo"] = "paper"
-    """Where the defaults of all other flags come from: demo if nothing is said, paper for real data."""
+    """Sets the defaults of all other flags: the embedded demo, or the paper's settings for real data. Default: demo."""
     config: Path | None = None
     """Take the defaults from this config.yaml of an earlier run instead."""
     name: str = "grpo"
-    """The run's folder under `runs`; without it, a run whose default name is taken is numbered: demo-2."""
+    """The run's folder under `runs`; if the default name is taken, the run gets a number: demo-2."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     resume: str | None = None
-    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. Its own settings are the
-    defaults of all flags, and flags that differ are kept in it."""
+    """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. The run's settings are
+    the defaults of all flags; flags that differ are saved in the run."""
     init: str = "model.safetensors"
-    """The model to start from: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+    """The model to start from: a weights file, a model folder, a run, one of its checkpoints or merges, or a hub id
     owner/name[:file]."""
     vae: str = "vqvae.safetensors"
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     revision: str | None = None
-    """Hub revision of both."""
+    """Hub revision of the model and the VQ-VAE."""
     alphas: tuple[Alpha, ...] | None = None
-    """Style weight of each scale, in place of those saved with the model."""
+    """Style weight of each scale; replaces the weights saved with the model."""
     shards: tuple[str, ...] = ("data/train-*.tar",)
     """Training conditions: WebDataset shards of triplets, as files, patterns or folders, quoted or not."""
     heldout: tuple[str, ...] = ("data/heldout-*.tar",)
-    """Held-out conditions, scored as the run goes; likewise."""
+    """Held-out conditions, scored during the run; given in the same way."""
     novel: tuple[str, ...] = ()
-    """A second held-out set, scored at the start and the end only; likewise."""
+    """A second held-out set, scored only at the start and the end; given in the same way."""
     steps: Annotated[int, Ge(1)] = 1000
     """GRPO steps."""
     conditions: Annotated[int, Ge(1)] = 16
@@ -101,14 +101,14 @@ class GrpoConfig:
     seed: int = 0
     """Seed of data order, trajectories and adapters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
+    """Where the model runs; auto uses a GPU if there is one."""
     threads: Threads = 0
-    """CPU threads of the worker; 0 for as many as it may use."""
+    """CPU threads of the worker; 0 for all that it may use."""
     memory_budget: str | None = None
-    """What each process may take of its device, as 22GiB; by default what is free on a GPU, and no bound on a CPU. Sets
-    how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0."""
+    """Device memory that each process may use, such as 22GiB; by default all free memory of a GPU, and no limit on a CPU. It
+    determines how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0."""
     precision: Precision = "fp32"
-    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it; residual stream, logits, adapters stay fp32."""
+    """bf16: matrix products and attention run in bfloat16, on a GPU decoding too; residuals, logits, adapters stay fp32."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -123,7 +123,7 @@ class GrpoConfig:
         check_bounds(self)
         for name in ("shards", "heldout"):
             if not getattr(self, name):
-                raise UserError(f"--{name} names nothing: give shards, patterns or folders of shards")
+                raise UserError(f"--{name} is empty: give shards, patterns or folders of shards")
         if self.memory_budget is not None:
             parse_size(self.memory_budget)
         if self.conditions % self.learner.minibatches:
@@ -132,19 +132,19 @@ class GrpoConfig:
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")
 
     def with_heldout_sampling(self, own: SamplingConfig) -> GrpoConfig:
-        """The same settings, with the model's `own` where --eval-temperature and its like are not given."""
+        """The same settings, with the model's `own` sampling where the --eval-... sampling flags are not given."""
         monitor = self.monitor
         open_ones = [name for name in SAMPLED_BY if getattr(monitor, f"eval_{name}") is None]
         filled = dataclasses.replace(monitor, **{f"eval_{name}": getattr(own, name) for name in open_ones})
         return dataclasses.replace(self, monitor=filled)
 
     def heldout_sampling(self) -> RolloutConfig:
-        """How held-out conditions are sampled. Older runs did not say: they sampled them as they trained."""
+        """How held-out conditions are sampled. Configs of older runs lack this: they sampled as in training."""
         said = {name: getattr(self.monitor, f"eval_{name}") for name in SAMPLED_BY}
         return dataclasses.replace(self.rollout, **{name: value for name, value in said.items() if value is not None})
 
     def policy_source(self) -> PolicySource:
-        """Where the weights come from at the run's start."""
+        """The source of the weights at the run's start."""
         return PolicySource(
             self.init,
             self.vae,
@@ -162,11 +162,11 @@ class GrpoConfig:
         return ("heldout", "novel") if self.novel else ("heldout",)
 
     def condition_patterns(self) -> dict[str, tuple[str, ...]]:
-        """The shards of every set of conditions, by its name."""
+        """{name: shards} of every set of conditions."""
         return {"train": self.shards, **{name: getattr(self, name) for name in self.heldout_sets}}
 
     def absolute(self) -> GrpoConfig:
-        """The same settings with absolute paths, as they are kept: a run can be resumed from any folder."""
+        """The same settings with absolute paths, so that a run can be resumed from any folder."""
         reward = dataclasses.replace(
             self.reward,
             dreamsim_cache=absolute_source(self.reward.dreamsim_cache),
@@ -224,9 +224,8 @@ MAY_CHANGE = (
     "cluster",
     "plan",
 )
-"""What a resumed run may do differently. The rest is what a checkpoint stands for (model, adapters, order of the data), or
-what the scores at the start were measured with: with other held-out pictures, rewards or sampling there would be no gain
-to speak of."""
+"""Settings that a resumed run may change. The others define the checkpoint (model, adapters, order of the data) or the
+scores at the start (held-out pictures, rewards, sampling), without which a gain would have no meaning."""
 
 
 def demo() -> GrpoConfig:
@@ -239,13 +238,13 @@ def demo() -> GrpoConfig:
         shards=(str(DEMO_DATA / "train-*.tar"),),
         heldout=(str(DEMO_DATA / "heldout-*.tar"),),
         novel=(str(DEMO_DATA / "novel-*.tar"),),
-        steps=80,
-        conditions=4,
-        rollout=RolloutConfig(group=8),
-        learner=LearnerConfig(lora_rank=16, lr=6e-4),
+        steps=40,
+        conditions=16,  # the reward's gradient has little sampling noise: differences between conditions are what is left
+        rollout=RolloutConfig(group=2, temperature=0.5),
+        learner=LearnerConfig(lora_rank=16, lr=1e-3, lr_schedule="cosine", credit="gradient", panw_gamma=0.0, kl_beta=0.0),
         reward=RewardConfig(reward="lite"),
         merge=MergeConfig(ema_beta=0.9, peak_min_steps=30, min_gain=0.02, patience=5, emergency_min_steps=15),
-        monitor=MonitorConfig(eval_every=20, eval_conditions=12, eval_group=8, checkpoint_every=20, image_conditions=6),
+        monitor=MonitorConfig(eval_every=10, eval_conditions=12, eval_group=4, checkpoint_every=10, image_conditions=6),
     )
 
 
@@ -254,7 +253,7 @@ DEFAULT_PRESET = "demo"
 
 
 def default_for(argv: Sequence[str]) -> GrpoConfig:
-    """The defaults that a command line asks for with --preset or --config, before its other flags are read."""
+    """The defaults that a command line selects with --preset or --config, before its other flags are parsed."""
     preset, config = flag(argv, "--preset") or DEFAULT_PRESET, flag(argv, "--config")
     if config is not None:
         return load_config(Path(config))

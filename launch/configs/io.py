@@ -1,4 +1,4 @@
-"""Settings as they are kept: as YAML's own types and back, with absolute paths."""
+"""Convert settings to plain YAML types and back, with absolute paths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RunKind = Literal["grpo", "sft"]
 
 
 def kind_of(settings: Mapping[str, Any]) -> RunKind:
-    """Which program's run a config.yaml is of. Older versions did not write it down; of theirs only SFT's have `epochs`."""
+    """Which program wrote a config.yaml. Older versions did not save the kind; among theirs, only SFT's have `epochs`."""
     said = settings.get("kind", "sft" if "epochs" in settings else "grpo")
     return "sft" if said == "sft" else "grpo"
 
@@ -35,12 +35,12 @@ class RunConfig(Protocol):
 
 
 def as_kept(config: RunConfig) -> dict[str, Any]:
-    """What a run's config.yaml holds: its kind, and its settings with absolute paths, from which it can be started again."""
+    """The content of a run's config.yaml: the kind of run, and its settings with absolute paths."""
     return {"kind": config.kind, **to_plain(config.absolute())}
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config, or settings in a dict, as nested dicts of YAML's own types."""
+    """A config, or settings in a dict, as nested dicts of plain YAML types."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -55,7 +55,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def load_settings(kind: type[ConfigT], path: Path, what: str) -> ConfigT:
-    """The config of the dataclass `kind` that is kept in the file `path`; `what` says whose it is, such as "an SFT run".
+    """Read a config of the dataclass `kind` from the file `path`; `what` names its owner in errors, such as "an SFT run".
 
     Raises UserError if the file cannot be read or holds something else.
     """
@@ -68,9 +68,9 @@ def load_settings(kind: type[ConfigT], path: Path, what: str) -> ConfigT:
 
 
 def from_plain(kind: type, values: Mapping[str, Any], refusal: str) -> Any:
-    """The config of the dataclass `kind` from what `to_plain` or `as_kept` made of it.
+    """The inverse of `to_plain` and `as_kept`: a config of the dataclass `kind`.
 
-    Raises UserError, which begins with `refusal`, for anything else, such as another kind of run.
+    Raises UserError, which begins with `refusal`, for any other values, such as those of another kind of run.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{refusal}: it needs names with values in place of {values!r:.40}")
@@ -94,17 +94,17 @@ def from_plain(kind: type, values: Mapping[str, Any], refusal: str) -> Any:
 
 
 def without_kind(config: type, values: Mapping[str, Any], refusal: str) -> dict[str, Any]:
-    """A run's settings but for its kind, which older versions did not write down."""
+    """A run's settings without its kind. Older versions did not save the kind. UserError if it is not that of `config`."""
     expected: RunKind | None = getattr(config, "kind", None)
     if expected is None or "kind" not in values:
         return dict(values)
     if values["kind"] != expected:
-        raise UserError(f"{refusal}: it is of a run of kind {values['kind']}; give that of a run of kind {expected}")
+        raise UserError(f"{refusal}: it belongs to a run of kind {values['kind']}; give one of kind {expected}")
     return {name: value for name, value in values.items() if name != "kind"}
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """A list of YAML's, with the lists in it; or what an older version wrote for a set of shards, one pattern or null."""
+    """A YAML list as a tuple, nested lists too. Older versions wrote a set of shards as one pattern or null."""
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -121,9 +121,9 @@ def absolute_source(source: None) -> None: ...
 
 
 def absolute_source(source: str | None) -> str | None:
-    """A local file or folder by its absolute path, so that it is found from any folder; a hub id, or None, as it is.
+    """The absolute path of a local file or folder; a hub id or None is returned unchanged.
 
-    A run's `latest` or `best` becomes the checkpoint that it names now, since it will name others.
+    A run's `latest` or `best` is replaced by the checkpoint that it names now, because it will change.
     """
     if source is None or not os.path.exists(source):
         return source
@@ -131,5 +131,5 @@ def absolute_source(source: str | None) -> str | None:
 
 
 def absolute_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
-    """The same for shards, which are always local."""
+    """The absolute paths of shards, which are always local."""
     return tuple(os.path.abspath(pattern) for pattern in patterns)

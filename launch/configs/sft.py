@@ -1,4 +1,4 @@
-"""The typed configuration of an SFT run, every field a flag, and how a resumed run gets its own back."""
+"""The typed configuration of an SFT run: every field is a flag. Also lists which settings a resumed run may change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ScratchShape(ModelShape):
     """The model's size, for training from scratch; with --init and --var the checkpoint decides."""
 
     shared_aln: bool = False
-    """One adaLN projection for all blocks, with a learned offset per block: a quarter fewer weights."""
+    """Share one adaLN projection between all blocks, with a learned offset per block: a quarter fewer weights."""
 
 
 def _small() -> ScratchShape:
@@ -37,13 +37,13 @@ def _small() -> ScratchShape:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """An SFT run. With --resume, the run's own settings are the defaults of all flags; flags that differ are kept in it."""
+    """An SFT run. With --resume, the run's settings are the defaults of all flags; flags that differ are saved in it."""
 
     kind: ClassVar[RunKind] = "sft"
     shards: tuple[str, ...] = ()
-    """Training triplets: WebDataset shards, as files, patterns or folders. Of prepared sets the split "train" is taken."""
+    """Training triplets: WebDataset shards, as files, patterns or folders. A prepared set contributes its split "train"."""
     val_shards: tuple[str, ...] = ()
-    """Held-out triplets; by default the validation splits of `shards`. Without any, nothing is validated or drawn."""
+    """Held-out triplets; by default the validation splits of `shards`. Without any, nothing is validated or sampled."""
     name: str = "sft"
     """The run's folder under `runs`."""
     runs: str = "runs"
@@ -51,58 +51,58 @@ class SftConfig:
     resume: str | None = None
     """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
     init: str | None = None
-    """Start from this StyleVAR: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
+    """Start from this StyleVAR: a weights file, a model folder, a run, one of its checkpoints or merges, or a hub id
     owner/name[:file]."""
     var: str | None = None
     """Start from this vanilla VAR, e.g. var_d20.pth; needs --image-encoder."""
     image_encoder: str | None = None
-    """ImageNet weights of torchvision's ResNet-18, a file; the start of both encoders with --var."""
+    """File with ImageNet weights of torchvision's ResNet-18, from which both encoders start with --var."""
     vae: str = str(DEMO_VAE)
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     alphas: tuple[Alpha, ...] | None = None
-    """Style weight of each scale, in place of the checkpoint's or the published ones."""
+    """Style weight of each scale; replaces those of the checkpoint, or the published ones."""
     shape: ScratchShape = field(default_factory=_small)
     step: SftStepConfig = field(default_factory=SftStepConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     steps: Annotated[int, Gt(0)] | None = None
-    """Optimizer steps; by default as many as `epochs` take."""
+    """Optimizer steps; by default the number that `epochs` takes."""
     epochs: Annotated[float, Gt(0)] = 10.0
     """Passes over the training triplets, if `steps` is not given."""
     batch: Annotated[int, Gt(0)] = 128
-    """Triplets per step, in all processes together."""
+    """Triplets per step, summed over all processes."""
     micro_batch: Annotated[int, Gt(0)] = 16
-    """Triplets per forward pass; the gradients of a step add up."""
+    """Triplets per forward pass; a step accumulates the gradients of its passes."""
     loader_workers: Annotated[int, Ge(0)] | None = None
-    """Processes that read and vary triplets; by default one per core but one, and none if all fit into memory."""
+    """Processes that read and augment triplets; by default one fewer than cores (1 to 8), none if all fit in memory."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation, jitter and drop path."""
     workers: Annotated[int, Gt(0)] = 1
-    """Data-parallel processes, on one machine or a Ray cluster; one needs no Ray. Each takes a GPU if there are enough."""
+    """Data-parallel processes, on one machine or a Ray cluster; one needs no Ray. Each uses a GPU if there are enough."""
     max_restarts: Annotated[int, Ge(0)] = 3
-    """How often the run goes on by itself from its last checkpoint after a process of several was lost."""
+    """With several processes: how often the run restarts from its last checkpoint after losing a process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
+    """Where the model runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     memory_gb: Annotated[float, Ge(0), Le(math.inf)] = 2.0
-    """Triplets that fit into this much memory are decoded and tokenised once, before the first step, and then stay where
-    the model is."""
+    """Memory in GB for decoded triplets. If all triplets fit, they are decoded and tokenised once before the first step and
+    stay on the model's device."""
     log_every: Annotated[int, Gt(0)] = 10
     """Steps between entries in TensorBoard."""
     eval_every: Annotated[int, Gt(0)] = 250
     """Steps between validations."""
     val_samples: Annotated[int, Gt(0)] = 1024
-    """Held-out triplets of each validation split that are scored, evenly spread over it."""
+    """Held-out triplets to score of each validation split, spread evenly over it."""
     image_conditions: Annotated[int, Gt(0)] = 6
-    """Held-out triplets of each split whose samples are drawn at every validation."""
+    """Held-out triplets of each split to sample at every validation."""
     checkpoint_every: Annotated[int, Gt(0)] = 500
-    """Steps between checkpoints; each is validated too."""
+    """Steps between checkpoints; each checkpoint is also validated."""
     keep_checkpoints: Annotated[int, Gt(0)] = 2
     """Checkpoints kept, besides the best."""
     export: Literal["best", "last"] = "best"
-    """Which checkpoint becomes the run's model: that of the lowest held-out loss, or the last."""
+    """Which checkpoint becomes the run's model: the one with the lowest held-out loss, or the last."""
     half: bool = False
     """Store the matrices of the run's model in fp16."""
 
@@ -116,11 +116,11 @@ class SftConfig:
             raise UserError("--init and --var are two different starts: give one of them")
 
     def total_steps(self, triplets: int) -> int:
-        """Optimizer steps of a run on so many training triplets."""
+        """Optimizer steps of a run on this many training triplets."""
         return self.steps or math.ceil(self.epochs * triplets / self.batch)
 
     def absolute(self) -> SftConfig:
-        """The same settings with absolute paths, as they are kept: a run can be resumed from any folder."""
+        """The same settings with absolute paths, so that a run can be resumed from any folder."""
         return replace(
             self,
             shards=absolute_patterns(self.shards),
@@ -163,8 +163,8 @@ MAY_CHANGE = (
     "schedule",
     "augment",
 )
-"""What a resumed run may do differently. The rest is what a checkpoint stands for (model, average, order of the data), or
-the held-out triplets by which the best checkpoint was chosen."""
+"""Settings that a resumed run may change. The others define the checkpoint (model, average, order of the data) or the
+held-out triplets that the best checkpoint was chosen by."""
 
 
 def load_config(path: Path) -> SftConfig:

@@ -1,4 +1,4 @@
-"""The flags of a model's size, by default the published one; `ModelConfig` checks them."""
+"""Flags for the size of a model. The defaults are the published model's; `ModelConfig` checks them."""
 
 from __future__ import annotations
 

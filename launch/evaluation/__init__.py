@@ -1,1 +1,1 @@
-"""The rooms behind launch/eval.py."""
+"""The parts of launch/eval.py: methods, conditions, metrics, statistics and tables."""

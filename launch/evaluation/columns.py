@@ -1,4 +1,4 @@
-"""The columns of the table: which distance, against what, and how it is shown."""
+"""The columns of the table: which distance, to which reference, and how it is shown."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Column:
 
     @property
     def key(self) -> str:
-        """The name in files, as `lpips/target`."""
+        """The column's name in files, such as `lpips/target`."""
         return f"{self.distance}/{self.reference}"
 
     @property
     def better(self) -> Better:
-        """Which way is better."""
+        """Whether lower or higher values are better."""
         return "higher" if self.distance in (*_SIMILARITIES, "psnr") else "lower"
 
     def shown(self, distance: Tensor) -> Tensor:
-        """A distance as it is reported: similarities for ssim, edges, clip and dino, decibels for psnr."""
+        """A distance as reported: a similarity for ssim, edges, clip and dino, decibels for psnr."""
         if self.distance == "psnr":
             return PSNR_CAP * (1 - distance)
         return 1 - distance if self.distance in _SIMILARITIES else distance
@@ -60,7 +60,7 @@ TITLES = {
     "psnr": "PSNR",
 }
 TARGET = tuple(Column(distance, "target", title) for distance, title in TITLES.items())
-"""Of paired sets."""
+"""Columns of paired sets: distances to the target."""
 INPUTS = (
     Column("style", "style", "Style Loss"),
     Column("content", "content", "Content Loss"),
@@ -74,20 +74,20 @@ INPUTS = (
     Column("lite", "content", "lite"),
     Column("color", "style", "color"),
 )
-"""Style metrics against the style image, content metrics against the content."""
+"""Columns that compare with the inputs: style metrics with the style image, content metrics with the content."""
 ALWAYS = (
     Column("cfsd", "content", "CFSD"),
     Column("dino", "content", "DINO"),
     Column("clip", "style", "CLIP-I"),
     Column("lpips_alex", "content", "LPIPS (ArtFID)"),
 )
-"""What is by definition about the inputs."""
+"""Columns that are defined on the inputs."""
 
 
 def choose_columns(config: EvalConfig) -> tuple[tuple[Column, ...], dict[str, str]]:
-    """The columns whose weights are there, and {distance: why not} of the others, which are logged.
+    """The columns whose weights are available, and {distance: reason} of the others, which are also logged.
 
-    Raises MissingWeights instead with `config.strict`, and for a distance that --reward names.
+    With `config.strict`, raises MissingWeights instead. Raises UserError if the reward itself lacks weights.
     """
     wanted: list[Column] = []
     if "target" in config.references:

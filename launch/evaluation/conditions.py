@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PairedSet:
-    """Triplets of shards, by number."""
+    """Triplets of shards, accessed by number."""
 
     shards: tuple[str, ...]
     limit: int = 0
@@ -50,11 +50,11 @@ class PairedSet:
         return tuple(every[i] for i in self._chosen)
 
     def batch(self, rows: Sequence[int]) -> ConditionBatch:
-        """Some of the conditions; a bad one gives way to the next good one in key order."""
+        """Some of the conditions. A bad one is replaced by the next good one in key order."""
         return ConditionBatch.stack([self.condition(i) for i in rows])
 
     def condition(self, row: int) -> Condition:
-        """One of the conditions, likewise."""
+        """One of the conditions, with the same replacement."""
         return self.triplets.usable(self._chosen[row])
 
 
@@ -102,14 +102,14 @@ def open_conditions(config: EvalConfig, size: int) -> ConditionSet:
         pairs = list(product(contents, styles))
     usable = [_usable(some, size) for some in files]
     named = [(f"{c}__{s}", one, other) for (c, one), (s, other) in pairs if one in usable[0] and other in usable[1]]
-    named = list(dict.fromkeys(named))  # a list may name a file twice
+    named = list(dict.fromkeys(named))  # a list may contain a file twice
     if not named:
-        raise UserError("--pairing zip: of every pair one picture cannot be read; see the warnings above")
+        raise UserError("--pairing zip: every pair has an unreadable picture; see the warnings above")
     return UnpairedSet(tuple(named[i] for i in spread(len(named), config.limit or None)), size)
 
 
 def pictures_of(source: Path) -> list[Path]:
-    """The pictures that --content or --style names; those that are not read are logged. UserError if there is none."""
+    """The pictures that --content or --style names. Unsupported ones are logged. UserError if there are none."""
     failures = Failures()
     files = pictures_at(source, failures)
     for reason in failures.reasons.values():
@@ -118,14 +118,14 @@ def pictures_of(source: Path) -> list[Path]:
 
 
 def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Every file with a name of its own: its stem, or the whole path of one whose stem another file has too."""
+    """Every file with its name: its stem, or its whole path if several files share the stem."""
     stems = Counter(file.stem for file in files)
     full = (str(file).replace("/", "_").replace(".", "_") for file in files)
     return [(printable(file.stem if stems[file.stem] == 1 else name), file) for file, name in zip(files, full, strict=True)]
 
 
 def _usable(files: Sequence[Path], size: int) -> set[Path]:
-    """Those that can be read; the others are logged. UserError if none can."""
+    """The readable files. The others are logged. UserError if none can be read."""
     usable = set()
     for file in dict.fromkeys(files):
         try:
@@ -140,6 +140,6 @@ def _usable(files: Sequence[Path], size: int) -> set[Path]:
 
 
 def reference_images(batch: ConditionBatch) -> dict[str, Tensor]:
-    """What can be compared with, uint8 [B, 3, H, W] by name; "target" is there only if there are targets."""
+    """The images to compare with, uint8 [B, 3, H, W] by name; "target" only if there are targets."""
     inputs = {"content": batch.content, "style": batch.style}
     return inputs | ({"target": batch.target} if batch.target.shape[1] == 3 else {})

@@ -19,47 +19,47 @@ Against = Literal["auto", "target", "inputs", "both"]
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured. Without any flags: the demo's model and the newest run's, on the demo's held-out conditions."""
+    """What to measure. Without any flags: the demo's model and the newest run's, on the demo's held-out conditions."""
 
     methods: tuple[str, ...] | None = None
-    """What to evaluate; by default the demo's model, and that of the newest run in `runs` if its pictures have the same
-    size. As NAME=CHECKPOINT or NAME=METHOD, or either of them alone. A checkpoint is a file of weights, a
-    model's folder, a run, one of its checkpoints or merges, or a hub id; methods are copy, color-transfer and adain, and
-    adain=FILE gives its decoder."""
+    """What to evaluate; by default the demo's model, and the newest model in `runs` whose pictures have the same size. Give
+    NAME=CHECKPOINT or NAME=METHOD, or CHECKPOINT or METHOD alone. A checkpoint is a weights file, a model folder, a run,
+    one of its checkpoints or merges, or a hub id. Methods are copy, color-transfer and adain; adain=FILE sets its
+    decoder."""
     checkpoint: str | None = None
-    """Evaluate this one checkpoint in place of --methods."""
+    """Evaluate only this checkpoint, instead of --methods."""
     out: Path | None = None
-    """Folder of the results; by default runs/eval, or where that holds other results runs/eval-2 and so on."""
+    """Folder for the results; by default runs/eval, or runs/eval-2 and so on if that holds other results."""
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
     """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
     """Evaluate without targets instead: content pictures, as a picture, a folder, a pattern, or a .txt list of files."""
     style: Path | None = None
-    """Style pictures, likewise."""
+    """Style pictures, given in the same way."""
     pairing: Literal["all", "zip"] = "all"
     """Without targets: every content with every style, or the first with the first, and so on."""
     size: Annotated[int, Ge(0)] = 0
-    """Without targets: side of the square that is cut from each picture; 0 for that of the first checkpoint, else 256."""
+    """Without targets: side of the square cut from each picture; 0 for the first checkpoint's size, or 256 without one."""
     limit: Annotated[int, Ge(0)] = 0
-    """Conditions that are evaluated, spread evenly over all; 0 for all."""
+    """Conditions to evaluate, spread evenly over all; 0 for all."""
     against: Against = "auto"
-    """Compare with the target, with content and style, or with both; auto takes the target if there is one."""
+    """Compare with the target, with content and style, or with both; auto uses the target if there is one."""
     seeds: Annotated[int, Ge(1)] = 1
-    """Samples per condition; deterministic methods make one."""
+    """Samples per condition; deterministic methods draw one."""
     seed: int = 0
-    """Seed of the samples: one depends on it, on its condition's key, and on its number alone."""
+    """Seed of the samples. A sample depends only on the seed, its condition's key, and its number."""
     vae: str | None = None
-    """VQ-VAE of all checkpoints; by default the one beside each, or the one that its run names."""
+    """VQ-VAE of all checkpoints; by default the one beside each checkpoint, or the one that its run used."""
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
     sweep_temperature: tuple[Temperature, ...] = ()
-    """Try these temperatures on `sweep_shards` first, and sample each checkpoint at the one with its best mean reward. A
-    lower temperature alone raises the reward, so methods are compared fairly only at their own best."""
+    """Try these temperatures on `sweep_shards` first, and sample each checkpoint at the temperature with its best mean
+    reward. A lower temperature alone raises the reward, so only methods at their own best compare fairly."""
     sweep_shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
-    """Triplets for --sweep-temperature: shards, patterns or folders, other than those that are evaluated."""
+    """Triplets for --sweep-temperature: shards, patterns or folders. They must differ from the evaluated ones."""
     sweep_conditions: Annotated[int, Ge(1)] = 48
     """Conditions for --sweep-temperature, spread evenly over all."""
     coupled: bool = True
-    """Let checkpoints share random numbers, so that differences are theirs; it costs a few per cent of the sampling time."""
+    """Use the same random numbers for all checkpoints, to reduce noise in comparisons; costs a few per cent of the time."""
     adain_vgg: Path | None = None
     """Encoder weights of the adain method."""
     adain_decoder: Path | None = None
@@ -68,17 +68,17 @@ class EvalConfig:
     compare: tuple[str, str] | None = None
     """Test two of the methods against each other, over the same conditions."""
     strict: bool = False
-    """Fail if the weights of a metric are missing, instead of leaving it out."""
+    """Fail if the weights of a metric are missing, instead of leaving the metric out."""
     images: bool = True
-    """Keep the first sample of every condition as a PNG, and draw the best, median and worst."""
+    """Save the first sample of every condition as a PNG, and draw the best, median and worst ones."""
     batch: Annotated[int, Ge(1)] = 8
-    """Conditions that are stylised and measured at once."""
+    """Conditions to stylise and measure at once."""
     workers: Annotated[int, Ge(0)] = 0
-    """Ray actors that share the work; 0 does it in this process."""
+    """Ray actors that share the work; 0 works in this process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run; auto takes a GPU if there is one."""
+    """Where models run; auto uses a GPU if there is one."""
     overwrite: bool = False
-    """Start again in a folder that holds results."""
+    """Start over in a folder that holds results."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -96,7 +96,7 @@ class EvalConfig:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """What is compared with, of "target" and "inputs"."""
+        """The references to compare with: "target", "inputs", or both."""
         if self.against == "auto":
             return ("target",) if self.paired else ("inputs",)
         return ("target", "inputs") if self.against == "both" else (self.against,)

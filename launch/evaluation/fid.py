@@ -21,14 +21,14 @@ _HEADS = ("fc", "avgpool", "dropout", "AuxLogits")
 
 
 class ArtInception(nn.Module):
-    """Inception v3 that its authors trained on artists and styles of paintings: features before its heads."""
+    """Inception v3, trained by ArtFID's authors on artists and styles of paintings: the features before its heads."""
 
     def __init__(self) -> None:
         super().__init__()
         from torchvision.models import inception_v3
 
         net = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
-        # The authors' network has two heads of its own; below them the layers and their names are torchvision's.
+        # The authors' network has its own two heads. The layers below have torchvision's structure and names.
         self.trunk = nn.Sequential()
         for name, layer in net.named_children():
             if name not in _HEADS:
@@ -36,16 +36,16 @@ class ArtInception(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images_01: Tensor) -> Tensor:
-        """fp32 [N, 3, H, W] in [0, 1] -> fp32 [N, 2048]. Images go in unnormalised, as they did in its training.
+        """fp32 [N, 3, H, W] in [0, 1] -> fp32 [N, 2048]. Images are not normalised, as in the network's training.
 
-        They are resized to 512 x 512 first (antialiased bilinear): the distance depends much on the size.
+        They are first resized to 512 x 512 (antialiased bilinear), because the distance depends strongly on the size.
         """
         images_01 = F.interpolate(images_01, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         return self.trunk(images_01).mean((2, 3))
 
 
 def load_art_inception(folder: str | Path | None, device: torch.device | str = "cpu") -> ArtInception:
-    """The network of ArtFID. Raises MissingWeights, with what to put where, and UserError for another file."""
+    """Load ArtFID's network. Raises MissingWeights, which says which file to put where, and UserError for a wrong file."""
     state = ART_INCEPTION.read(folder, "ArtFID")
     with torch.device("meta"):
         net = ArtInception()
@@ -55,7 +55,7 @@ def load_art_inception(folder: str | Path | None, device: torch.device | str = "
 
 
 def frechet_distance(first: NDArray, second: NDArray) -> float:
-    """Between Gaussians fitted to two sets of features [n, D] and [m, D], n, m >= 2 (Heusel et al. 2017).
+    """Fréchet distance between Gaussians fitted to features [n, D] and [m, D], n, m >= 2 (Heusel et al. 2017).
 
     |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2). With S = A^T A the last trace is the sum of the singular values
     of A_1 A_2^T, which stays exact where the covariances are singular, as they are for fewer samples than dimensions.

@@ -1,4 +1,4 @@
-"""Stylising and measuring a few conditions: the plain class behind an evaluation, in process or as a Ray actor."""
+"""Stylise and measure a few conditions: the plain class behind an evaluation, in process or in a Ray actor."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of the files that its results lie in."""
+        """Name of its result files."""
         return f"{self.method.name}-{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a task found: B * G rows, in the order of conditions and then samples.
+    """A task's results: B * G rows, ordered by condition and then sample.
 
     columns    {name: list}: key, sample, seconds, and every metric
     features   {"samples": [B * G, D], "styles": [B, D]}, empty without ArtFID's weights
@@ -56,10 +56,10 @@ class Part:
 
 
 class Evaluator:
-    """Holds the metrics, and the last method asked for."""
+    """Holds the metrics, and the last method that was used."""
 
     def __init__(self, config: EvalConfig, conditions: ConditionSet, columns: tuple[Column, ...], artfid: bool) -> None:
-        """Raises UserError for weights that cannot be used."""
+        """Raises UserError for unusable weights."""
         self.config, self.conditions, self.columns = config, conditions, columns
         self.device = choose_device(config.device)
         allow_tf32(False)
@@ -75,7 +75,7 @@ class Evaluator:
         self._stylizer: Stylizer | None = None
 
     def run(self, task: Task) -> Part:
-        """Stylise and measure. The seconds are those of stylising a batch, by picture; a method's first call warms it up."""
+        """Stylise and measure. Seconds are the batch's stylising time per picture; a method's first call warms it up."""
         batch = self.conditions.batch(task.rows)
         group = 1 if task.method.deterministic else self.config.seeds
         stylizer = self._load(task.method)
@@ -108,22 +108,22 @@ class Evaluator:
 
     def _load(self, method: Method) -> Stylizer:
         if self._stylizer is None or self._method != method:
-            self._stylizer = None  # before the next one, which may need its memory
+            self._stylizer = None  # free its memory first, because the next one may need it
             self._stylizer = build_stylizer(method, self.config, self.device)
         return self._stylizer
 
     @torch.inference_mode()
     def _metrics(self, generated_01: Tensor, references: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All columns, and with targets the reward, [B, G] each."""
-        found: dict[str, Tensor] = {}
+        """All columns and, with targets, the reward; [B, G] each."""
+        metrics: dict[str, Tensor] = {}
         for column in self.columns:
             distance = self._distance(column.distance, generated_01, references[column.reference])
-            found[column.key] = column.shown(distance)
+            metrics[column.key] = column.shown(distance)
         if "target" in references:
             terms = self.config.reward.terms()
             weighted = [t.weight * self._distance(t.name, generated_01, references["target"]) for t in terms]
-            found["reward/target"] = -torch.stack(weighted).sum(0)
-        return found
+            metrics["reward/target"] = -torch.stack(weighted).sum(0)
+        return metrics
 
     def _distance(self, name: str, generated_01: Tensor, reference_01: Tensor) -> Tensor:
         distance = self._distances[name]

@@ -1,4 +1,4 @@
-"""The best, median and worst conditions of a method, for the eye."""
+"""Draw the best, median and worst conditions of a method."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ EACH = 3
 
 
 def ranked(values: list[float], higher_is_better: bool, each: int = EACH) -> dict[str, list[int]]:
-    """Numbers of the best, the median and the worst conditions, each at most once, best first; NaN is the worst."""
+    """Numbers of the best, the median and the worst conditions, best first. Each appears at most once; NaN ranks last."""
     sign = -1 if higher_is_better else 1
     order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), sign * values[i]))
     each = min(each, max(1, len(order) // 3))
     middle = max(0, (len(order) - each) // 2)
     spans = {"best": order[:each], "median": order[middle : middle + each], "worst": order[len(order) - each :]}
     seen: set[int] = set()
-    found = {}
+    unique = {}
     for name, numbers in spans.items():
-        found[name] = [i for i in numbers if i not in seen]
-        seen.update(found[name])
-    return found
+        unique[name] = [i for i in numbers if i not in seen]
+        seen.update(unique[name])
+    return unique
 
 
 def draw_best_worst(
     folder: Path, method: str, rows: pa.Table, conditions: ConditionSet, column: str, higher_is_better: bool
 ) -> Path:
-    """Write best_worst_METHOD.png by the first samples' values of `column`, which stand under them; returns its path."""
+    """Write best_worst_METHOD.png, ranked by the first samples' values of `column`, and return its path."""
     first = rows.filter(pc.and_(pc.equal(rows["method"], method), pc.equal(rows["sample"], 0)))
     values = first[column].to_pylist()
     cells, captions = [], []

@@ -1,10 +1,10 @@
-"""Can one tell from a sample which target it was meant to be? Its own must be the nearest of 16.
+"""Retrieval test: a sample passes if its own target is the nearest of 16 candidates.
 
-Half of the others show other contents in the same style, half the same content in other styles, as far as the set has
-them. Neither a palette nor an outline alone finds the right one.
+Half of the other candidates show other contents in the same style, half show the same content in other styles, as far as
+the set has such targets. Neither the palette nor the outline alone identifies the right target.
 
-Images are compared by features that no part of the model or the reward was trained with: histograms of oriented
-gradients (Dalal and Triggs 2005) for what is where, and a coarse grid of mean colours.
+Images are compared by features that were not used to train the model or the reward: histograms of oriented gradients
+(Dalal and Triggs 2005) for the layout, and a coarse grid of mean colours.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RETRIEVAL = "retrieval/target"
 CANDIDATES = 16
 CELLS, ORIENTATIONS = 8, 9
 COLOUR_WEIGHT = 0.5
-"""Share of the colours in the similarity; the gradients have the rest."""
+"""Weight of the colours in the similarity; the gradients have the remaining weight."""
 
 
 def descriptors(images_01: Tensor) -> Tensor:
-    """Features fp32 [N, D] of images fp32 [N, 3, H, W] in [0, 1]; their dot products are similarities of at most 1."""
+    """Features fp32 [N, D] of images fp32 [N, 3, H, W] in [0, 1]. Their dot products are similarities of at most 1."""
     lab = rgb_to_lab(images_01)
     gradients = F.normalize(oriented_gradients(lab[:, :1] / 100), dim=1)
     colours = F.adaptive_avg_pool2d(lab, 4).flatten(1)
@@ -45,7 +45,7 @@ def oriented_gradients(luma_01: Tensor) -> Tensor:
     right = F.pad(luma_01, (1, 1, 0, 0), mode="replicate").diff(dim=3)
     down, right = down[:, :, 1:] + down[:, :, :-1], right[..., 1:] + right[..., :-1]
     length = torch.hypot(down, right)
-    place = torch.atan2(down, right).remainder(math.pi) / math.pi * ORIENTATIONS  # light to dark counts as dark to light
+    place = torch.atan2(down, right).remainder(math.pi) / math.pi * ORIENTATIONS  # unsigned orientation
     bins = torch.arange(ORIENTATIONS, device=luma_01.device).view(1, -1, 1, 1)
     gap = (place - bins).abs()
     share = (1 - torch.minimum(gap, ORIENTATIONS - gap)).clamp(min=0)
@@ -54,7 +54,7 @@ def oriented_gradients(luma_01: Tensor) -> Tensor:
 
 
 def candidates(metas: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Numbers int64 [n, k] of each condition's candidates, its own first; k is 16, or n if that is less.
+    """Numbers int64 [n, k] of each condition's candidates, its own target first; k is 16, or n if n is smaller.
 
     `metas`: the conditions' metadata, with `content_name` and `style_id`.
     """
@@ -76,16 +76,16 @@ def candidates(metas: Sequence[Mapping[str, Any]]) -> Tensor:
 
 
 def _after(i: int, numbers: Sequence[int]) -> list[int]:
-    """The others of `numbers`, which ascend, from `i` onwards and around: no condition is everybody's candidate."""
+    """The ascending `numbers` without `i`, starting after `i` and wrapping around, so that candidates vary."""
     at = numbers.index(i)
     return [*numbers[at + 1 :], *numbers[:at]]
 
 
 class Retrieval:
-    """The targets of a set of conditions, ready for samples to be looked up among."""
+    """The descriptors of all targets of a set of conditions, for looking up samples."""
 
     def __init__(self, conditions: Iterable[Condition]) -> None:
-        """`conditions`: all of the set, in their order."""
+        """`conditions`: all conditions of the set, in order."""
         metas, seen = [], []
         for condition in conditions:
             metas.append(condition.meta)
@@ -93,7 +93,7 @@ class Retrieval:
         self._targets, self._candidates = torch.cat(seen), candidates(metas)
 
     def found(self, rows: Sequence[int], generated_01: Tensor) -> Tensor:
-        """fp32 [B, G]: 1 where a sample, fp32 [B, G, 3, H, W], is nearest to its own target, that of condition `rows[b]`."""
+        """fp32 [B, G]: 1 if a sample, fp32 [B, G, 3, H, W], is nearest to its own target, that of condition `rows[b]`."""
         seen = descriptors(generated_01.flatten(0, 1)).unflatten(0, generated_01.shape[:2])
         theirs = self._targets.to(seen)[self._candidates[list(rows)].to(seen.device)]  # [B, k, D]
         return (torch.einsum("bgd,bkd->bgk", seen, theirs).argmax(-1) == 0).float()

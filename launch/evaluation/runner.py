@@ -1,4 +1,4 @@
-"""Going through all tasks, here or on Ray workers, and keeping each one's results as soon as they are there."""
+"""Run all tasks, in this process or on Ray workers, and save each result as soon as it is ready."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from stylevar.hub import followed
 from stylevar.text import check_path
 
 USUAL = RUNS / "eval"
-"""Where results go if nothing is said."""
+"""Default folder of the results."""
 KEY_BYTES = 200
-"""Of a key in a file's name, which has at most 255."""
+"""Bytes of a key in a file name, which may have at most 255."""
 PARTS, SETTINGS, SAMPLES = "parts", "settings.json", "samples.parquet"
 
 
 class Stopped(Exception):
-    """A signal ended the evaluation early; what it found is kept."""
+    """A signal ended the evaluation early. Its results so far are saved."""
 
 
 def make_tasks(methods: Sequence[Method], conditions: int, batch: int) -> list[Task]:
-    """All methods on all conditions, a batch at a time."""
+    """Tasks for all methods on all conditions, one batch each."""
     starts = range(0, conditions, batch)
     return [
         Task(method, number, tuple(range(start, min(start + batch, conditions))), method is methods[0])
@@ -51,14 +51,14 @@ def make_tasks(methods: Sequence[Method], conditions: int, batch: int) -> list[T
 
 
 class ResultsFolder:
-    """The folder of an evaluation: parts while it goes, one table afterwards."""
+    """The folder of an evaluation: one file per task while it runs, one table at the end."""
 
     def __init__(
         self, config: EvalConfig, methods: Sequence[Method], columns: Sequence[Column], keys: Sequence[str]
     ) -> None:
-        """Open a new folder, or one that an evaluation with the same settings and weights left unfinished.
+        """Open a new folder, or continue an unfinished evaluation with the same settings and weights.
 
-        Raises UserError if it holds something else, unless `config.overwrite`.
+        Raises UserError if the folder holds something else, unless `config.overwrite` is set.
         """
         if config.out is not None:
             check_path(config.out, "--out", utf8=True)
@@ -81,11 +81,11 @@ class ResultsFolder:
             raise UserError(f"--out {self.path} cannot be written ({error.strerror}): choose another place") from error
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those without results."""
+        """The tasks without results."""
         return [task for task in tasks if not self._file(task).is_file()]
 
     def save(self, task: Task, part: Part) -> None:
-        """Keep a task's results: pictures and features first, and the rows, which say that all is there, last."""
+        """Save a task's results. The rows come last, because their file marks the task as complete."""
         folder = self.path / "images" / task.method.name
         if part.pictures:
             folder.mkdir(parents=True, exist_ok=True)
@@ -99,15 +99,15 @@ class ResultsFolder:
             pq.write_table(pa.table({"method": [task.method.name] * len(part.columns["key"]), **part.columns}), aside)
 
     def rows(self, tasks: Sequence[Task]) -> pa.Table:
-        """The rows of all tasks, which are done."""
+        """The rows of all tasks, which must be complete."""
         return pa.concat_tables([pq.read_table(self._file(task)) for task in tasks])
 
     def features(self, tasks: Sequence[Task], what: str) -> np.ndarray:
-        """Inception features of some tasks, [n, D]: those of "samples" or "styles"."""
+        """Inception features [n, D] of some tasks, of their "samples" or "styles"."""
         return np.concatenate([np.load(self._file(task).with_suffix(".npz"))[what] for task in tasks])
 
     def finish(self, rows: pa.Table) -> None:
-        """Write the table of all rows; the parts are not needed any more."""
+        """Write the table of all rows, and remove the files of the tasks."""
         with file_aside(self.path / SAMPLES) as aside:
             pq.write_table(rows, aside)
         remove(self.path / PARTS)
@@ -116,11 +116,11 @@ class ResultsFolder:
         return self.path / PARTS / f"{task.name}.parquet"
 
     def _clear(self) -> None:
-        """Remove what an evaluation wrote, and nothing else."""
+        """Remove only files that an evaluation wrote."""
         if not self.path.is_dir():
             return
         if any(self.path.iterdir()) and not (self.path / SETTINGS).is_file():
-            raise UserError(f"--overwrite: {self.path} holds no evaluation, so that it is left alone; choose another --out")
+            raise UserError(f"--overwrite: {self.path} holds no evaluation and is left untouched; choose another --out")
         for name in (PARTS, "images", SAMPLES, *(f"summary.{end}" for end in ("md", "csv", "json"))):
             remove(self.path / name)
         for picture in self.path.glob("best_worst_*.png"):
@@ -129,16 +129,16 @@ class ResultsFolder:
 
 
 def _conflict(folder: Path, settings: dict[str, Any]) -> str | None:
-    """What keeps results from being written into a folder, if anything does."""
+    """Why results cannot be written into a folder; None if they can."""
     if (folder / SAMPLES).exists():
-        return f"{folder} holds results already: choose another --out, or replace them with --overwrite"
+        return f"{folder} already holds results: choose another --out, or replace them with --overwrite"
     if any((folder / PARTS).glob("*.parquet")) and json.loads((folder / SETTINGS).read_text()) != settings:
-        return f"{folder} was begun with other settings or weights: choose another --out, or --overwrite it"
+        return f"{folder} was started with other settings or weights: choose another --out, or --overwrite it"
     return None
 
 
 def file_name(key: str) -> str:
-    """A key as a file name; keys that differ stay different."""
+    """A key as a file name. Different keys give different names."""
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in key)[:120]
     plain = plain.encode()[:KEY_BYTES].decode(errors="ignore")
     return plain if plain == key else f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
@@ -152,7 +152,7 @@ def run_all(
     tasks: Sequence[Task],
     save: Callable[[Task, Part], None],
 ) -> None:
-    """Do `tasks` and `save` each result. Raises Stopped after a signal, when the tasks at hand are saved."""
+    """Run `tasks` and `save` each result. After a signal, saves the results of running tasks and raises Stopped."""
     if not tasks:
         return
     results, done = (_local if config.workers == 0 else _on_ray), 0
@@ -205,7 +205,7 @@ def _on_ray(
         gpus = 0 if config.device == "cpu" else int(there.get("GPU", 0))
         if config.device == "cuda" and not gpus:
             raise UserError("--device cuda: the cluster has no GPU; give --device cpu, or join another cluster")
-        # As many on each GPU, so that all find room. CPUs are shared out as threads and not reserved.
+        # The same number of workers on each GPU, so that all fit. CPUs are divided as threads and not reserved.
         share = math.floor(1e4 / math.ceil(workers / gpus)) / 1e4 if gpus else 0  # Ray counts ten-thousandths
         kind = ray.remote(EvalWorker).options(num_cpus=0, num_gpus=share, scheduling_strategy="SPREAD")
         threads = max(1, int(there.get("CPU", 1) / workers))
@@ -226,7 +226,7 @@ def _on_ray(
                 raise (error.cause if isinstance(error.cause, UserError) else error) from None
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 raise UserError(
-                    f"a worker ended ({str(error).splitlines()[0]}); the same command goes on where it was, with fewer "
+                    f"a worker ended ({str(error).splitlines()[0]}); run the same command to continue, with fewer "
                     "--workers if memory ran out"
                 ) from error
             idle.append(worker)
@@ -239,7 +239,7 @@ def _on_ray(
 def _settings(
     config: EvalConfig, methods: Sequence[Method], columns: Sequence[Column], keys: Sequence[str]
 ) -> dict[str, Any]:
-    """All that decides the results, as JSON: settings, what is measured, the conditions, and the weights' files."""
+    """Everything that determines the results, as JSON: settings, methods, columns, conditions, and the weights' files."""
     plain = to_plain(config)
     for name in ("out", "overwrite", "workers", "strict", "compare", "methods", "checkpoint"):
         del plain[name]
@@ -258,7 +258,7 @@ def _settings(
 
 
 def _weight_files(source: str) -> list[Path]:
-    """The local files that decide what `source` gives, to notice when they have changed."""
+    """The local files of the model `source`, recorded to detect changes."""
     path = followed(Path(source))
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".json", ".pth", ".pt"))

@@ -1,4 +1,4 @@
-"""Means over conditions with their errors, and paired tests between two methods."""
+"""Means over conditions with standard errors, and paired tests between two methods."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """first - second over the conditions of both: the mean difference, its error, a bootstrap interval, Wilcoxon's p."""
+    """first - second over their common conditions: the mean difference, its error, a bootstrap interval, Wilcoxon's p."""
 
     difference: Estimate
     wins: float
-    """Share of the conditions where the first is better; ties count half."""
+    """Share of the conditions in which the first is better; ties count half."""
     p_value: float
 
 
 def by_condition(keys: list[str], values: list[float]) -> dict[str, float]:
-    """The mean of each condition's samples, in the order in which conditions appear.
+    """The mean of each condition's samples, in the order of the conditions.
 
-    Conditions are what is drawn at random; their samples are not independent, so all errors are over conditions.
+    Only the conditions are independent draws, not their samples. All errors are therefore over conditions.
     """
     collected: dict[str, list[float]] = {}
     for key, value in zip(keys, values, strict=True):
@@ -44,7 +44,7 @@ def by_condition(keys: list[str], values: list[float]) -> dict[str, float]:
 
 
 def estimate(values: NDArray) -> Estimate:
-    """Of one value per condition, [n]; the interval is the bootstrap's percentiles (Efron 1979), always the same."""
+    """Estimate from one value per condition, [n]. The interval is a percentile bootstrap (Efron 1979) with a fixed seed."""
     n = len(values)
     mean = float(values.mean())
     if n < 2:
@@ -56,7 +56,7 @@ def estimate(values: NDArray) -> Estimate:
 
 
 def compare(first: dict[str, float], second: dict[str, float], higher_is_better: bool) -> PairedTest:
-    """Two methods' values by condition. Raises ValueError if their conditions differ."""
+    """Compare two methods' values by condition. Raises ValueError if their conditions differ."""
     if first.keys() != second.keys():
         raise ValueError("the two methods were measured on different conditions")
     differences = np.array([first[key] - second[key] for key in first])
@@ -66,7 +66,7 @@ def compare(first: dict[str, float], second: dict[str, float], higher_is_better:
 
 
 def _wilcoxon(differences: NDArray) -> float:
-    """Two-sided p of the signed-rank test (Wilcoxon 1945); 1 without any difference."""
+    """Two-sided p of the signed-rank test (Wilcoxon 1945); 1 if all differences are zero."""
     if not differences.any():
         return 1.0
     from scipy.stats import wilcoxon

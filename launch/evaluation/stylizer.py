@@ -25,7 +25,7 @@ from stylevar.text import clipped, shortened
 from stylevar.transformer import StyleVAR
 
 NAME_BYTES = 100
-"""Of a method's name, which becomes a part of files' names."""
+"""Maximum length of a method's name, which is part of file names."""
 BASELINES = ("copy", "color-transfer", "adain")
 
 
@@ -44,8 +44,8 @@ class Stylizer(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: a baseline of that name, or a checkpoint. `source` is AdaIN's decoder, or the checkpoint;
-    `temperature` is that at which the checkpoint was found to be best, if it was looked for."""
+    """One row of the table: the named baseline, or a checkpoint. `source` is AdaIN's decoder, or the checkpoint;
+    `temperature` is the checkpoint's best one according to --sweep-temperature, if given."""
 
     name: str
     baseline: str | None
@@ -54,12 +54,12 @@ class Method:
 
     @property
     def deterministic(self) -> bool:
-        """Whether one sample of a pair says all."""
+        """Whether all samples of a pair are equal."""
         return self.baseline is not None
 
 
 def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
-    """What --methods or --checkpoint name. UserError for an empty list, and for two methods of one name."""
+    """The methods in --methods or --checkpoint. UserError for an empty list, or if two methods share a name."""
     if config.methods is None and config.checkpoint is None:
         methods = usual_methods()
     else:
@@ -69,7 +69,7 @@ def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
     if not methods:
         raise UserError("--methods: give at least one, as NAME=CHECKPOINT or one of " + ", ".join(BASELINES))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--methods: two are named {repeated[0]}; name them apart as NAME=CHECKPOINT")
+        raise UserError(f"--methods: two are named {repeated[0]}; give them different names, as NAME=CHECKPOINT")
     for name in config.compare or ():
         if name not in names:
             raise UserError(f"--compare {name}: no such method; there are {', '.join(names)}")
@@ -77,7 +77,7 @@ def parse_methods(config: EvalConfig) -> tuple[Method, ...]:
 
 
 def usual_methods() -> tuple[Method, ...]:
-    """The demo's model, and the newest run's in `runs` that is finished and makes pictures of the same size."""
+    """The demo's model, and that of the newest finished run in `runs` with pictures of the same size."""
     demo = DEMO_MODEL.parent
     methods = [Method("demo", None, str(demo))]
     size = ModelConfig.load(demo / CONFIG_FILE).image_size
@@ -90,9 +90,9 @@ def usual_methods() -> tuple[Method, ...]:
 
 
 def _parse(spec: str, adain: str) -> Method:
-    """`adain`: what AdaIN is called in the table, where the user does not say."""
+    """`adain`: the name of AdaIN in the table, if the user gives none."""
     name, equals, source = spec.partition("=")
-    if not equals or os.path.exists(spec):  # a path may have such a sign in it
+    if not equals or os.path.exists(spec):  # a path may contain "="
         if spec in BASELINES:
             return Method(adain if spec == "adain" else spec, spec, None)
         path = Path(os.path.abspath(spec))
@@ -113,16 +113,16 @@ class CheckpointStylizer:
     """Samples of a StyleVAR model."""
 
     def __init__(self, name: str, model: StyleVAR, config: EvalConfig, temperature: float | None = None) -> None:
-        """`temperature` takes the place of the config's."""
+        """`temperature` replaces the config's."""
         self.name, self.config, self.temperature = name, config, temperature
         self.pipeline = StyleVARPipeline(model, CoupledStreams if config.coupled else TrajectoryStreams)
 
     def samples(self, content_u8: Tensor, style_u8: Tensor, keys: tuple[str, ...], group: int, seed: int) -> Tensor:
-        """See `Stylizer.samples`. Raises UserError for pictures of another size than the model's."""
+        """See `Stylizer.samples`. Raises UserError if the pictures' size is not the model's."""
         size = self.pipeline.image_size
         if content_u8.shape[-2:] != (size, size):
             shape = "x".join(str(side) for side in content_u8.shape[-2:])
-            raise UserError(f"{self.name} makes pictures of {size}x{size}, the conditions are {shape}: take others")
+            raise UserError(f"{self.name} makes pictures of {size}x{size}, the conditions are {shape}: choose others")
         chosen = self.config.sampling
         if self.temperature is not None:
             chosen = dataclasses.replace(chosen, temperature=self.temperature)
@@ -131,7 +131,7 @@ class CheckpointStylizer:
 
 
 def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> Stylizer:
-    """The method on `device`. Raises UserError if its files cannot be used."""
+    """Build the method on `device`. Raises UserError if its files cannot be used."""
     if method.baseline is not None:
         from launch.evaluation.baselines.build import build_baseline
 
@@ -145,7 +145,7 @@ def build_stylizer(method: Method, config: EvalConfig, device: torch.device) -> 
 
 
 def image_size(methods: Sequence[Method], config: EvalConfig) -> int:
-    """The side of the first checkpoint's pictures; 256 without any."""
+    """The side of the first checkpoint's pictures; 256 without a checkpoint."""
     for method in methods:
         if method.baseline is None and method.source is not None:
             return read_architecture(method.source, config.vae).image_size

@@ -1,4 +1,4 @@
-"""From rows to the table: estimates by method and column, as Markdown, CSV and JSON."""
+"""Summarise rows in a table: estimates by method and column, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LPIPS_PART = "lpips_alex/content"
 
 @dataclass(frozen=True)
 class Heading:
-    """A column as it is shown."""
+    """A column of the printed table."""
 
     key: str
     title: str
@@ -44,15 +44,15 @@ class Summary:
 
 
 def headings(columns: Sequence[Column], paired: bool, artfid: bool) -> tuple[Heading, ...]:
-    """All columns of the table, in their order; sets with targets have a reward and the retrieval test."""
-    found = [Heading(column.key, column.title, column.better) for column in columns]
+    """All columns of the table, in order. Sets with targets also have a reward and the retrieval test."""
+    shown = [Heading(column.key, column.title, column.better) for column in columns]
     if paired:
-        found = [Heading("reward/target", "Reward", "higher"), *found, Heading(RETRIEVAL, "retrieval", "higher")]
+        shown = [Heading("reward/target", "Reward", "higher"), *shown, Heading(RETRIEVAL, "retrieval", "higher")]
     if artfid:
-        found.append(Heading("fid/style", "FID (ArtFID)", "lower"))
+        shown.append(Heading("fid/style", "FID (ArtFID)", "lower"))
         if any(column.key == LPIPS_PART for column in columns):
-            found.append(Heading("artfid", "ArtFID", "lower"))
-    return (*found, Heading("seconds", "s/image", "lower"))
+            shown.append(Heading("artfid", "ArtFID", "lower"))
+    return (*shown, Heading("seconds", "s/image", "lower"))
 
 
 def summarise(
@@ -74,8 +74,8 @@ def summarise(
         fewest = min(len(styles), *(len(features[m]) for m in methods))
         if fewest <= FEATURES:
             notes.append(
-                f"FID is biased upwards for few pictures ({fewest} here, for {FEATURES} dimensions): compare it within "
-                "this table only, not with published values"
+                f"FID is biased upwards for few pictures ({fewest} here, for {FEATURES} dimensions): compare it only "
+                "within this table, not with published values"
             )
     tests = {}
     if compared is not None:
@@ -93,26 +93,26 @@ def _values(rows: pa.Table, shown: Sequence[Heading]) -> dict[str, dict[str, flo
 
 
 def _not_finite(values: dict[str, dict[str, dict[str, float]]], shown: Sequence[Heading]) -> Iterator[str]:
-    """What cannot be compared, by method and column."""
+    """Warnings about values that are not finite, by method and column."""
     for method, of_method in values.items():
         for h in shown:
-            found = np.array(list(of_method.get(h.key, {}).values()))
-            if bad := int((~np.isfinite(found)).sum()):
-                yield f"warning: {h.title}{_of(h.key)} of {method} is not finite for {bad} of {len(found)} conditions"
+            means = np.array(list(of_method.get(h.key, {}).values()))
+            if bad := int((~np.isfinite(means)).sum()):
+                yield f"warning: {h.title}{_of(h.key)} of {method} is not finite for {bad} of {len(means)} conditions"
 
 
 def _artfid(features: np.ndarray, styles: np.ndarray, lpips: Estimate | None) -> dict[str, Estimate]:
     if min(len(features), len(styles)) < 2:
         return {}  # a single picture has no spread
     fid = frechet_distance(features, styles)
-    found = {"fid/style": Estimate(fid, None, None, None, len(features))}
+    estimates = {"fid/style": Estimate(fid, None, None, None, len(features))}
     if lpips is not None:
-        found["artfid"] = Estimate((1 + lpips.mean) * (1 + fid), None, None, None, len(features))
-    return found
+        estimates["artfid"] = Estimate((1 + lpips.mean) * (1 + fid), None, None, None, len(features))
+    return estimates
 
 
 def write(summary: Summary, folder: Path) -> None:
-    """summary.md, summary.csv and summary.json."""
+    """Write summary.md, summary.csv and summary.json."""
     texts = {"md": markdown(summary), "csv": _csv(summary), "json": json.dumps(_plain(summary), indent=2) + "\n"}
     for ending, text in texts.items():
         with file_aside(folder / f"summary.{ending}") as aside:
@@ -120,14 +120,14 @@ def write(summary: Summary, folder: Path) -> None:
 
 
 def markdown(summary: Summary) -> str:
-    """The table, the tests, and what was left out, as they are printed and written."""
+    """The table, the tests, and the metrics left out, as printed and written."""
     arrow = {"higher": "↑", "lower": "↓"}
     present = [h for h in summary.headings if any(h.key in e for e in summary.estimates.values())]
     names = [f"{h.title}{_of(h.key)} {arrow[h.better]}" for h in present]
     lines = [_row(["method", "n", *names]), _row(["---"] * (2 + len(names)))]
-    for method, found in summary.estimates.items():
-        cells = [_cell(found[h.key]) if h.key in found else "" for h in present]
-        lines.append(_row([method, str(found["seconds"].n), *cells]))
+    for method, estimates in summary.estimates.items():
+        cells = [_cell(estimates[h.key]) if h.key in estimates else "" for h in present]
+        lines.append(_row([method, str(estimates["seconds"].n), *cells]))
     lines += ["", "Mean over n conditions ± standard error."]
     lines += [f"{note}." for note in summary.notes]
     if summary.compared is not None:
@@ -141,7 +141,7 @@ def markdown(summary: Summary) -> str:
                 name = f"{h.title}{_of(h.key)} {arrow[h.better]}"
                 lines.append(_row([name, f"{d.mean:+.4g}", interval, f"{test.wins:.0%}", f"{test.p_value:.2g}"]))
     if summary.left_out:
-        lines += ["", "Left out, for want of weights:", ""]
+        lines += ["", "Left out because weights are missing:", ""]
         lines += [f"- {reason}" for reason in dict.fromkeys(summary.left_out.values())]
     return "\n".join(lines) + "\n"
 
@@ -155,7 +155,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(value: Estimate) -> str:
-    """As many digits as the error justifies."""
+    """A mean and its error, with as many digits as the error justifies."""
     if value.error is None or not np.isfinite(value.error):
         return f"{value.mean:.4g}"
     if value.error == 0:
@@ -170,9 +170,9 @@ def _csv(summary: Summary) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["method", "metric", "better", "mean", "standard_error", "low", "high", "n"])
-    for method, found in summary.estimates.items():
+    for method, estimates in summary.estimates.items():
         for h in summary.headings:
-            if (e := found.get(h.key)) is not None:
+            if (e := estimates.get(h.key)) is not None:
                 writer.writerow([method, h.key, h.better, e.mean, e.error, e.low, e.high, e.n])
     return buffer.getvalue()
 
@@ -180,7 +180,7 @@ def _csv(summary: Summary) -> str:
 def _plain(summary: Summary) -> dict:
     return {
         "columns": [asdict(h) for h in summary.headings],
-        "methods": {m: {key: asdict(e) for key, e in found.items()} for m, found in summary.estimates.items()},
+        "methods": {m: {key: asdict(e) for key, e in by_key.items()} for m, by_key in summary.estimates.items()},
         "compared": summary.compared,
         "tests": {key: asdict(test) for key, test in summary.tests.items()},
         "left_out": summary.left_out,

@@ -1,7 +1,7 @@
-"""The temperature at which each model is best, so that methods are compared at their own.
+"""Find each model's best temperature, so that methods are compared at their own.
 
-Lower temperatures raise the reward of any model, trained or not. A model that training has sharpened looks better than it is
-next to one that is sampled at a temperature too high for it.
+Lower temperatures raise the reward of any model, trained or not. A model with sharper predictions after training looks
+better than it is if the other model is sampled at too high a temperature.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from launch.evaluation.stylizer import CheckpointStylizer, Method, build_stylize
 from reward.scorer import RewardScorer, build_scorer
 
 SAMPLES = 2
-"""Per condition and temperature."""
+"""Samples per condition and temperature."""
 
 
 def at_best_temperatures(config: EvalConfig, methods: Sequence[Method]) -> tuple[Method, ...]:
-    """The methods, each checkpoint with the temperature of --sweep-temperature whose mean reward is highest.
+    """The methods, each checkpoint with the temperature from --sweep-temperature that has the highest mean reward.
 
-    Rewards are those of `--sweep-conditions` conditions of `--sweep-shards`, with the same random numbers at every
+    The rewards come from `--sweep-conditions` conditions of `--sweep-shards`, with the same random numbers at every
     temperature. Prints one line per checkpoint, with standard errors over the conditions.
     """
     if not config.sweep_temperature:
@@ -35,7 +35,7 @@ def at_best_temperatures(config: EvalConfig, methods: Sequence[Method]) -> tuple
     conditions = open_conditions(trial, image_size(methods, config))
     device = choose_device(config.device)
     scorer = build_scorer(config.reward, device)
-    found = []
+    chosen = []
     for method in methods:
         if method.baseline is None:
             stylizer = build_stylizer(method, config, device)
@@ -44,8 +44,8 @@ def at_best_temperatures(config: EvalConfig, methods: Sequence[Method]) -> tuple
             best = max(rewards, key=lambda t: float(rewards[t].mean()))
             print(f"{method.name}: {_table(rewards)}: the best is {best:g}")
             method = dataclasses.replace(method, temperature=best)
-        found.append(method)
-    return tuple(found)
+        chosen.append(method)
+    return tuple(chosen)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""All roles in one process, over one copy of the weights: a plain class, of which `grpo.py` makes an actor."""
+"""All roles in one process, with one copy of the weights. `ColocatedActor` runs this plain class in a Ray actor."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from stylevar.sampling import CoupledStreams
 
 
 class ColocatedWorker:
-    """One GRPO run's model, data, reward and learner. `setup` first; then `step`, `evaluate`, `apply`, `save`."""
+    """One GRPO run's model, data, reward and learner. Call `setup` first, then `step`, `evaluate`, `apply`, `save`."""
 
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         """Load everything, from `--init` or from a checkpoint, and return facts about the run.
 
-        Raises UserError for anything that a user can set right.
+        Raises UserError for anything that a user can fix.
         """
         keep_freed_memory()
         torch.set_num_threads(config.threads or available_cpus())
@@ -63,11 +63,11 @@ class ColocatedWorker:
         return {"device": str(device), **policy.describe(), **sizes, **choice.facts()}
 
     def settings(self) -> GrpoConfig:
-        """The run's settings, with what they left open as it was chosen by `setup`."""
+        """The run's settings, with the values that `setup` has chosen where they were open."""
         return self.config
 
     def assemble(self, config: GrpoConfig, policy: Policy, scorer: Scorer) -> None:
-        """The roles around a policy. What `setup` does beyond this is to load things; `learn` needs no more."""
+        """Build the roles around a policy. This is all that `learn` needs; the rest of `setup` loads the parts."""
         self.config, self.policy, self.scorer = config, policy, scorer
         self.device, self.adapters = policy.device, policy.adapters
         self.adapters.keep_in_place = config.rollout.cuda_graphs
@@ -77,7 +77,7 @@ class ColocatedWorker:
         self.trainer = Trainer(policy, config.learner, config.rollout.temperature, self.timer, config.steps)
 
     def step(self, step: int) -> StepReport:
-        """One GRPO step on the conditions that the order gives to `step`."""
+        """One GRPO step on the conditions that the data order assigns to `step`."""
         with self.timer("data"):
             batch = self.sets.of_step(step).to(self.device)
         return self.learn(step, batch)
@@ -105,7 +105,7 @@ class ColocatedWorker:
         return step_report(scores, rows, result.metrics, {**self._speed(scores), **memory(self.device)})
 
     def _speed(self, scores: Scores) -> StepMetrics:
-        """Seconds of each phase of the step just done, and trajectories per second."""
+        """Seconds of each phase of the last step, and trajectories per second."""
         seconds = self.timer.take()
         whole = sum(seconds.values())
         return {**seconds, "time/step": whole, "throughput/trajectories_per_s": scores.rewards.numel() / whole}
@@ -113,19 +113,18 @@ class ColocatedWorker:
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
         """Score `conditions` (all by default) of the held-out set `name` with fixed seeds, a few of them at a time.
 
-        The random numbers are coupled, so that two policies differ by little else than what they learned.
+        All policies share the same coupled random numbers, so that differences come mostly from training.
         """
         monitor, version = self.config.monitor, self.policy.version
         chosen = spread(self.sets.sizes()[name], conditions)
-        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        tally = HeldoutTally(len(chosen), monitor.image_conditions)
         sampler = GroupSampler(self.policy.model, self.config.heldout_sampling(), streams=CoupledStreams)
         with self.adapters.effective_weights():
             for start in range(0, len(chosen), monitor.eval_unit):
                 batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
                 drawn = sampler.sample(batch, self.config.seed, HELDOUT_STEP, version, monitor.eval_group)
                 scores = self.scorer.score(drawn.images, batch.target)
-                tally.add(batch.keys, scores)
-                tally.add_pictures(batch, drawn.images, scores.rewards)
+                tally.add_pictures(tally.add(batch.keys, scores), batch, drawn.images, scores.rewards)
         return tally.report()
 
     def apply(self, action: MergeAction) -> None:
@@ -141,7 +140,7 @@ class ColocatedWorker:
         self.trainer.save_policy(folder)
 
     def save(self, folder: Path, base: str) -> None:
-        """Write all that a run needs to go on into an existing folder; `base` says where its base model lies."""
+        """Write everything that a run needs to continue into an existing folder; `base` names the location of its base."""
         self.trainer.save(folder, base)
 
     def fingerprint(self) -> str:
@@ -149,12 +148,12 @@ class ColocatedWorker:
         return self.adapters.fingerprint()
 
     def restart(self, checkpoint: Path | None) -> None:
-        """Go back to a checkpoint of this run, or to its start: everything is loaded again."""
+        """Go back to a checkpoint of this run, or to its start, by loading everything again."""
         self.setup(self.config, checkpoint)
 
     def summary(self) -> str:
-        """Nothing that the curves do not show: there is one role only."""
+        """Empty: with a single process, the curves already show everything."""
         return ""
 
     def close(self) -> None:
-        """The process ends with its actor."""
+        """Nothing to do: the process ends with its actor."""

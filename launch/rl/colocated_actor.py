@@ -1,4 +1,4 @@
-"""The colocated worker in a Ray actor, called as if it were here."""
+"""The colocated worker in a Ray actor, with the interface of a local worker."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 REMOTE: type[Worker] = ColocatedWorker
-"""The class in the actor, which is a whole worker by itself."""
+"""The class that runs in the actor. It implements all of `Worker`."""
 
 
 class ColocatedActor:
-    """Every method of `Worker` waits for that of the `ColocatedWorker` in the actor.
+    """Forwards every method of `Worker` to the `ColocatedWorker` in the actor, and waits for the result.
 
-    Errors come back as they were raised; WorkerLost if the actor's process is gone, which nobody replaces.
+    Errors are raised as they were in the actor. Raises WorkerLost if the actor's process is gone; it is not replaced.
     """
 
     def __init__(self, config: GrpoConfig, there: Mapping[str, float]) -> None:
@@ -39,7 +39,7 @@ class ColocatedActor:
             if there.get(kind, 0) < count:
                 raise UserError(
                     f"the plan needs {count} {kind}, the Ray cluster has {there.get(kind, 0):g}: "
-                    f"give --device cpu or fewer --threads, or start Ray where they are"
+                    f"give --device cpu or fewer --threads, or start Ray on nodes that have them"
                 )
         options = {"name": f"stylevar-{config.name}", "num_cpus": cpus, "num_gpus": asked["GPU"]}
         self._handle: Any = ray.remote(REMOTE).options(**options).remote()
@@ -75,7 +75,7 @@ class ColocatedActor:
         return self._call(ColocatedWorker.summary)
 
     def close(self) -> None:
-        """End the actor, whether or not it still lives."""
+        """End the actor, even if it has already died."""
         ray.kill(self._handle)
 
     def _call(
@@ -84,7 +84,7 @@ class ColocatedActor:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Have the actor run a method of its worker, and wait for the result."""
+        """Run a method of the actor's worker and wait for the result."""
         name = method.__name__
         try:
             result: Result = ray.get(getattr(self._handle, name).remote(*arguments, **named))

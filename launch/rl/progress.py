@@ -1,4 +1,4 @@
-"""How far a GRPO run has come, and the line about each of its steps."""
+"""The progress of a GRPO run, and the console line for each step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from stylevar.contracts import StepMetrics
 
 @dataclass
 class Progress:
-    """What the driver itself has to remember: steps done, merges done, the best held-out score, the scorings since that
-    brought none better, the controller."""
+    """The driver's own state: steps and merges done, the best held-out score, the number of scorings since then without a
+    better one (`flat`), and the merge controller."""
 
     controller: MergeController
     steps: int = 0
@@ -24,7 +24,7 @@ class Progress:
     flat: int = 0
 
     def scored(self, heldout: float) -> bool:
-        """Take in a held-out score; whether it is the best so far."""
+        """Record a held-out score. Returns whether it is the best so far."""
         is_best = self.best is None or heldout > self.best
         self.best, self.flat = (heldout, 0) if is_best else (self.best, self.flat + 1)
         return is_best
@@ -38,11 +38,11 @@ class Progress:
         state = json.loads(path.read_text())
         self.controller.load_state_dict(state.pop("controller"))
         self.steps, self.merges, self.best = state["steps"], state["merges"], state["best"]
-        self.flat = state.get("flat", 0)  # which older versions did not count
+        self.flat = state.get("flat", 0)  # older versions did not save it
 
 
 def step_line(done: int, metrics: StepMetrics, actions: Sequence[MergeAction]) -> str:
-    """One readable line about the last of `done` steps."""
+    """The console line for the last of `done` steps."""
     parts = [
         f"step {done:5d}",
         f"reward {metrics['reward/mean']:7.4f} (ema {metrics.get('reward/ema', math.nan):7.4f})",

@@ -1,6 +1,6 @@
-"""A GRPO run: the loop over a worker's steps, and the run's life from its set-up to the report.
+"""A GRPO run: the loop over a worker's steps, and the run's life cycle from set-up to report.
 
-Images and tokens never pass through it: they stay with the worker.
+Images and tokens never reach this process: they stay with the worker.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from torch import Tensor
 from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch.common.commands import continuing, lasting, quoted
 from launch.common.stop import STOPPED, Stop, StopRequest
-from launch.configs.grpo import GrpoConfig
+from launch.configs.grpo import GrpoConfig, load_config
 from launch.configs.io import as_kept
 from launch.rl.heldout import before_after, compare, not_finite, save_scores, save_values
 from launch.rl.progress import Progress, step_line
@@ -32,18 +33,18 @@ from stylevar.errors import UserError
 
 PROGRAM = "grpo.py"
 PROGRESS = "progress.json"
-"""In a checkpoint: what the driver itself remembers."""
+"""File in a checkpoint with the driver's own state."""
 
 
 class GrpoRun:
-    """A run's worker, folder, curves and progress. See `launch.run.drive.Run` for its life."""
+    """A run's worker, folder, curves and progress. See `launch.run.drive.Run` for its life cycle."""
 
     def __init__(self, config: GrpoConfig, point: ResumePoint | None, worker: Worker) -> None:
-        """Set the worker up and open the run's folder. Raises UserError; of a run that cannot start, no folder is left."""
+        """Set up the worker, then open the run's folder. Raises UserError; a run that cannot start leaves no folder."""
         try:
             facts = worker.setup(config, point.checkpoint if point else None)
         except LearnerLost as lost:
-            raise UserError(f"{lost}: the learners could not start, perhaps for want of memory") from lost
+            raise UserError(f"{lost}: the learners could not start, perhaps because memory ran out") from lost
         self.worker, self.config = worker, worker.settings()
         self.folder = self._open(point)
         self.restarts = 0
@@ -55,13 +56,13 @@ class GrpoRun:
 
     @property
     def done(self) -> int:
-        """Steps done."""
+        """Number of completed steps."""
         return self.progress.steps
 
     def advance(self, stop: Stop) -> bool:
-        """Train from the scores before to the scores after (True), or until a stop is requested (False).
+        """Score, train to the end, and score again (True), or train until a stop is requested (False).
 
-        Lost learners take the run back to its last checkpoint, `--max-restarts` times at most.
+        If learners are lost, the run goes back to its last checkpoint, at most `--max-restarts` times.
         """
         while True:
             try:
@@ -79,7 +80,7 @@ class GrpoRun:
         return self.folder.model
 
     def close(self) -> None:
-        """Bring all reports to the disk."""
+        """Flush all reports to disk."""
         self.telemetry.close()
 
     def _score_and_train(self, stop: Stop) -> bool:
@@ -93,7 +94,7 @@ class GrpoRun:
         return True
 
     def _train(self, stop: Stop) -> bool:
-        """Do the steps that are left; False if a stop was requested before the last one."""
+        """Do the remaining steps. Returns False if a stop was requested before the last one."""
         config = self.config
         bar = tqdm(total=config.steps, initial=self.done, desc=config.name, unit="step", dynamic_ncols=True)
         with bar, stop:
@@ -124,12 +125,12 @@ class GrpoRun:
 
     @property
     def _finished(self) -> bool:
-        """Whether all steps are done, or the held-out score has long been flat."""
+        """Whether all steps are done, or the held-out score has been flat for `--stop-when-flat` scorings."""
         patience = self.config.monitor.stop_when_flat
         return self.done >= self.config.steps or 0 < patience <= self.progress.flat
 
     def _score_some(self, done: int) -> StepMetrics:
-        """Scalars of a few held-out conditions, where they are due after `done` steps."""
+        """Score a few held-out conditions if this is due after `done` steps. Returns the scalars."""
         monitor = self.config.monitor
         if done % monitor.eval_every:
             return {}
@@ -140,18 +141,18 @@ class GrpoRun:
         return {"reward/heldout": float(scores.rewards.mean()), **components}
 
     def _score_all(self) -> None:
-        """Score all conditions of every held-out set, and keep the scores in the run's folder."""
+        """Score all conditions of every held-out set, and save the scores in the run's folder."""
         for name in self.config.heldout_sets:
             report = self.worker.evaluate(name)
             save_scores(self.folder.path, name, self.done, report)
             if (missing := not_finite(report.rewards)) is not None:
-                print(f"warning: {name}: {missing}, so that no gain can be told: check --reward", file=sys.stderr)
+                print(f"warning: {name}: {missing}, so the gain cannot be computed: check --reward", file=sys.stderr)
             scalars = {f"{name}_full/{part}": float(value.mean()) for part, value in report.components.items()}
             self.telemetry.scalars(self.done, {**scalars, f"{name}_full/reward": float(report.rewards.mean())})
             self.telemetry.image_grid(self.done, f"{name}_full/samples", report.grid)
 
     def _merge_or_roll_back(self, step: int, metrics: StepMetrics, heldout: float | None) -> list[MergeAction]:
-        """Have the worker do what the controller decides after a step; a merge leaves its base in the run's folder."""
+        """Apply the controller's decisions after a step. A merge saves its new base in the run's folder."""
         actions = self.progress.controller.update(step, metrics["reward/mean"], metrics["kl/raw"], heldout)
         for action in actions:
             self.worker.apply(action)
@@ -166,7 +167,7 @@ class GrpoRun:
         return {**self.progress.controller.metrics(), **events}
 
     def _keep(self, heldout: float | None, stopping: bool) -> None:
-        """Write a checkpoint where one is due, and mark it if it has the best held-out reward so far."""
+        """Write a checkpoint if one is due, and mark it if its held-out reward is the best so far."""
         is_best = heldout is not None and self.progress.scored(heldout)
         last = stopping or self._finished
         if last or is_best or self.done % self.config.monitor.checkpoint_every == 0:
@@ -175,7 +176,7 @@ class GrpoRun:
             self.folder.mark_best(self.done)
 
     def _checkpoint(self) -> None:
-        """Everything the run needs to go on, as a folder that appears whole or not at all."""
+        """Write everything that the run needs to continue, atomically."""
         self.telemetry.flush()
         merges = self.progress.merges
         base = f"merges/{self.folder.merge_path(merges).name}" if merges else "init"
@@ -185,15 +186,15 @@ class GrpoRun:
             (folder / "run_config.yaml").write_text(self.folder.config.read_text())
 
     def _say(self, report: StepReport, metrics: StepMetrics, actions: list[MergeAction]) -> None:
-        """Tell the console about the step just done."""
+        """Print a line about the step just completed."""
         tqdm.write(step_line(self.done, metrics, actions))
         if (missing := not_finite(report.rows.rewards)) is not None:
-            tqdm.write(f"warning: step {self.done}: {missing}, and their groups teach nothing: check --reward")
+            tqdm.write(f"warning: step {self.done}: {missing}; nothing is learned from their groups: check --reward")
 
     def _recover(self, lost: LearnerLost) -> None:
-        """Take learners and run back to the last checkpoint. UserError once there were `--max-restarts` restarts.
+        """Restart the learners and rewind the run to the last checkpoint. UserError after `--max-restarts` restarts.
 
-        A restart that fails counts, too.
+        A failed restart counts too.
         """
         path, allowed = self.folder.path, self.config.cluster.max_restarts
         while self.restarts < allowed:
@@ -210,7 +211,7 @@ class GrpoRun:
                 self._go_to(point)
                 return
         raise UserError(
-            f"{lost}, and the learners were restarted --max-restarts {allowed} times already: mend the "
+            f"{lost}, and the learners were restarted --max-restarts {allowed} times already: fix the "
             f"cause, then continue with {quoted('--resume', lasting(path))}"
         )
 
@@ -219,7 +220,7 @@ class GrpoRun:
         return RunFolder.open(path, keep) if point else RunFolder.create(path, as_kept(self.config), keep)
 
     def _go_to(self, point: ResumePoint | None) -> None:
-        """Stand at `point`, or at the start: what the folder holds of later steps goes, since they are done again."""
+        """Move to `point`, or to the start. Removes later steps from the folder, because they will be repeated."""
         self.progress = Progress(MergeController(self.config.merge))
         if point is not None:
             if point.checkpoint is not None:
@@ -229,14 +230,14 @@ class GrpoRun:
 
 
 def execute(config: GrpoConfig, point: ResumePoint | None, worker: Worker, stop: StopRequest | None = None) -> RunFolder:
-    """Take a run from its set-up to its model, and close the worker. Exits with 130 if a signal ended it early."""
+    """Run from set-up to the final model, and close the worker. Exits with 130 if a signal ended the run early."""
     try:
         with telling_how_to_go_on(point.run if point else None):
             run = GrpoRun(config, point, worker)
         try:
             with telling_how_to_go_on(run.folder.path):
                 model = drive(run, PROGRAM, stop or StopRequest())
-        except KeyboardInterrupt:  # outside the training steps, or the second one
+        except KeyboardInterrupt:  # outside the training steps, or a second Ctrl-C
             model = None
         if model is None:
             stopped(run.folder)
@@ -247,7 +248,7 @@ def execute(config: GrpoConfig, point: ResumePoint | None, worker: Worker, stop:
 
 @contextmanager
 def telling_how_to_go_on(run: Path | None) -> Iterator[None]:
-    """Inside, the loss of a worker for good is a UserError that names the command; `run` is None while nothing is saved."""
+    """Turn the final loss of a worker into a UserError that says how to continue; `run` is None if nothing is saved."""
     try:
         yield
     except WorkerLost as lost:
@@ -256,19 +257,24 @@ def telling_how_to_go_on(run: Path | None) -> Iterator[None]:
 
 
 def stopped(run: RunFolder) -> NoReturn:
-    """Say how to go on from what is saved, and end."""
+    """Print the command that continues the run, and exit."""
     print(f"stopped; continue with: {continuing(PROGRAM, run.path)}")
     sys.exit(STOPPED)
 
 
 def report(config: GrpoConfig, run: RunFolder) -> None:
-    """Print what the run gained, and draw it."""
-    last = run.steps()[-1]
+    """Print the run's gain, and draw samples before and after."""
+    last, sampling = run.steps()[-1], load_config(run.config).heldout_sampling()
     for name in config.heldout_sets:
         print("\n".join(compare(run.path, name, 0, last).lines(name)))
+    print(f"sampled      before and after at temperature {sampling.temperature:g}: a lower one alone raises the reward")
     shards = TripletShards(expand_shards(config.heldout))
-    rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
-    picture = before_after(run.path, "heldout", 0, last, [(r.content, r.style, r.target) for r in rows])
+
+    def condition(at: int) -> tuple[Tensor, Tensor, Tensor]:
+        triplet = shards.usable(at)
+        return triplet.content, triplet.style, triplet.target
+
+    picture = before_after(run.path, "heldout", 0, last, condition)
     print(f"picture      {lasting(picture)}")
     print(f"model        {lasting(run.path / 'model')}")
     print(f"run          {lasting(run.path)}")

@@ -1,4 +1,4 @@
-"""What a placement must offer, and how a step or a run can end early."""
+"""The interface of a placement, and the errors that end a step or a run early."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from stylevar.errors import UserError
 
 
 class Worker(Protocol):
-    """Does the steps of a GRPO run, in one process or many. `setup` comes first, `close` last.
+    """Does the steps of a GRPO run, in one process or many. Call `setup` first and `close` last.
 
-    Any call raises WorkerLost if something is gone that nobody replaces. Those of a distributed worker raise LearnerLost if
-    `restart` can bring back what is gone.
+    Any call raises WorkerLost if a process was lost that cannot be replaced. A distributed worker raises LearnerLost if
+    `restart` can recover from the loss.
     """
 
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         """Load everything, from `--init` or from a checkpoint, and return facts about the run.
 
-        Raises UserError for anything that a user can set right.
+        Raises UserError for anything that a user can fix.
         """
         ...
 
     def settings(self) -> GrpoConfig:
-        """The run's settings, with what they left open as it was chosen by `setup`."""
+        """The run's settings, with the values that `setup` has chosen where they were open."""
         ...
 
     def step(self, step: int) -> StepReport:
-        """Sample, score and learn: the GRPO step of this number, counted from 0, which gives its conditions and seeds.
+        """Sample, score and learn: one GRPO step. Its number, counted from 0, determines its conditions and seeds.
 
-        Raises StepAbandoned if the run is to stop before anything was learned.
+        Raises StepAbandoned if a stop is requested before anything was learned.
         """
         ...
 
@@ -45,7 +45,7 @@ class Worker(Protocol):
         ...
 
     def save(self, folder: Path, base: str) -> None:
-        """Write all that a run needs to go on into an existing folder; `base` says where its base model lies."""
+        """Write everything that a run needs to continue into an existing folder; `base` names the location of its base."""
         ...
 
     def save_base(self, folder: Path) -> None:
@@ -61,21 +61,21 @@ class Worker(Protocol):
         ...
 
     def summary(self) -> str:
-        """What there is to say about the placement at the end of a run, as lines; may be empty."""
+        """A report about the placement at the end of a run, as lines of text. May be empty."""
         ...
 
     def close(self) -> None:
-        """End all processes of the placement, whatever state they are in."""
+        """End all processes of the placement, in whatever state they are."""
         ...
 
 
 class StepAbandoned(Exception):
-    """A signal came while a step was still being sampled; nothing of it was learned."""
+    """A signal arrived while a step was still being sampled. The step changed no weights."""
 
 
 class LearnerLost(RuntimeError):
-    """A learner is gone; the group goes on from the last checkpoint only."""
+    """A learner was lost. The group can continue only from the last checkpoint."""
 
 
 class WorkerLost(UserError):
-    """A worker is gone for good, and the run ends. Whoever knows the run's folder adds how to go on."""
+    """A worker was lost for good, and the run ends. The caller that knows the run's folder adds the command to continue."""

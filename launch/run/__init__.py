@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its reports, how it is resumed, and the model behind it."""
+"""A run on disk: its folder, its reports, and how it is driven and resumed."""

@@ -1,4 +1,4 @@
-"""The life of a training run, the same for GRPO and SFT: opened, advanced, finished, closed."""
+"""The life cycle of a training run, the same for GRPO and SFT: open, advance, finish, close."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from launch.run.saving import saving
 
 
 class Run(Protocol):
-    """A run that its constructor has opened: at its start, or where a checkpoint left it.
+    """A training run. Its constructor opens it, at the start or at a checkpoint.
 
-    Steps are counted in the same way everywhere. `done` steps are done: it names checkpoints and places what is reported.
-    The next step has the number `done`, counted from 0: it decides the step's data and random numbers.
+    Steps are counted in the same way everywhere. `done` is the number of completed steps; checkpoints and reports use it.
+    Steps themselves are numbered from 0, so the next step has the number `done`, which determines its data and random
+    numbers.
     """
 
     folder: RunFolder
 
     @property
     def done(self) -> int:
-        """Steps done."""
+        """Number of completed steps."""
         ...
 
     def advance(self, stop: Stop) -> bool:
@@ -34,14 +35,14 @@ class Run(Protocol):
         ...
 
     def close(self) -> None:
-        """Bring all reports to the disk."""
+        """Flush all reports to disk."""
         ...
 
 
 def drive(run: Run, program: str, stop: Stop) -> Path | None:
-    """Take a run to its end; the folder of its model, or None if it was stopped.
+    """Run to the end. Returns the folder of the run's model, or None if the run was stopped.
 
-    `program` is the script in launch/ that continues it. UserError for a disk that does not take what is written.
+    `program` is the script in launch/ that continues the run. Raises UserError if the disk is full or broken.
     """
     with saving(run.folder, program), closing(run):
         return run.finish() if run.advance(stop) else None

@@ -1,4 +1,4 @@
-"""TensorBoard's event file, written at once and in the order of the run's steps."""
+"""A TensorBoard event file that is written immediately and sorts after all earlier ones."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 
 
 class EventFile:
-    """A new event file in a run's folder; every event is in the file when its method returns.
+    """A new event file in a run's folder. Every event is in the file when the method that writes it returns.
 
-    TensorBoard's own writer does this in a thread, where a full disk ends in a traceback and no caller learns of it. It
-    also names files by the clock, and readers take them in the order of their names: after a clock was set back, the end
-    of a curve would come before its beginning. Here a new file always comes last.
+    TensorBoard's own writer works in a thread, where a full disk causes a traceback that no caller can catch. It also names
+    files by the clock, and readers sort them by name: if the clock was set back, the end of a curve would come before its
+    beginning. Here, a new file always sorts last.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        """`purge_step`: hide what earlier files say of this step and later ones. Raises OSError, as every method.
+        """`purge_step`: hide earlier files' events of this step and later ones. The folder must exist.
 
-        The folder has to exist.
+        Every method raises OSError if the file cannot be written.
         """
         matches = (_NAME.fullmatch(file.name) for file in folder.iterdir())
         last = max((int(match[1]) for match in matches if match), default=-1)
@@ -56,7 +56,7 @@ class EventFile:
         self._add(step, summary.text(tag, text))
 
     def close(self) -> None:
-        """Bring the file to the disk and close it."""
+        """Flush the file to disk and close it."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             try:

@@ -1,4 +1,4 @@
-"""What a run was made on: the machine and the versions, for its report."""
+"""Facts about the machine and the package versions of a run, for its report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "ray", "peft", "numpy")
 
 
 def host_facts() -> dict[str, str]:
-    """{what: value} of this machine and process. Starts no CUDA context: the GPUs are asked for outside."""
+    """{fact: value} of this machine and process. Starts no CUDA context: another program lists the GPUs."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     return {
         "host": socket.gethostname(),
@@ -31,7 +31,7 @@ def host_facts() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name, which platform knows on some systems only."""
+    """The processor's name. `platform` knows it only on some systems."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -39,13 +39,13 @@ def _processor() -> str:
 
 
 def _gpus() -> str:
-    """Names and memory of the GPUs that the driver's own tool lists."""
+    """Names and memory of the GPUs, as nvidia-smi lists them."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return "none"
     command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"  # a driver that does not answer is no reason to end a run
-    return "; ".join(line.strip() for line in found if line.strip()) or "none"
+        return "unknown"  # a driver that does not answer must not end a run
+    return "; ".join(line.strip() for line in lines if line.strip()) or "none"

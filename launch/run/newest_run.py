@@ -1,4 +1,4 @@
-"""The runs in a folder, the newest first: what a program takes that is told of none."""
+"""The runs in a folder, newest first. Programs use the newest run by default."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from stylevar.source import is_run
 
 RUNS = Path("runs")
-"""Where runs are written, and looked for, unless something else is said."""
+"""Default folder for writing and finding runs."""
 
 
 def newest_first(runs: Path = RUNS) -> list[Path]:
-    """All runs in `runs`, the one that wrote last before all others; none if there is no such folder."""
-    found = [folder for folder in runs.iterdir() if is_run(folder)] if runs.is_dir() else []
-    return sorted(found, key=_last_written, reverse=True)
+    """All runs in the folder `runs`, the most recently written first; empty if the folder does not exist."""
+    folders = [folder for folder in runs.iterdir() if is_run(folder)] if runs.is_dir() else []
+    return sorted(folders, key=_last_written, reverse=True)
 
 
 def _last_written(run: Path) -> float:

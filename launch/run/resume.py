@@ -1,4 +1,4 @@
-"""What a resumed run may be told to do differently, and when there is nothing left to do."""
+"""Check which settings a resumed run may change, and whether any steps are left."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from launch.run.run_folder import ResumePoint, finished_at, flat
 from stylevar.errors import UserError
 
 NOT_SETTINGS = ("resume", "config")
-"""Flags that say how a program is started rather than what a run does."""
+"""Flags that determine how a program starts, not what a run does."""
 SHARDS = ("shards", "heldout", "novel", "val_shards")
 FILES = (*SHARDS, "init", "var", "vae", "image_encoder")
 
 
 class NothingLeft(Exception):
-    """The run to resume has done all its steps and has its model; the message says so."""
+    """The run to resume has done all its steps and written its model. The message says so."""
 
 
 def check_changes(point: ResumePoint, before: Any, after: Any, may_change: Sequence[str]) -> None:
-    """Refuse settings of `after` that differ from those of the run, `before`, and that a checkpoint cannot follow.
+    """Reject changes from the run's settings `before` to `after` that would not fit its checkpoint.
 
     Both are config dataclasses with absolute paths. `may_change` holds names such as "steps" and "learner.lr", or a whole
-    group's such as "cluster". A run without a checkpoint begins anew, with any settings but another folder. Raises
-    UserError with all that was refused and what may change.
+    group such as "cluster". A run without a checkpoint starts over and may change everything except its folder. Raises
+    UserError that lists the rejected changes and the settings that may change.
     """
     old, new = flat(asdict(before)), flat(asdict(after))
     place = ("name", "runs")
@@ -47,7 +47,7 @@ def check_changes(point: ResumePoint, before: Any, after: Any, may_change: Seque
 
 
 def check_steps(point: ResumePoint, steps: int) -> None:
-    """Raises UserError if the checkpoint is beyond `steps`, and NothingLeft if a run of so many is finished."""
+    """Raises UserError if the checkpoint is beyond `steps`, and NothingLeft if the run is finished at `steps`."""
     if point.step > steps:
         raise UserError(
             f"--resume {point.checkpoint} is at step {point.step}, beyond --steps {steps}: give more --steps, or resume an "
@@ -65,7 +65,7 @@ def _listed(name: str, may_change: Sequence[str]) -> bool:
 
 
 def _same(name: str, old: Any, new: Any) -> bool:
-    """Whether two values mean the same: shards may be named one by one or by a pattern."""
+    """Whether two values mean the same. Shards may be listed one by one or given as a pattern."""
     if old == new:
         return True
     if name not in SHARDS or not old or not new:

@@ -1,7 +1,7 @@
-"""A run on disk: its config, TensorBoard events, trajectories, merges, and checkpoints that appear whole or not at all.
+"""A run on disk: its config, TensorBoard events, trajectories, merges, and checkpoints that are written atomically.
 
 <run>/config.yaml                       the settings in force
-<run>/changes.yaml                      what --resume changed in them, and from which step on
+<run>/changes.yaml                      changes to them by --resume, each with its step
 <run>/tensorboard/
 <run>/trajectories/
 <run>/merges/merge_0001/
@@ -36,7 +36,7 @@ from stylevar.text import check_path
 from stylevar.yaml_files import read_yaml, write_yaml
 
 TRAINING = "training.json"
-"""In `model/`: how the model came to be."""
+"""File in `model/` that records how the model was trained."""
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
 _MERGE = re.compile(r"merge_(\d{4,})")
 _SCORES = re.compile(r".+_(\d{8,})\.(json|npz|png)")
@@ -45,7 +45,7 @@ _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on: `checkpoint` of `step`, or None and 0 for a run that was cut short before its first one."""
+    """Where a run continues: at the `checkpoint` of `step`, or with None and 0 if it was stopped before its first one."""
 
     run: Path
     checkpoint: Path | None
@@ -71,15 +71,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], keep: int = 3) -> RunFolder:
-        """Lay out a new run at `path` and write its config.
+        """Create a new run at `path` and write its config.
 
-        Raises UserError if something is there already (nothing is touched then) or the place is not writable.
+        Raises UserError if `path` already holds something, which is then left untouched, or if it is not writable.
         """
         check_path(path, "run folder", utf8=True)
         run = cls(path, keep)
         run.check_free()
         run._make_writable()
-        # The config comes first: what has one can be resumed, and what has none is no run yet.
+        # The config comes first: a folder with a config can be resumed, and a folder without one is not a run yet.
         with _explained(path):
             write_yaml(run.config, dict(config))
         run._make_folders()
@@ -87,7 +87,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, keep: int = 3) -> RunFolder:
-        """An existing run, to be continued; what an interrupted write left behind is removed."""
+        """Open an existing run to continue it. Removes what interrupted writes left behind."""
         if not os.path.isdir(path):
             raise UserError(f"run folder {path} does not exist: check the path, or start a new run without --resume")
         run = cls(path, keep)
@@ -99,7 +99,7 @@ class RunFolder:
         return run
 
     def check_free(self) -> None:
-        """Raises UserError if there is something at this place already."""
+        """Raises UserError if the folder already holds something."""
         if holds_run(self.path):
             raise UserError(
                 f"run folder {self.path} already exists and is not empty: continue it with {quoted('--resume', self.path)}, "
@@ -107,9 +107,9 @@ class RunFolder:
             )
 
     def resume_with(self, config: Mapping[str, Any], step: int) -> None:
-        """Make `config` the run's settings from `step` on, and note in changes.yaml what was different before.
+        """Make `config` the run's settings from `step` on, and record the changes in changes.yaml.
 
-        The run is rewound to `step`, so changes noted for that step or later never came into force.
+        The run is rewound to `step`, so changes recorded for that step or later never took effect and are dropped.
         """
         new = to_plain(config)
         old = flat(_kept(self.config) or {})
@@ -119,10 +119,10 @@ class RunFolder:
         history = [entry for entry in history if entry["step"] < step]
         now = flat(new)
         names = [name for name in now if name in old and now[name] != old[name]]
-        if names and step:  # of a run that begins anew, nothing was done with the old ones
+        if names and step:  # a run that starts over has done no steps with its old settings
             changed = {name: {"from": old[name], "to": now[name]} for name in names}
             history.append({"step": step, "changed": changed})
-        # The history first: if the program ends in between, the next resume finds the old settings and takes it back.
+        # The history first: if the program ends in between, the next resume finds the old settings and removes the entry.
         if history:
             write_yaml(self.changes, history)
         else:
@@ -131,16 +131,16 @@ class RunFolder:
 
     @contextmanager
     def final_model(self, steps: int, notes: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """As `checkpoint`, for the model of a run that has done all its `steps`, in `model/`.
+        """Like `checkpoint`, for the final model of a run of `steps` steps, in `model/`.
 
-        `notes` are kept in its training.json.
+        `notes` are saved in its training.json.
         """
         with folder_aside(self.model) as aside:
             yield aside
             (aside / TRAINING).write_text(json.dumps({"steps": steps, **(notes or {})}, indent=2) + "\n")
 
     def finished_at(self) -> int | None:
-        """How many steps the run had done when it wrote its finished model; None without a model, or if it is unknown."""
+        """Number of steps after which the run wrote its final model; None without a model, or if the number is unknown."""
         return finished_at(self.path)
 
     def steps(self) -> list[int]:
@@ -157,9 +157,9 @@ class RunFolder:
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """Yield an empty folder to write into; it becomes the checkpoint of `step` if the block ends without an error.
+        """Yield an empty folder to write into. It becomes the checkpoint of `step` if the block ends without an error.
 
-        Then `latest` points to it, and all but the last `keep` checkpoints and the targets of the links are removed.
+        `latest` then points to it. Older checkpoints are removed, except the last `keep` and the targets of the links.
         """
         with folder_aside(self.checkpoint_path(step)) as aside:
             yield aside
@@ -168,19 +168,22 @@ class RunFolder:
 
     @contextmanager
     def merge(self, index: int) -> Iterator[Path]:
-        """As `checkpoint`, for the files of merge number `index`; merges are never pruned."""
+        """Like `checkpoint`, for the files of merge number `index`. Merges are never removed."""
         with folder_aside(self.merge_path(index)) as aside:
             yield aside
 
     def mark_best(self, step: int) -> None:
-        """Point `best` at the checkpoint of `step`, which has to exist; it is kept while it is the best."""
+        """Point `best` at the checkpoint of `step`, which must exist. It is kept while it is the best."""
         if not self.checkpoint_path(step).is_dir():
             raise ValueError(f"no checkpoint of step {step} in {self.checkpoints}")
         self._link("best", step)
         self._prune()
 
     def rewind(self, step: int, merges: int) -> None:
-        """Remove checkpoints after `step` and merges after number `merges`: the run will write them again."""
+        """Remove checkpoints, scores and the model after `step`, and merges after number `merges`.
+
+        The run will write them again.
+        """
         for later in (s for s in self.steps() if s > step):
             remove(self.checkpoint_path(later))
         for later in (m for m in _numbered(self.merges, _MERGE) if m > merges):
@@ -198,19 +201,19 @@ class RunFolder:
             remove(self.model)
 
     def linked(self, name: str) -> Path | None:
-        """The checkpoint that `latest` or `best` stands for; None if there is none."""
+        """The checkpoint that `latest` or `best` points to; None if there is none."""
         folder = followed(self.checkpoints / name)
         return folder.resolve() if folder.is_dir() else None
 
     def missing(self) -> Path | None:
-        """What was removed of the run's own folders; None if all are there."""
+        """The first of the run's folders that was removed; None if all exist."""
         folders = (self.tensorboard, self.trajectories, self.merges, self.checkpoints)
         return next((folder for folder in folders if not folder.is_dir()), None)
 
     def _make_writable(self) -> None:
         with _explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            # A read-only file system or a full disk shows only when something is written.
+            # Only writing reveals a read-only file system or a full disk.
             with tempfile.NamedTemporaryFile(dir=self.path, prefix=ASIDE) as probe:
                 probe.write(b"\0")
 
@@ -248,13 +251,13 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def first_free(path: Path) -> Path:
-    """The first of the `numbered` folders that is empty or not there."""
+    """The first of the `numbered` folders that is empty or does not exist."""
     return next(folder for folder in numbered(path) if not holds_run(folder))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Hold the lock of the first of the `numbered` folders that holds no run and that nobody else is writing."""
+    """Hold the lock of the first `numbered` folder that holds no run and that no other process is writing."""
     with ExitStack() as lock:
         for folder in numbered(path):
             if holds_run(folder):
@@ -268,7 +271,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether there is anything in this folder, but a lock or what an interrupted write left behind."""
+    """Whether the folder holds anything except a lock and the remains of interrupted writes."""
     if not os.path.isdir(path):
         return False
     return any(entry.name != LOCK and not entry.name.startswith(ASIDE) for entry in path.iterdir())
@@ -283,14 +286,14 @@ def finished_at(run: Path) -> int | None:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"learner.lr": value}, in YAML's own types."""
-    found: dict[str, Any] = {}
+    """Nested settings as {"learner.lr": value}, in plain YAML types."""
+    values: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            values |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = _plain(value)
-    return found
+            values[f"{prefix}{name}"] = _plain(value)
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -300,11 +303,11 @@ def _plain(value: Any) -> Any:
 
 
 def find_resume(resume: str, runs: Path, name: str | None = None) -> ResumePoint | None:
-    """What `--resume` means.
+    """The point that `--resume` refers to.
 
-    A path names a run (its last complete checkpoint is used) or one of a run's checkpoints; UserError if there is
-    nothing to resume. "auto" takes run `name` in the folder `runs`, or without a name the run there with the newest
-    checkpoint, and returns None if there is none, so that one command line both starts a run and restarts it.
+    A path names a run, whose last complete checkpoint is used, or one of a run's checkpoints. Raises UserError if there is
+    nothing to resume. "auto" selects the run `name` in the folder `runs`, or without a name the run with the newest
+    checkpoint there. It returns None if there is no such run, so that the same command line both starts and resumes a run.
     """
     if resume != "auto":
         return _resume_path(Path(resume))
@@ -312,8 +315,8 @@ def find_resume(resume: str, runs: Path, name: str | None = None) -> ResumePoint
         folder = runs / name
         return _last(folder) if holds_run(folder) else None
     points = [_last(folder) for folder in sorted(runs.iterdir()) if folder.is_dir()] if os.path.isdir(runs) else []
-    found = [(point.checkpoint.stat().st_mtime, point.step, point) for point in points if point.checkpoint]
-    return max(found, key=lambda entry: entry[:2])[2] if found else None
+    dated = [(point.checkpoint.stat().st_mtime, point.step, point) for point in points if point.checkpoint]
+    return max(dated, key=lambda entry: entry[:2])[2] if dated else None
 
 
 def _resume_path(path: Path) -> ResumePoint:
@@ -324,7 +327,7 @@ def _resume_path(path: Path) -> ResumePoint:
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     if match and checkpoint.parent.name == "checkpoints":
         return ResumePoint(checkpoint.parent.parent, checkpoint, int(match[1]))
-    point = _last(Path(os.path.abspath(path)))  # "." has no name that a run could have
+    point = _last(Path(os.path.abspath(path)))  # "." has no name, but a run needs one
     if point.checkpoint is None and not RunFolder(point.run).config.is_file():
         raise UserError(f"--resume {path}: holds neither a checkpoint nor a config.yaml; name a run, or start a new one")
     return point
@@ -348,7 +351,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _kept(path: Path) -> Any:
-    """What a YAML file of the run holds; None without one."""
+    """The content of one of the run's YAML files; None if it does not exist."""
     return read_yaml(path, "restore it, or start a new run") if path.is_file() else None
 
 

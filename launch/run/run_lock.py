@@ -1,4 +1,4 @@
-"""One writer per run: a lock that ends with the process that holds it, however that ends."""
+"""One writer per run: a lock that is released when its process ends, even in a crash."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 class RunBusy(UserError):
-    """Another process is writing the run."""
+    """Another process is writing to the run."""
 
 
 @contextmanager
 def only_writer(run: Path) -> Iterator[Path]:
-    """Hold the lock of the run's folder, which is made if it is missing, and removed again if nothing is written there.
+    """Hold the lock of the run's folder. Creates a missing folder, and removes it again if nothing was written to it.
 
-    Yields the folder. Raises RunBusy if another process holds the lock, and UserError if the folder cannot be written. A
-    file system without locks is said on stderr, and the program goes on.
+    Yields the folder. Raises RunBusy if another process holds the lock, and UserError if the folder cannot be written. On a
+    file system without locks, prints a warning to stderr and continues.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def _locked(run: Path) -> TextIO:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 print(
-                    f"warning: the file system of {run} has no locks: make sure that no second program writes this run",
+                    f"warning: the file system of {run} has no locks: make sure that no other program writes to this run",
                     file=sys.stderr,
                 )
                 return file
@@ -71,7 +71,7 @@ def _locked(run: Path) -> TextIO:
 
 
 def _is_still_there(file: TextIO, path: Path) -> bool:
-    """Whether the locked file is the one at `path`: its last holder may have removed it meanwhile."""
+    """Whether the locked file is still the one at `path`: its previous holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def _is_still_there(file: TextIO, path: Path) -> bool:
 
 
 def _remove_if_empty(run: Path) -> None:
-    """Leave no trace of a run that could not start."""
+    """Remove the folder of a run that could not start."""
     if os.path.isdir(run) and [entry.name for entry in run.iterdir()] == [LOCK]:
         (run / LOCK).unlink()
         run.rmdir()

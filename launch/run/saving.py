@@ -1,4 +1,4 @@
-"""What a failed write means to a run: which part is lost, what is kept, and how to go on."""
+"""Explain a failed write to the user: what is lost, what is kept, and how to continue."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stylevar.errors import UserError
 
 @contextmanager
 def saving(run: RunFolder, program: str) -> Iterator[None]:
-    """Inside, a disk that is full or broken, or a run folder that was removed, is a UserError that says how to go on.
+    """Turn errors from a full or broken disk, or a removed run folder, into a UserError that says how to continue.
 
-    `program` is the script in launch/ that continues the run. Other errors pass.
+    `program` is the script in launch/ that continues the run. Other errors pass through.
     """
     try:
         yield
@@ -31,8 +31,8 @@ def saving(run: RunFolder, program: str) -> Iterator[None]:
         if reason is None:
             raise
         steps = run.steps()
-        kept = f"the checkpoint of step {steps[-1]} is kept, what came after it" if steps else "all that was learned"
+        lost = f"all progress since the checkpoint of step {steps[-1]} is lost" if steps else "all progress is lost"
         command = continuing(program, run.path)
         raise UserError(
-            f"run {run.path} cannot be written ({reason}): {kept} is lost; mend that, then continue with: {command}"
+            f"run {run.path} cannot be written ({reason}): {lost}; fix the cause, then continue with: {command}"
         ) from error

@@ -1,4 +1,4 @@
-"""What a run reports while it goes: TensorBoard scalars and image grids, trajectory rows in Parquet, time per phase."""
+"""Reports of a running run: TensorBoard scalars and image grids, trajectory rows in Parquet, time per phase."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ from stylevar.atomic import file_aside
 from stylevar.contracts import TrajectoryRows
 
 HOST = "run/host"
-"""Tag of the text that every start of a run leaves: what it runs on, as JSON."""
+"""Tag of the text that every start of a run writes: facts about its machine, as JSON."""
 _PART = re.compile(r"steps_(\d{8,})_(\d{8,})\.parquet")
 
 
 class Telemetry:
-    """Writer of one run's reports.
+    """Writes one run's reports.
 
-    Curves and pictures lie at the number of steps done: those of the first step at 1, scores before training at 0. Rows
-    keep their step's own number, counted from 0, which their seeds were made with.
+    Curves and pictures are plotted at the number of completed steps: the first step at 1, scores before training at 0. Rows
+    carry their step's own number, counted from 0, from which their seeds were derived.
 
-    Resumed with `done` steps done (0 for a new run), it drops all that was reported of later ones, so that the rows of a
-    resumed run equal those of a run that was never stopped. For this, `flush` has to come before a checkpoint is
-    committed: rows still buffered when a process dies are lost. Whatever is written raises OSError if the disk does not
-    take it.
+    When a run resumes after `done` steps (0 for a new run), reports of later steps are dropped, so that the rows of a
+    resumed run equal those of an uninterrupted run. This requires a `flush` before each checkpoint, because rows still in
+    the buffer are lost when a process dies. All writing methods raise OSError if the disk is full or broken.
     """
 
     def __init__(self, run: RunFolder, done: int = 0) -> None:
@@ -52,15 +51,15 @@ class Telemetry:
         self._events.text(done, HOST, json.dumps(host_facts()))
 
     def scalars(self, done: int, values: Mapping[str, float]) -> None:
-        """Write {tag: value} at `done` steps."""
+        """Write {tag: value} at `done` completed steps."""
         self._events.scalars(done, values)
 
     def image_grid(self, done: int, tag: str, grid_u8: Tensor) -> None:
-        """Write a picture, uint8 [3, H, W], at `done` steps."""
+        """Write a picture, uint8 [3, H, W], at `done` completed steps."""
         self._events.image(done, tag, grid_u8)
 
     def trajectories(self, step: int, rows: TrajectoryRows) -> None:
-        """Buffer one row per trajectory of the step with this number; they reach the disk with the next `flush`."""
+        """Buffer one row per trajectory of step number `step`. The next `flush` writes them to disk."""
         self._rows.append(_table(step, rows))
         first = step if self._span is None else self._span[0]
         self._span = first, step
@@ -81,22 +80,22 @@ class Telemetry:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """This process's memory, and the most it had, in GiB; on a GPU also the most that was allocated there."""
-    found = {
+    """This process's current and peak memory in GiB; on a GPU also the peak of its allocated memory."""
+    values = {
         "memory/rss_gib": psutil.Process().memory_info().rss / 2**30,
         "memory/rss_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
     if device.type == "cuda":
-        found["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return found
+        values["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return values
 
 
 class PhaseTimer:
-    """Seconds per phase: `with timer("rollout"): ...`. A phase entered several times adds up.
+    """Seconds per phase: `with timer("rollout"): ...`. Repeated phases are summed.
 
-    A phase inside another is taken out of the outer one, so that the phases add up to all that was timed.
+    The time of a nested phase is subtracted from the outer one, so that the phases add up to the total time.
 
-    synchronize: called at both ends of a phase, for devices that run behind the host (`torch.cuda.synchronize`).
+    synchronize: called at the start and end of a phase, for devices that run asynchronously (`torch.cuda.synchronize`).
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
@@ -116,7 +115,7 @@ class PhaseTimer:
             self._inside = outer + passed
 
     def take(self) -> dict[str, float]:
-        """{"time/<phase>": seconds} since the last call, which starts all phases at 0 again."""
+        """{"time/<phase>": seconds} since the last call. Resets all phases to 0."""
         taken = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         self._seconds = {}
         return taken
@@ -158,7 +157,7 @@ def _part(folder: Path, first: int, last: int) -> Path:
 
 
 def _drop_rows_from(folder: Path, step: int) -> None:
-    """Remove the rows of `step` and later from all parts."""
+    """Remove the rows of `step` and later steps from all files."""
     for path in sorted(folder.glob("steps_*.parquet")):
         match = _PART.fullmatch(path.name)
         if match is None or int(match[2]) < step:
@@ -168,7 +167,7 @@ def _drop_rows_from(folder: Path, step: int) -> None:
             continue
         table = pq.read_table(path)
         kept = table.filter(pc.less(table["step"], step))
-        # First the content, then the name: cut short in between, no row is lost or doubled.
+        # First the content, then the name: an interruption in between neither loses nor duplicates rows.
         with file_aside(path) as aside:
             pq.write_table(kept, aside)
         path.rename(_part(folder, int(match[1]), pc.max(kept["step"]).as_py()))

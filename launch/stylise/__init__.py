@@ -1,1 +1,1 @@
-"""Stylising a user's pictures with a trained model."""
+"""Stylise a user's pictures with a trained model."""

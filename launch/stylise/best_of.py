@@ -1,4 +1,4 @@
-"""Judging results where there is no target: is the content kept, and is the style met?"""
+"""Score results without a target: do they keep the content and match the style?"""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """How results are judged without a target."""
+    """How results are scored without a target."""
 
     reward: Literal["lite", "dreamsim"] = "lite"
-    """The perceptual distance that the reward is made of; dreamsim needs its weights on disk, lite is built in."""
+    """Perceptual distance behind the reward; dreamsim needs its weights on disk, lite is built in."""
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
     """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
     content_weight: Annotated[float, Ge(0)] = 1.0
-    """Weight of the distance to the content, both in grey, so that new colours cost nothing."""
+    """Weight of the distance to the content, compared in grey so that new colours are not penalised."""
     style_weight: Annotated[float, Ge(0)] = 0.25
-    """Weight of the distance to the style picture, which also knows of its scene: a copy must not win."""
+    """Weight of the distance to the style picture; keep it small, because it also rewards copying the picture's scene."""
     palette_weight: Annotated[float, Ge(0)] = 0.02
-    """Weight of the difference of the colour statistics from the style's, in CIELAB units."""
+    """Weight of the difference in colour statistics from the style, in CIELAB units."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -50,11 +50,11 @@ class Judged:
     parts: dict[str, Tensor]
 
     def order(self) -> Tensor:
-        """Sample numbers int64 [B, G], best first; of equal ones the earlier."""
+        """Sample numbers int64 [B, G], best first; equal samples keep their order."""
         return self.rewards.argsort(dim=1, descending=True, stable=True)
 
     def best(self, images_u8: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` best of the images uint8 [B, G, 3, S, S] that were judged, best first, and their rewards."""
+        """The `count` best of the judged images uint8 [B, G, 3, S, S], best first, and their rewards."""
         chosen = self.order()[:, :count]
         rows = torch.arange(len(chosen)).unsqueeze(1)
         return images_u8[rows, chosen], self.rewards[rows, chosen]
@@ -63,25 +63,25 @@ class Judged:
 class Judge:
     """Reward = -(content weight * content + style weight * style + palette weight * palette).
 
-    content   perceptual distance to the content picture, both in grey; of lite its features without its pixels
+    content   perceptual distance to the content picture, both in grey; with lite only its features, without its pixels
     style     perceptual distance to the style picture
     palette   `reward.metrics.color_distance` to the style picture
 
-    No part is a judge alone: copying the content meets the first, copying the style picture the others. The default
-    weights were chosen with lite on 80 held-out conditions of the demo, 8 samples each, where the targets are known: the
-    sample that this reward prefers is 0.033 (standard error 0.007) nearer to the target than the average one, and the
-    nearest of the 8 0.094. The targets themselves are preferred to all samples, to the content in 93 % of the
-    conditions, and to the style picture in 74 %.
+    No part is enough alone: a copy of the content satisfies the first, a copy of the style picture the other two. The
+    default weights were chosen with lite on 80 held-out conditions of the demo, 8 samples each, where the targets are known.
+    The sample with the best reward is 0.033 (standard error 0.007) nearer to the target than the average sample; the
+    nearest of the 8 samples is 0.094 nearer. The targets themselves score better than all samples, better than the content
+    in 93 % of the conditions, and better than the style picture in 74 %.
     """
 
     def __init__(self, config: ScoreConfig, device: torch.device | str = "cpu") -> None:
-        """UserError if the distance's weights are unusable."""
+        """Raises UserError if the distance's weights are unusable."""
         settings = RewardConfig(config.reward, config.dreamsim_type, config.dreamsim_cache)
         self.config, self.distance = config, build_distance(settings, device)
 
     @torch.inference_mode()
     def score(self, images_u8: Tensor, content_u8: Tensor, style_u8: Tensor) -> Judged:
-        """Judge results uint8 [B, G, 3, S, S] by their pairs' pictures uint8 [B, 3, S, S]; everything comes back on CPU."""
+        """Score results uint8 [B, G, 3, S, S] against their pairs' pictures uint8 [B, 3, S, S]. Returns tensors on CPU."""
         parts = [self._pair(*row) for row in zip(images_u8, content_u8, style_u8, strict=True)]
         joined = {name: torch.stack([part[name] for part in parts]).cpu() for name in parts[0]}
         weights = {"content": self.config.content_weight, "style": self.config.style_weight}

@@ -1,4 +1,4 @@
-"""Pairs of pictures as the model's squares, read while it works on the pairs before."""
+"""Read pairs of pictures as squares for the model, ahead of time while it works on the previous pairs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from stylevar.pipeline import style_fit
 
 T = TypeVar("T")
 KEPT = 512
-"""Pictures that are kept for the pairs to come: 100 MB at 256 pixels."""
+"""Pictures to keep in memory for later pairs: 100 MB at 256 pixels."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """A picture as the model sees it, uint8 [3, S, S], and the size of its file's picture."""
+    """A picture as the model sees it, uint8 [3, S, S], and its original size."""
 
     image_u8: Tensor
     size: Size
@@ -33,7 +33,7 @@ class Square:
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """Two pictures under the name of their result."""
+    """Two pictures and the name of their result."""
 
     name: str
     content: Square
@@ -42,7 +42,7 @@ class LoadedPair:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs that are stylised at once, and how many before and between them could not be read."""
+    """Pairs to stylise at once, and the number of unreadable pairs skipped on the way (`lost`)."""
 
     pairs: list[LoadedPair]
     lost: int
@@ -54,15 +54,15 @@ class Batch:
 
 
 class PictureReader:
-    """Reads files as squares; the last few hundred are kept, and what cannot be read is noted once."""
+    """Reads files as squares. Keeps the last few hundred in memory, and records each unreadable file once."""
 
     def __init__(self, side: int, fit: Fit, failures: Failures) -> None:
-        """`side` = S of the squares; `fit` is that of contents."""
+        """`side`: the side S of the squares. `fit`: how contents are made square."""
         self.side, self.fit, self.failures = side, fit, failures
         self._kept = lru_cache(maxsize=KEPT)(self._read)
 
     def batches(self, pairs: Sequence[PairFiles], size: int) -> Iterator[Batch]:
-        """The pairs whose pictures can both be read, `size` at a time."""
+        """The pairs with two readable pictures, `size` at a time."""
         loaded: list[LoadedPair] = []
         lost = 0
         for pair in pairs:
@@ -79,7 +79,7 @@ class PictureReader:
 
     def _read(self, path: Path, fit: Fit) -> Square | None:
         try:
-            # Twice the side leaves the last halving to the better filter.
+            # Decode at twice the side, so that the better filter does the last halving.
             photo = load_photo(path, short_side=2 * self.side)
             return Square(to_u8(square(photo.image, self.side, fit)), photo.size)
         except UserError as error:
@@ -88,7 +88,7 @@ class PictureReader:
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by a thread while the one before it is worked on."""
+    """The same items; a thread makes each one while the caller works on the previous one."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, items, None)
         while (item := following.result()) is not None:

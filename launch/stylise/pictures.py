@@ -1,4 +1,4 @@
-"""Finding a user's pictures and pairing them: files, folders, patterns, lists, and CSV files of pairs."""
+"""Find a user's pictures and pair them: files, folders, patterns, lists, and CSV files of pairs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ UNREADABLE = re.compile(
     r"\.(heic|heif|avif|jxl|jp2|svg|psd|xcf|eps|raw|dng|cr2|cr3|nef|arw|orf|rw2|raf|tga|dds|ico|ppm|pgm|exr|hdr)",
     re.IGNORECASE,
 )
-"""Endings of pictures in formats that are not read."""
+"""File name endings of unsupported picture formats."""
 SHOWN = 5
-_NAME_BYTES = 100  # two of them and a number are a file name, which most disks bound at 255
+_NAME_BYTES = 100  # a result's file name holds two names and a number, and most file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Two pictures' files, and the name of what becomes of them: a file name without ending."""
+    """The files of two pictures, and the name of their result: a file name without ending."""
 
     name: str
     content: Path
@@ -38,16 +38,16 @@ class PairFiles:
 
 @dataclass
 class Failures:
-    """What could not be used, and why; nothing of it ends the work on the rest."""
+    """Files and lines that could not be used, with the reasons. They do not stop the work on the rest."""
 
     reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, what: str, reason: str) -> None:
-        """Note that `what`, a file or a line, is of no use."""
+        """Record that `what`, a file or a line, cannot be used."""
         self.reasons[printable(what)] = printable(reason)
 
     def lines(self, record: Path) -> list[str]:
-        """For the console: how many, the first few, and that all of them are in the file `record`."""
+        """Lines for the console: the number of failures, the first few, and that the file `record` lists all."""
         if not self.reasons:
             return []
         shown = [f"  {reason}" for reason in list(self.reasons.values())[:SHOWN]]
@@ -55,7 +55,7 @@ class Failures:
         return [f"{len(self.reasons)} could not be used (all in {record}):", *shown, *more]
 
     def write(self, record: Path) -> None:
-        """Keep all in a CSV file with the columns what and reason; without failures it is removed."""
+        """Write all failures to a CSV file with the columns what and reason; remove the file if there are none."""
         if not self.reasons:
             record.unlink(missing_ok=True)
             return
@@ -76,13 +76,13 @@ def find_pictures(sources: Sequence[Path], failures: Failures | None = None) -> 
 
 
 def pictures_at(source: Path, failures: Failures) -> list[Path]:
-    """The files behind a picture's path, a folder (all pictures in it), a .txt list, or a pattern.
+    """The files of a picture's path, a folder (all pictures in it), a .txt list, or a pattern.
 
-    Pictures of a folder in formats that are not read are noted in `failures`. UserError if there is none.
+    A folder's pictures in unsupported formats are recorded in `failures`. UserError if there are no pictures.
     """
     files: list[Path] = []
     for path in expand_braces([source]):
-        if os.path.isdir(path):  # of a path that no file system takes, pathlib would raise an error
+        if os.path.isdir(path):  # pathlib would raise an error for impossible paths
             files += pictures_in(path, failures)
         elif path.suffix.lower() == ".txt" and os.path.isfile(path):
             files += _listed(path)
@@ -97,34 +97,34 @@ def pictures_at(source: Path, failures: Failures) -> list[Path]:
 
 
 def pictures_in(folder: Path, failures: Failures) -> list[Path]:
-    """The pictures of a folder, in order of name; those in formats that are not read are noted in `failures`.
+    """The pictures of a folder, sorted by name. Those in unsupported formats are recorded in `failures`.
 
-    UserError if the folder has none that can be read.
+    UserError if the folder has no picture in a supported format.
     """
     try:
         there = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
     except OSError as error:
         raise UserError(f"folder {printable(folder)} cannot be read ({error.strerror}): check its permissions") from error
     for file in (unread := [file for file in there if UNREADABLE.fullmatch(file.suffix)]):
-        failures.add(str(file), f"{file}: {file.suffix} files are not read; convert it to JPEG or PNG")
+        failures.add(str(file), f"{file}: {file.suffix} files are not supported; convert it to JPEG or PNG")
     files = [file for file in there if file.suffix.lower() in PICTURES]
     if not files:
-        others = f", and the {len(unread)} such as {unread[0].name} are not read" if unread else ""
+        others = f"; {len(unread)} such as {unread[0].name} are not supported" if unread else ""
         raise UserError(f"no picture in {printable(folder)}: it needs files that end in {' '.join(PICTURES)}{others}")
     return files
 
 
 def _listed(table: Path) -> list[Path]:
-    """The files that a text names, one a line, relative to it; their names may have bytes that are not UTF-8."""
+    """The files in a text file, one per line, relative to it. Their names may contain bytes that are not UTF-8."""
     try:
         text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{printable(table)} cannot be read ({error.strerror}): give a text file") from error
     if "\0" in text:
-        raise UserError(f"{printable(table)} is no list of files in UTF-8: save it as text in UTF-8")
+        raise UserError(f"{printable(table)} is not a list of files in UTF-8: save it as text in UTF-8")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{printable(table)} lists no picture: write the path of one on each line")
+        raise UserError(f"{printable(table)} lists no pictures: write one path on each line")
     return [table.parent / os.path.expanduser(line) for line in lines]
 
 
@@ -140,9 +140,9 @@ def all_pairs(contents: Sequence[Path], styles: Sequence[Path]) -> list[PairFile
 
 
 def unique_names(files: Iterable[Path]) -> dict[str, Path]:
-    """{name: file}: the stem where only one file has it, else with the ending, else with a number.
+    """{name: file}. The name is the stem; if several files share it, the ending and then a number are added.
 
-    The names can be those of new files: see `safe_name` and `shortened`.
+    The names are valid for new files: see `safe_name` and `shortened`.
     """
     files = list(files)
     stems = Counter(file.stem for file in files)
@@ -164,15 +164,15 @@ def _free(name: str, taken: Container[str]) -> str:
 
 
 def read_pairs(table: Path, failures: Failures) -> list[PairFiles]:
-    """The pairs of a CSV file with the columns content, style and, if wanted, name; paths are relative to the file.
+    """The pairs of a CSV file with the columns content, style and, optionally, name. Paths are relative to the file.
 
-    Lines of no use are noted in `failures`. UserError if the file is not such a table, or is empty.
+    Unusable lines are recorded in `failures`. UserError if the file is not such a table, or is empty.
     """
     pairs: dict[str, PairFiles] = {}
     for line, row in _rows(table):
         where = f"{table} line {line}"
         content, style, name = ((row.get(column) or "").strip() for column in ("content", "style", "name"))
-        # Those of os.path, since pathlib's raise errors for users that do not exist and for names that are too long.
+        # Use os.path: pathlib raises errors for users that do not exist and for names that are too long.
         files = [table.parent / os.path.expanduser(path) for path in (content, style)]
         given = zip((content, style), files, strict=True)
         missing = [clipped(file) for cell, file in given if cell and not os.path.isfile(file)]
@@ -181,7 +181,7 @@ def read_pairs(table: Path, failures: Failures) -> list[PairFiles]:
         elif missing:
             failures.add(where, f"{where}: {' and '.join(missing)} does not exist")
         elif name != shortened(safe_name(name), 2 * _NAME_BYTES):
-            failures.add(where, f"{where}: {clipped(name)!r} is no file name of at most {2 * _NAME_BYTES} bytes")
+            failures.add(where, f"{where}: {clipped(name)!r} is not a file name of at most {2 * _NAME_BYTES} bytes")
         elif name in pairs:
             failures.add(where, f"{where}: the name {name} is taken by an earlier line")
         else:
@@ -192,9 +192,9 @@ def read_pairs(table: Path, failures: Failures) -> list[PairFiles]:
 
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """The rows with the numbers of their lines."""
+    """The rows with their line numbers."""
     try:
-        # utf-8-sig: spreadsheets begin their files with a mark.
+        # utf-8-sig: spreadsheets begin files with a byte order mark.
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns = [column.strip() for column in reader.fieldnames or []]
@@ -203,7 +203,7 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str | None]]]:
     except UnicodeDecodeError as error:
         raise UserError(f"--pairs {table} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"--pairs {table} is no CSV file ({error}): save it as CSV in UTF-8") from error
+        raise UserError(f"--pairs {table} is not a CSV file ({error}): save it as CSV in UTF-8") from error
     except OSError as error:
         raise UserError(f"--pairs {table} cannot be read ({error.strerror}): give a CSV file") from error
     if absent := [column for column in ("content", "style") if column not in columns]:

@@ -1,4 +1,4 @@
-"""Which model a program stylises with, and how it is held."""
+"""The flags that choose a trained model, its device and its precision."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class ModelSource:
     """A trained model."""
 
     init: str = str(DEMO_MODEL)
-    """StyleVAR: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
-    owner/name[:file]; by default the small demo model."""
+    """StyleVAR: a weights file, a model folder, a run, one of its checkpoints or merges, or a hub id owner/name[:file]; by
+    default the small demo model."""
     vae: str | None = None
-    """Its VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default vqvae.safetensors beside the model,
-    or that of its run."""
+    """Its VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default vqvae.safetensors beside the model, or the
+    VQ-VAE of its run."""
     revision: str | None = None
-    """Branch, tag or commit of both on the hub."""
+    """Branch, tag or commit of the model and the VQ-VAE on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes a GPU if there is one."""
+    """Where the model runs; auto uses a GPU if there is one."""
     precision: Precision = "fp32"
-    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
+    """bf16: matrix products and attention run in bfloat16, on a GPU decoding too."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32: two to three times the speed."""
     compile: bool = False
-    """Compile the model first: minutes, worth it for many pictures."""
+    """Compile the model first. This takes minutes and pays off for many pictures."""
 
     def load(self) -> StyleVARPipeline:
-        """The model, ready to stylise. UserError if its weights are missing or do not fit."""
+        """The model, ready to stylise. UserError if its weights are missing or do not match."""
         device = choose_device(self.device)
         allow_tf32(self.tf32)
         pipeline = StyleVARPipeline.from_pretrained(self.init, self.vae, self.revision, device, self.precision)

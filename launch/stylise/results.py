@@ -1,4 +1,4 @@
-"""Where the results of stylising lie: a PNG file each, written whole or not at all, and a grid for a first look."""
+"""The result files of stylising: one PNG per result, written atomically, and a grid as an overview."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ GRID_ROWS = 64
 
 @dataclass
 class Results:
-    """The files of every pair's results, and what the end says of them."""
+    """The files of every pair's results, and the data for the final grid and reward table."""
 
     files: dict[str, list[Path]]
     grid: Path
     prefix: str = ""
-    """Begins the names of what stands beside the results."""
+    """Prefix of the names of files beside the results."""
     goes_on: bool = False
-    """Whether earlier results are kept beside the new ones."""
+    """Whether earlier results are kept along with the new ones."""
     done: int = 0
     _rows: list[list[Tensor]] = field(default_factory=list)
     _captions: list[list[str]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Results:
         return self.grid.parent
 
     def beside(self, name: str) -> Path:
-        """A file that tells of these results."""
+        """The path of a file about these results."""
         return self.grid.with_name(f"{self.prefix}{name}")
 
     def keep(self, pair: LoadedPair, pictures: Sequence[Image.Image], rewards: Tensor | None) -> None:
@@ -63,7 +63,7 @@ class Results:
             self._captions.append(["", "", *([] if rewards is None else reward_captions(rewards))])
 
     def finish(self) -> None:
-        """Draw the grid of the first results, and write rewards if there are any. UserError as `keep`."""
+        """Draw the grid of the first results, and write the rewards if there are any. UserError as in `keep`."""
         if not self._rows:
             return
         samples = len(self._rows[0]) - 2
@@ -73,7 +73,7 @@ class Results:
             self._write_rewards(self.beside("rewards.csv"))
 
     def _write_rewards(self, table: Path) -> None:
-        """A CSV file of results and their rewards; those of an earlier call that this one goes on with stay in it."""
+        """Write a CSV file of results and rewards. If this call continues an earlier one, the earlier rows are kept."""
         rows: dict[str, str] = {}
         if self.goes_on and table.exists():
             with table.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have saved it since
@@ -84,9 +84,9 @@ class Results:
 
 
 def plan_results(out: Path, names: Sequence[str], samples: int, overwrite: bool, skip_existing: bool) -> Results:
-    """Where the results of so many samples of the named pairs go; with `skip_existing` only of those that lack some.
+    """The result files for `samples` of each named pair; with `skip_existing`, only of pairs with missing results.
 
-    UserError if one exists already, if one file is to hold many results, or if the place cannot be written.
+    UserError if a result already exists, if `out` is one file for many results, or if it cannot be written.
     """
     check_path(out, "--out")
     if out.suffix.lower() in PICTURES and not out.is_dir():
@@ -104,8 +104,8 @@ def plan_results(out: Path, names: Sequence[str], samples: int, overwrite: bool,
         every = [*(path for paths in results.files.values() for path in paths), results.grid]
         if existing := [path for path in every if path.exists()]:
             raise UserError(
-                f"{existing[0]} exists: choose another --out, or replace what is there with --overwrite, "
-                f"or keep it with --skip-existing"
+                f"{existing[0]} exists: choose another --out, replace the results with --overwrite, "
+                f"or keep them with --skip-existing"
             )
     try:
         results.folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def plan_results(out: Path, names: Sequence[str], samples: int, overwrite: bool,
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, whole or not at all. UserError if the place cannot be written."""
+    """Write a picture as PNG, atomically. UserError if the file cannot be written."""
     try:
         with file_aside(path) as aside:
             picture.save(aside, format="PNG")

@@ -1,4 +1,4 @@
-"""What the app does, without its page: pictures and settings in, results and their history out."""
+"""The app without its page: takes pictures and settings, returns results and their history."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ EXAMPLE_STYLES = 8
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows: results and the best one's history, each with captions, and a line on how far it is.
+    """The content of the page: results and the best one's history, each with captions, and a status line.
 
-    `rewards` is a table in Markdown of what the results are worth, empty until they are finished.
+    `rewards` is a Markdown table of the results' rewards, empty until they are finished.
     """
 
     results: Captioned
@@ -68,7 +68,7 @@ class Session:
         yield View(results, history, status, _table(judged, order))
 
     def _judged(self, pair: Prepared, squares: list[Image.Image]) -> Judged:
-        """What the results are worth."""
+        """The results with their rewards."""
         return self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
 
 
@@ -78,7 +78,7 @@ def _table(judged: Judged, order: list[int]) -> str:
     columns = [judged.rewards[0], *(values[0] for values in judged.parts.values())]
     rows = [[str(i + 1), *(f"{column[i]:.2f}" for column in columns)] for i in order]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-    return f"{table}\n\nA higher reward is better. It is made of the distances beside it: lower ones are better."
+    return f"{table}\n\nA higher reward is better. It combines the distances beside it, which should be low."
 
 
 def example_photos() -> list[str]:

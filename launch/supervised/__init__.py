@@ -1,1 +1,1 @@
-"""An SFT run, in one process or in several."""
+"""An SFT run, in one process or several."""

@@ -1,4 +1,4 @@
-"""The triplets of an SFT run: opening shards, loading the batches of every step, and filling the token cache."""
+"""The triplets of an SFT run: open shards, load the batches of every step, and fill the token cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PREFETCHED = 4
 
 @dataclass(frozen=True)
 class SftData:
-    """Training triplets and the validation splits; `in_memory` if all of them are decoded and kept."""
+    """Training triplets and the validation splits. `in_memory`: all of them are decoded once and kept."""
 
     train: TripletShards
     validation: dict[str, TripletShards]
@@ -52,7 +52,7 @@ class SftData:
 
 
 def open_data(config: SftConfig, model: StyleVAR) -> SftData:
-    """Find the triplets of a run. UserError as `TripletShards`, and if there is nothing to train on."""
+    """Open the triplets of a run. Raises the UserErrors of `TripletShards`, and one if there are no training triplets."""
     size = model.arch.image_size
     index = index_triplets(expand_shards(config.shards))
     parts = {"train": index.of_split("train"), **_validation(index, config)}
@@ -61,9 +61,9 @@ def open_data(config: SftConfig, model: StyleVAR) -> SftData:
         raise UserError(f"{config.shards[0]} holds no triplet of the split train, only {only}: add the train shards")
     bytes_decoded = sum(len(part) for part in parts.values()) * len(ROLES) * 3 * size**2
     in_memory = bytes_decoded <= config.memory_gb * 1e9
-    # Tokens of pictures that change anew each time are of no use, and an in-memory run makes its own.
+    # Stored tokens are useless if augmentation changes the pictures, and an in-memory run computes its own.
     vae = None if in_memory or config.augment.varies else model.vae.fingerprint()
-    # Those that become resident are decoded once, then.
+    # Training triplets that will be resident are decoded only once, later, and need no cache.
     kept = [name for name in parts if in_memory and (name != "train" or config.augment.varies)]
     sets = {name: TripletShards(part, size, cache=name in kept, vae=vae) for name, part in parts.items()}
     for name in kept:
@@ -80,7 +80,7 @@ def _validation(index: TripletIndex, config: SftConfig) -> dict[str, TripletInde
 
 
 class MicroBatches(Dataset):
-    """Item i is micro-batch number i of the whole run, of one process: any of them can be made at any time, anywhere."""
+    """Item i is micro-batch number i of one process's whole run. Any item can be made at any time, in any process."""
 
     def __init__(
         self, train: TripletShards, order: MixtureOrder, config: AugmentConfig, micro_batch: int, rank: int, world: int
@@ -88,10 +88,10 @@ class MicroBatches(Dataset):
         self.train, self.order, self.config = train, order, config
         self.rank, self.world = rank, world
         self.per_step = -(-len(order.share(0, rank, world)) // micro_batch)
-        """Micro-batches in a step; none is more than one triplet larger than another."""
+        """Micro-batches per step. Their sizes differ by at most one triplet."""
 
     def __getitem__(self, number: int) -> ConditionBatch | UserError:
-        """UserErrors are handed over, since what a loading process raises arrives with its traceback in the text."""
+        """UserErrors are returned: an error raised in a loading process would arrive with its traceback in the text."""
         step, micro = divmod(number, self.per_step)
         picks = self.order.share(step, self.rank, self.world)
         start, end = (len(picks) * m // self.per_step for m in (micro, micro + 1))
@@ -105,7 +105,7 @@ class MicroBatches(Dataset):
 
 
 class ResidentBatches:
-    """`MicroBatches` of triplets that are all in memory, where the model is."""
+    """`MicroBatches` of triplets that are all in memory, on the model's device."""
 
     def __init__(self, resident: ResidentTriplets, order: MixtureOrder, micro_batch: int, rank: int, world: int) -> None:
         self.resident, self.order, self.rank, self.world = resident, order, rank, world
@@ -120,7 +120,7 @@ class ResidentBatches:
 
 
 class Numbered(Protocol[BatchT]):
-    """Micro-batches of a whole run, `per_step` for each of its steps, that any process can make at any time."""
+    """Micro-batches of a whole run, `per_step` for each step. Any process can make any of them at any time."""
 
     per_step: int
 
@@ -130,14 +130,14 @@ class Numbered(Protocol[BatchT]):
 def load_steps(
     batches: Numbered[BatchT], start: int, steps: int, workers: int, lost: str = "start again"
 ) -> Generator[list[BatchT], None, None]:
-    """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, when asked).
+    """The micro-batches of each step from `start` on, read ahead by `workers` processes (0: in this one, on demand).
 
-    Raises the UserErrors of `batches`, and one if a process is killed; `lost` says how to go on after that. However it
-    ends, the processes end with it.
+    Raises the UserErrors of `batches`, and one if a process is killed; `lost` tells the user how to continue then. The
+    processes always end with the generator.
     """
     numbers = range(start * batches.per_step, steps * batches.per_step)
     items = _read_ahead(batches, numbers, workers, lost) if workers else (batches[number] for number in numbers)
-    # Closed at once: the traceback of an error could keep the processes alive, and the program would wait for them.
+    # Close at once: the traceback of an error could keep the processes alive, and the program would wait for them.
     with closing(items):
         for _ in range(start, steps):
             some = []
@@ -153,14 +153,14 @@ def _read_ahead(
 ) -> Generator[BatchT | UserError, None, None]:
     """The micro-batches `numbers`, in order, from `workers` processes."""
     loader = DataLoader(
-        cast(Dataset, batches),  # all that a loader asks of one is __getitem__
+        cast(Dataset, batches),  # a loader needs only __getitem__
         None,
         sampler=numbers,
         num_workers=workers,
-        # As bytes through a pipe. Tensors would go through /dev/shm, which is small in containers: when it is full, a
-        # loading process can neither send anything nor say so, and both sides wait for ever.
+        # Send bytes through a pipe. Tensors would go through /dev/shm, which is small in containers: when it is full, a
+        # loading process can neither send anything nor report the error, and both sides wait forever.
         collate_fn=pickle.dumps,
-        # They ignore the signals with which a loader ends its processes, so they watch for its end.
+        # The processes ignore the signals that a loader ends them with, so they watch for the end of their parent.
         worker_init_fn=end_with_parent,
         prefetch_factor=PREFETCHED,
         multiprocessing_context=process_context(__name__),
@@ -178,7 +178,7 @@ def _read_ahead(
 
 
 def loader_workers(config: SftConfig, data: SftData) -> int:
-    """How many processes read."""
+    """Number of loading processes."""
     if config.loader_workers is not None:
         return config.loader_workers
     return 0 if data.in_memory else max(1, min(8, available_cpus() - 1))
@@ -187,9 +187,9 @@ def loader_workers(config: SftConfig, data: SftData) -> int:
 def in_order(
     triplets: TripletShards, size: int, samples: int | None = None, rank: int = 0, world: int = 1
 ) -> Iterator[ConditionBatch]:
-    """All triplets, or `samples` of them at equal distances, in batches of `size`; the last one may be smaller.
+    """All triplets, or `samples` of them at equal distances, in batches of `size`; the last batch may be smaller.
 
-    Each of `world` processes gets other ones.
+    Each of the `world` processes gets different triplets.
     """
     rows = strided(len(triplets), samples or len(triplets))[rank::world]
     for start in range(0, len(rows), size):
@@ -197,15 +197,15 @@ def in_order(
 
 
 def pick(triplets: TripletShards, indices: Sequence[int]) -> ConditionBatch:
-    """The triplets at `indices`, stacked; a bad one gives way to the next."""
+    """The triplets at `indices`, stacked. A bad triplet is replaced by the next good one."""
     return ConditionBatch.stack([triplets.usable(i) for i in indices])
 
 
 def strided(length: int, count: int) -> list[int]:
-    """Up to `count` of `length` numbers, at equal distances from 0 on; the last is among them only if all are.
+    """Up to `count` of the numbers below `length`, at equal distances from 0; the last one is included only if all are.
 
-    GRPO's `data.conditions.spread` takes both ends. The two cannot become one: a resumed run must score the same held-out
-    triplets as before.
+    GRPO's `data.conditions.spread` includes both ends. The two functions cannot be merged, because a resumed run must score
+    the same held-out triplets as before.
     """
     count = min(count, length)
     return [i * length // count for i in range(count)]
@@ -214,7 +214,7 @@ def strided(length: int, count: int) -> list[int]:
 def make_resident(
     tokens: TokenCache, triplets: TripletShards, config: AugmentConfig, device: torch.device, cache: Path
 ) -> ResidentTriplets:
-    """Decode and tokenise all of `triplets`; tokens come from the file `cache` where it has them, and go there."""
+    """Decode and tokenise all of `triplets`. Known tokens are read from the file `cache`, and new ones are saved to it."""
     tokens.load(cache)
     known = len(tokens)
     with tqdm(total=len(triplets), desc="tokenising training triplets", unit="triplet", leave=False) as bar:
@@ -224,16 +224,16 @@ def make_resident(
             with file_aside(cache) as aside:
                 tokens.save(aside)
         except OSError as error:
-            logger.warning("tokens are not kept for the next run: %s cannot be written (%s)", cache, error.strerror)
+            logger.warning("tokens are not saved for the next run: %s cannot be written (%s)", cache, error.strerror)
     return resident
 
 
 def token_cache_file(triplets: TripletShards, vae: VQVAE) -> Path:
-    """Where tokens of a run's images are kept: beside its first shard, under the VQ-VAE's fingerprint."""
+    """The file for the tokens of a run's images: beside its first shard, named after the VQ-VAE's fingerprint."""
     return triplets.index.paths[0].parent / f".tokens-{vae.fingerprint()}.safetensors"
 
 
 def corpora(train: TripletShards) -> dict[str, np.ndarray]:
-    """{name: its sample numbers} of what is trained on."""
+    """{name: sample numbers} of every corpus in the training set."""
     rows_of = {name: train.index.of_dataset(name) for name in train.index.datasets}
     return {name: rows for name, rows in rows_of.items() if len(rows)}

@@ -1,4 +1,4 @@
-"""An SFT run in several processes: Ray Train starts them, restarts them when one is lost, and each is a `SftRun`."""
+"""An SFT run in several processes. Ray Train starts them and restarts them when one is lost; each is an `SftRun`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 
 STOP_FILE, ERROR_FILE = ".stop", ".error"
-"""Within the run's folder: the driver's wish, and a worker's user error, which no restart would mend."""
+"""Files in the run's folder: the driver's stop request, and a worker's user error, which no restart would fix."""
 BETWEEN_LINES = 5.0
-"""Seconds between two lines about a run's progress."""
+"""Seconds between two progress lines."""
 
 
 def train_parallel(config: SftConfig, point: ResumePoint | None) -> Path | None:
-    """`launch.sft.train` in `config.workers` processes, which share the file system of the run's folder."""
+    """`launch.sft.train` in `config.workers` processes, which must all see the run's folder."""
     expand_shards([*config.shards, *config.val_shards])
     config = config.absolute()
     path = Path(config.runs) / config.name if point is None else point.run.resolve()
@@ -74,7 +74,7 @@ def _fit(config: SftConfig, path: Path) -> None:
     cpus = int(there.get("CPU", 0)) // config.workers
     if cpus < 1:
         raise UserError(f"--workers {config.workers}: the Ray cluster has only {there.get('CPU', 0):g} CPUs")
-    # Paths on the command line are relative to where it was typed.
+    # Paths on the command line are relative to the user's current folder.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     trainer = TorchTrainer(
         run_worker,
@@ -94,8 +94,8 @@ def _fit(config: SftConfig, path: Path) -> None:
         except (RayError, RuntimeError) as error:  # TrainingFailedError is a RuntimeError
             failures.append(error)
 
-    # In another thread, since Ray would take Ctrl-C for itself and abort without a checkpoint. The second Ctrl-C does not
-    # wait for it.
+    # In another thread, because Ray would handle Ctrl-C itself and abort without a checkpoint. A second Ctrl-C does not
+    # wait for this thread.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     with StopRequest() as stop:
         thread.start()
@@ -105,13 +105,13 @@ def _fit(config: SftConfig, path: Path) -> None:
                 (path / STOP_FILE).touch()
     if failures and not (path / ERROR_FILE).exists():
         raise UserError(
-            f"the run was lost more than --max-restarts {config.max_restarts} times, at last by: {_last_line(failures[0])}; "
+            f"the run failed more than --max-restarts {config.max_restarts} times, at last with: {_last_line(failures[0])}; "
             f"continue it with {quoted('--resume', path)}"
         ) from failures[0]
 
 
 def run_worker(settings: dict[str, Any]) -> None:
-    """What each process does, also after a restart: go on from the run's last checkpoint."""
+    """The work of each process, also after a restart: continue from the run's last checkpoint."""
     config: SftConfig = settings["config"]
     path, folder = Path(settings["run"]), Path(settings["folder"])
     if (path / ERROR_FILE).exists():
@@ -125,14 +125,14 @@ def run_worker(settings: dict[str, Any]) -> None:
     try:
         drive(SftRun(config, point, get_device(), new_bar), PROGRAM, _StopFile(path / STOP_FILE))
     except UserError as error:
-        # On a full disk this fails, too: then Ray tries again, and the driver tells the last error.
+        # On a full disk this fails too. Ray then tries again, and the driver reports the last error.
         with suppress(OSError):
             (path / ERROR_FILE).write_text(str(error))
         raise
 
 
 class _StopFile:
-    """The driver's wish to stop, for all processes to see."""
+    """The driver's stop request, visible to all processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -142,14 +142,14 @@ class _StopFile:
         return self._path.exists()
 
     def __enter__(self) -> None:
-        """It is the driver that listens to signals."""
+        """Nothing to do: the driver listens for signals."""
 
     def __exit__(self, *_: object) -> None:
         pass
 
 
 class _Lines:
-    """Progress as a line now and then. Ray shows a worker's lines; for its bars it takes locks of the driver's own."""
+    """Progress as a line every few seconds. Ray forwards a worker's lines, but its bars would take the driver's locks."""
 
     def __init__(self, done: int, total: int) -> None:
         self._done, self._total, self._about = done, total, "sft"

@@ -1,4 +1,4 @@
-"""One process of an SFT run, from its set-up to the export."""
+"""One process of an SFT run, from set-up to export."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from stylevar.sampling import trajectory_seed
 
 
 class ProgressBar(Protocol):
-    """What tqdm and Ray's own bars have in common."""
+    """The interface that tqdm's bars and the progress lines of Ray workers share."""
 
     def update(self, n: int, /) -> object: ...
 
@@ -63,7 +63,7 @@ class ProgressBar(Protocol):
 
 
 def console_bar(done: int, total: int) -> ProgressBar:
-    """The bar of a run in this process, from `done` to `total` steps."""
+    """A progress bar on the console, with `done` of `total` steps."""
     return tqdm(total=total, initial=done, desc="sft", unit="step", smoothing=0.05)
 
 
@@ -73,10 +73,10 @@ PROGRAM = "sft.py"
 
 
 class SftRun:
-    """One process of a run: its data, learner, folder and reports. See `launch.run.drive.Run` for its life.
+    """One process of a run: its data, learner, folder and reports. See `launch.run.drive.Run` for its life cycle.
 
-    All random numbers of a step follow from (seed, step), so a checkpoint needs none of them and neither validation nor
-    a restart changes what comes after. Of several processes, the first alone writes.
+    All random numbers of a step depend only on (seed, step). So a checkpoint stores no generator state, and neither
+    validation nor a restart changes later steps. Only the first of several processes writes files.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class SftRun:
         device: torch.device,
         new_bar: Callable[[int, int], ProgressBar] = console_bar,
     ) -> None:
-        """Load everything and open the run's folder. `new_bar` makes a progress bar from the steps done and to be done."""
+        """Load everything and open the run's folder. `new_bar` makes a progress bar from the done and total steps."""
         self.config, self._new_bar = config, new_bar
         self.rank, self.world = rank_and_world()
         checkpoint = None if point is None else point.checkpoint
-        # A resumed run needs its first checkpoint no more.
+        # A resumed run does not need the model that it started from.
         model = starting_model(replace(config, init=str(checkpoint), var=None) if checkpoint else config)
         self.data = open_data(config, model)
         if self.rank == 0:
@@ -141,7 +141,7 @@ class SftRun:
                     bar.set_description(f"sft, loss {metrics.loss:.3f}")
                     self._log(self.telemetry, self.done - logged, lr, metrics)
                     logged = self.done
-                # Processes that disagree would wait for each other for ever.
+                # All processes must agree, or they would wait for each other forever.
                 wishes = torch.tensor(float(stop.requested), device=self.learner.model.device)
                 stopping = float(sum_over_ranks(wishes)) > 0
                 self._milestones(stopping)
@@ -156,12 +156,12 @@ class SftRun:
         return self.folder.model
 
     def close(self) -> None:
-        """Bring all reports to the disk."""
+        """Flush all reports to disk."""
         if self.telemetry:
             self.telemetry.close()
 
     def _open(self, point: ResumePoint | None) -> RunFolder:
-        """The run's folder; the first process makes it ready."""
+        """The run's folder. The first process creates or rewinds it."""
         config = self.config
         if self.rank:
             return RunFolder(Path(config.runs) / config.name if point is None else point.run, config.keep_checkpoints)
@@ -175,7 +175,7 @@ class SftRun:
         return run
 
     def _milestones(self, stopping: bool) -> None:
-        """Validation and checkpoint, where they are due."""
+        """Validate and write a checkpoint if they are due."""
         done = self.done
         scheduled = done == self.steps or done % self.config.checkpoint_every == 0
         loss = math.inf
@@ -203,7 +203,7 @@ class SftRun:
             save_model(state, self.learner.model.arch, folder, half=self.config.half)
 
     def _log(self, telemetry: Telemetry, steps: int, lr: float, metrics: SftMetrics) -> None:
-        """Report the last step, and times since the last report, `steps` steps ago."""
+        """Report the last step, and the times since the last report, which was `steps` steps ago."""
         times = self.timer.take()
         training = times["time/data"] + times["time/step"]
         values = {"loss/train": metrics.loss, "accuracy/train": metrics.accuracy, "grad/norm": metrics.grad_norm, "lr": lr}
@@ -213,7 +213,7 @@ class SftRun:
         telemetry.scalars(self.done, {**values, **times})
 
     def _validate(self) -> float:
-        """Loss over all held-out tokens; reports every split, with a picture of samples from fixed seeds."""
+        """Loss over all held-out tokens. Also reports every split, with a picture of samples from fixed seeds."""
         config, learner = self.config, self.learner
         totals = []
         for split, triplets in self.data.validation.items():
@@ -231,7 +231,7 @@ class SftRun:
         return reduce(add, totals).loss
 
     def _samples(self, triplets: TripletShards) -> Tensor:
-        """Some triplets of a split beside what the model makes of them, uint8 [3, H, W]."""
+        """A grid of some triplets of a split and the model's samples for them, uint8 [3, H, W]."""
         shown = pick(triplets, strided(len(triplets), self.config.image_conditions))
         sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
         drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
@@ -250,10 +250,10 @@ class SftRun:
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
     def _load(self, folder: Path) -> None:
-        """Inverse of `_save`, the model itself being loaded already."""
+        """Inverse of `_save`, except for the model, which is already loaded."""
         learner, raw = self.learner, folder / RAW_FILE
         if raw.is_file() != (learner.average is not None):
-            raise UserError(f"--resume {folder}: was made with another --ema; resume with the run's own")
+            raise UserError(f"--resume {folder}: was made with a different --ema; resume with the run's own")
         if learner.average is not None:
             load_into(learner.model, read_model_state(raw), str(raw))
         learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))

@@ -29,7 +29,7 @@ RESNET18 = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 
 
 def starting_model(config: SftConfig) -> StyleVAR:
-    """The model with its frozen tokenizer, on CPU, in eval mode, as `--init`, `--var` or the shape flags say."""
+    """The model with its frozen tokenizer, on CPU and in eval mode, from `--init`, `--var` or the shape flags."""
     torch.manual_seed(config.seed)
     if config.init is not None:
         return load_pair(config.init, config.vae, config.alphas)[1]
@@ -48,11 +48,11 @@ def _from_vanilla(config: SftConfig, var: str) -> StyleVAR:
         )
     state = read_model_state(fetch(var, MODEL_FILE))
     if not is_vanilla_var(state):
-        raise UserError(f"{var} is no vanilla VAR (no key blocks.0.attn.mat_qkv.weight): start a StyleVAR with --init")
+        raise UserError(f"{var} is not a vanilla VAR (no key blocks.0.attn.mat_qkv.weight): start a StyleVAR with --init")
     encoder, vae_state = read_file(Path(config.image_encoder)), read_vae_state(fetch(config.vae, VAE_FILE))
     if "layer4.1.bn2.weight" not in encoder:
-        raise UserError(f"{config.image_encoder} is no torchvision ResNet-18 (no key layer4.1.bn2.weight): see {RESNET18}")
-    # The one number that a vanilla model does not fix is the encoders' width.
+        raise UserError(f"{config.image_encoder} is not torchvision's ResNet-18 (no layer4.1.bn2.weight): see {RESNET18}")
+    # Only the encoders' width cannot be read from a vanilla model.
     shaped = {**state, "feat_emb.weight": encoder["layer4.1.bn2.weight"].unsqueeze(0)}
     arch = infer_config(shaped, vae_state)
     if config.alphas is not None:

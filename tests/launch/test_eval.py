@@ -162,7 +162,7 @@ def test_it_goes_on_where_it_stopped(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure.Evaluator, "run", lambda self, task: done.append(task) or run(self, task))
     program.main(cut)
     assert [task.number for task in done] == [0, 1, 2]
-    assert "2 of 3 batches were done before" in capsys.readouterr().out
+    assert "2 of 3 batches were already done" in capsys.readouterr().out
     again, first = table(cut.out), table(whole.out)
     del again["seconds"], first["seconds"]
     assert again == first
@@ -171,7 +171,7 @@ def test_it_goes_on_where_it_stopped(files, tmp_path, monkeypatch, capsys):
 def test_results_are_kept_and_never_mixed(files, tmp_path, monkeypatch):
     settings = config(files, tmp_path / "out")
     program.main(settings)
-    with pytest.raises(UserError, match="holds results already"):
+    with pytest.raises(UserError, match="already holds results"):
         program.main(settings)
     program.main(dataclasses.replace(settings, overwrite=True, limit=2))
     assert len(table(settings.out)["key"]) == 2
@@ -235,7 +235,7 @@ def test_pictures_that_are_not_read_are_told(files, tmp_path, caplog):
     tiny.picture(1, 20).save(tmp_path / "a.png")
     (tmp_path / "b.heic").touch()
     assert pictures_of(tmp_path) == [tmp_path / "a.png"]
-    assert "b.heic: .heic files are not read" in caplog.text
+    assert "b.heic: .heic files are not supported" in caplog.text
 
 
 def test_pairs_stay_together_when_a_picture_is_left_out(files, tmp_path):

@@ -224,7 +224,7 @@ def test_what_comes_back_otherwise_is_not_kept(run, tmp_path, monkeypatch):
     [
         (["RUN"], "nothing to do: give --out"),
         (["RUN", "--out", "x.zip"], "ends in .pth or .safetensors"),
-        (["RUN", "--out", "x.pth", "--private"], "belong to --push"),
+        (["RUN", "--out", "x.pth", "--private"], "need --push"),
         (["/nowhere/x.pth", "--out", "x.pth"], "/nowhere/x.pth does not exist"),
         (["RUN/checkpoints/latest/adapter", "--out", "x.pth"], "adapters only"),
         (["RUN", "--push", "no-slash"], "owner/name"),

@@ -304,7 +304,7 @@ def test_sets_of_shards_take_many_words(tmp_path):
     assert parsed.condition_patterns() == {"train": ("a.tar", "b.tar"), "heldout": ("c-*.tar",)}
     parsed, _ = grpo.parse(["--novel", "d", "e"])
     assert parsed.condition_patterns()["novel"] == ("d", "e")
-    with pytest.raises(UserError, match="--heldout names nothing"):
+    with pytest.raises(UserError, match="--heldout is empty"):
         grpo.parse(["--heldout"])
 
 

@@ -182,7 +182,7 @@ def test_ctrl_c_keeps_what_is_finished(files, tmp_path, monkeypatch, capsys):
 def test_nothing_is_left_to_do(files, tmp_path, capsys):
     infer.main(config(files, tmp_path / "out"))
     infer.main(config(files, tmp_path / "out", skip_existing=True))
-    assert "4 of 4 pairs have their results already" in capsys.readouterr().out
+    assert "4 of 4 pairs already have their results" in capsys.readouterr().out
 
 
 def test_existing_results_are_kept(files, tmp_path):
@@ -264,7 +264,7 @@ def test_pictures_that_are_not_read_are_named_at_the_end(files, tmp_path, capsys
     tiny.picture(1).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "phone.heic").touch()
     infer.main(config(files, tmp_path / "out", content=tmp_path / "in"))
-    assert "phone.heic: .heic files are not read" in capsys.readouterr().err
+    assert "phone.heic: .heic files are not supported" in capsys.readouterr().err
 
 
 def test_bf16_changes_few_pixels_and_no_file(files, tmp_path):
@@ -297,7 +297,7 @@ def test_without_pictures_the_demos_are_taken_each_time_into_a_new_folder(files,
     assert "runs/infer-2/grid.png" in capsys.readouterr().out
     assert torch.equal(pixels(Path("runs/infer-2/cat__magenta-00.png")), first)
     infer.main(dataclasses.replace(bare, skip_existing=True))
-    assert "16 of 16 pairs have their results already" in capsys.readouterr().out
+    assert "16 of 16 pairs already have their results" in capsys.readouterr().out
     assert not Path("runs/infer-3").exists()
 
 

@@ -257,7 +257,7 @@ def test_check_finds(sound, tmp_path, monkeypatch, capsys, damage):
 
 
 BAD = {
-    "missing source": (["omnistyle", "{tmp}/none", "--out", "{tmp}/out"], "is no folder"),
+    "missing source": (["omnistyle", "{tmp}/none", "--out", "{tmp}/out"], "is not a folder"),
     "wrong source": (["imagepulse", "{in}", "--out", "{tmp}/out"], "has no .tar.gz archive"),
     "wrong layout": (["omnistyle", "{in}/content", "--out", "{tmp}/out"], "has none of content"),
     "size": (["omnistyle", "{in}", "--out", "{tmp}/out", "--size", "2"], "--size 2: must lie in [8, 4096]"),

@@ -200,9 +200,9 @@ def test_start_from_a_vanilla_var(files, tmp_path):
     assert torch.equal(state["content_encoder.0.weight"], own["style_encoder.0.weight"])
     with pytest.raises(UserError, match=r"--var needs --image-encoder.*resnet18.*give its path"):
         starting_model(SftConfig(**given))
-    with pytest.raises(UserError, match="is no vanilla VAR"):
+    with pytest.raises(UserError, match="is not a vanilla VAR"):
         starting_model(SftConfig(vae=given["vae"], var=str(files / "model.safetensors"), image_encoder="x"))
-    with pytest.raises(UserError, match="is no torchvision ResNet-18"):
+    with pytest.raises(UserError, match="is not torchvision.s ResNet-18"):
         starting_model(SftConfig(**given, image_encoder=str(tmp_path / "var.pth")))
 
 

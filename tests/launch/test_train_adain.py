@@ -106,7 +106,7 @@ def test_ctrl_c_ends_with_its_own_code(shard, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_adain, "train", lambda config: (config.out / DECODER_FILE, False))
     code = program.exit_code(monkeypatch, train_adain.main, "--shards", shard, "--out", tmp_path / "out")
     assert code == STOPPED
-    assert "go on with --init" in capsys.readouterr().out
+    assert "continue with --init" in capsys.readouterr().out
 
 
 def test_contents_and_styles_are_drawn_apart(shard):

@@ -1,1 +1,1 @@
-"""Classical methods behind the interface of the model's sampler, to hold its table against."""
+"""Classical methods with the interface of the model's sampler, for comparison."""

@@ -17,15 +17,15 @@ EPSILON = 1e-5
 
 
 class AdaIN(Baseline):
-    """An encoder's bottleneck of the content, given the style's statistics, through the decoder that mirrors it.
+    """Gives the content's features in an encoder's bottleneck the style's statistics, and decodes them.
 
-    Called "adain" with VGG-19, the paper's encoder, and "adain-lite" with the built-in one.
+    Named "adain" with VGG-19, the paper's encoder, and "adain-lite" with the built-in one.
     """
 
     def __init__(
         self, encoder: Encoder, decoder: nn.Sequential, alpha: float = 1.0, device: torch.device | str = "cpu"
     ) -> None:
-        """`alpha` in [0, 1]: 0 rebuilds the content, 1 is full style (the paper's section 6.4)."""
+        """`alpha` in [0, 1]: 0 reconstructs the content, 1 is full style (the paper's section 6.4)."""
         super().__init__(device)
         self.name = "adain-lite" if encoder.kind == "lite" else "adain"
         self.encoder, self.decoder, self.alpha = encoder.to(self.device), decoder.to(self.device), alpha
@@ -44,12 +44,12 @@ def blend(content: Tensor, style: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, C, h, w] -> mean and deviation of each channel of each picture over its places, [N, C, 1, 1] each."""
+    """[N, C, h, w] -> mean and deviation of each channel of each picture over its positions, [N, C, 1, 1] each."""
     variance, mean = torch.var_mean(features, dim=(2, 3), correction=0, keepdim=True)
     return mean, (variance + EPSILON).sqrt()
 
 
 def padded(images: Tensor) -> Tensor:
-    """[N, C, H, W] continued at the right and below by its border, to sides that are multiples of 8, and at least 16."""
+    """Pad [N, C, H, W] on the right and below by repeating the border, to sides that are multiples of 8, at least 16."""
     down, across = (max(2, math.ceil(side / STRIDE)) * STRIDE - side for side in images.shape[-2:])
     return F.pad(images, (0, across, 0, down), mode="replicate") if down or across else images

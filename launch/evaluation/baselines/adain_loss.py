@@ -1,4 +1,4 @@
-"""The loss that an AdaIN decoder is trained with (Huang and Belongie 2017, equations 11 to 13)."""
+"""The training loss of an AdaIN decoder (Huang and Belongie 2017, equations 11 to 13)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.evaluation.baselines.encoders import Encoder
 
 @dataclass(frozen=True)
 class AdaINLoss:
-    """Scalars; `total` is content + style_weight * style + identity_weight * identity, and alone has a gradient."""
+    """Scalars. `total` is content + style_weight * style + identity_weight * identity; only `total` has a gradient."""
 
     total: Tensor
     content: Tensor
@@ -30,12 +30,13 @@ def adain_loss(
     style_weight: float,
     identity_weight: float = 0.0,
 ) -> AdaINLoss:
-    """Contents and styles fp32 [N, 3, H, W] in [0, 1], row by row.
+    """The loss of contents and styles, fp32 [N, 3, H, W] in [0, 1], paired row by row.
 
-    Content: mean squared distance of the decoded picture's bottleneck from the one it was decoded from. Style: the same of
-    the means and of the deviations of every level's channels from the style's, summed over the levels. Identity: mean
-    absolute distance in pixels of a content from itself decoded with its own statistics, which is not in the paper (Park and
-    Lee, Arbitrary Style Transfer with Style-Attentional Networks, 2019); it is computed only if it has a weight.
+    Content: mean squared distance between the decoded picture's bottleneck and the features that were decoded. Style: mean
+    squared distances between the decoded picture's and the style's channel means and deviations, summed over the levels.
+    Identity: mean absolute pixel distance between a content and its reconstruction with its own statistics. The identity
+    loss is not in the paper (Park and Lee, Arbitrary Style Transfer with Style-Attentional Networks, 2019) and is computed
+    only if it has a weight.
     """
     with torch.no_grad():
         style_levels, features = encoder.levels(style_01), encoder(content_01)

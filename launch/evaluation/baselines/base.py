@@ -1,4 +1,4 @@
-"""What the classical baselines share: one picture per pair, whatever the seed."""
+"""The base class of the classical baselines: one picture per pair, whatever the seed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Baseline(ABC):
     """A method without randomness: all samples of a pair are the same picture, so `group=1` is enough."""
 
     name: str
-    """What reports call it."""
+    """Its name in reports."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
     def samples(self, content_u8: Tensor, style_u8: Tensor, keys: tuple[str, ...], group: int, seed: int) -> Tensor:
-        """Contents and styles uint8 [B, 3, H, W] -> uint8 [B, group, 3, H, W], all on CPU; `seed` changes nothing.
+        """Contents and styles uint8 [B, 3, H, W] -> uint8 [B, group, 3, H, W], all on CPU; `seed` is ignored.
 
         Raises ValueError for other types or shapes: a single style is never broadcast.
         """

@@ -1,4 +1,4 @@
-"""From a name on the command line to a baseline."""
+"""Build a baseline from its name."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def build_baseline(
     adain_alpha: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Baseline:
-    """The baseline of this name on `device`; the settings that start with `adain_` matter to AdaIN alone.
+    """The baseline of this name on `device`. Settings that start with `adain_` apply only to AdaIN.
 
-    `adain` needs the files of its encoder and decoder. Without an encoder it is the built-in `adain-lite`, whose own decoder
-    was trained on the demo set. Raises UserError for an unknown name, and for files that cannot be used, or not together.
+    `adain` needs the files of its encoder and decoder. Without an encoder it becomes the built-in `adain-lite`, whose
+    decoder was trained on the demo set. Raises UserError for an unknown name, unusable files, or files that do not match.
     """
     if name == ContentCopy.name:
         return ContentCopy(device)
@@ -43,7 +43,7 @@ def build_baseline(
     if name != "adain":
         raise UserError(f"unknown method {name!r}: choose one of {', '.join(BASELINES)}")
     if not 0 <= adain_alpha <= 1:
-        raise UserError(f"adain_alpha {adain_alpha}: must lie in [0, 1], from the content as it is to full style")
+        raise UserError(f"adain_alpha {adain_alpha}: must lie in [0, 1], from the unchanged content to full style")
     encoder: Encoder
     if adain_vgg is not None:
         if adain_decoder is None:
@@ -53,7 +53,7 @@ def build_baseline(
         encoder = load_vgg(adain_vgg)
     elif adain_decoder is None or decoder_notes(adain_decoder).get("encoder") == "lite":
         encoder = LiteEncoder()
-        logger.warning("adain without --adain-vgg: this is adain-lite, with EfficientNet-Lite0 in the place of VGG-19")
+        logger.warning("adain without --adain-vgg: this is adain-lite, with EfficientNet-Lite0 instead of VGG-19")
     else:
         raise UserError(f"--adain-decoder {adain_decoder} has no encoder: add its --adain-vgg, {FILES}")
     return AdaIN(encoder, load_decoder(adain_decoder or DEMO_ADAIN, encoder), adain_alpha, device)

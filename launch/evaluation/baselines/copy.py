@@ -1,4 +1,4 @@
-"""The content itself: what a metric gives for it shows how far that metric rewards doing nothing."""
+"""The content itself. Its score shows how much a metric rewards doing nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoders that mirror an encoder, and their files, which say what encoder they belong to."""
+"""Decoders that mirror an encoder, and their files, which record the encoder that they belong to."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from stylevar.checkpoint import load_into, read_file
 from stylevar.errors import UserError
 
 VGG_STAGES = (512, (256,), (256, 256, 256, 128), (128, 64), (64, 3))
-"""The bottleneck's channels, then the output channels of the convolutions between the enlargements: the published layout."""
+"""The bottleneck's channels, then the output channels of the convolutions between upsamplings: the published layout."""
 LITE_STAGES = (136, (96, 96), (64, 64), (32, 32), (24, 3))
 PUBLISHED: EncoderKind = "vgg19-normalised"
-"""The encoder of a decoder file that names none, such as the published decoder.pth."""
+"""The assumed encoder of a decoder file that names none, such as the published decoder.pth."""
 TRAIN = "train one with launch/train_adain.py"
 
 
 def build_decoder(kind: EncoderKind) -> nn.Sequential:
-    """Random weights. Bottleneck [N, C, H / 8, W / 8] -> RGB [N, 3, H, W], in [0, 1] once trained, but not clamped.
+    """A decoder with random weights: bottleneck [N, C, H / 8, W / 8] -> RGB [N, 3, H, W].
 
-    3x3 convolutions with reflected borders, each but the last followed by a ReLU; nearest-neighbour enlargement (Huang and
-    Belongie 2017, section 6). Keys are those of the published decoder.pth.
+    The output is in [0, 1] once trained, but not clamped. The layers are 3x3 convolutions with reflected borders, each but
+    the last followed by a ReLU, and nearest-neighbour upsampling (Huang and Belongie 2017, section 6). The keys are those
+    of the published decoder.pth.
     """
     channels, *stages = LITE_STAGES if kind == "lite" else VGG_STAGES
     layers: list[nn.Module] = []
@@ -41,7 +42,7 @@ def build_decoder(kind: EncoderKind) -> nn.Sequential:
 
 
 def save_decoder(decoder: nn.Sequential, path: Path, encoder: Encoder, notes: Mapping[str, object]) -> None:
-    """Write a decoder's weights in fp16, with what its encoder was, whole or not at all."""
+    """Write a decoder's weights in fp16 and facts about its encoder, atomically."""
     state = {key: value.detach().cpu().half().contiguous() for key, value in decoder.state_dict().items()}
     about = {"encoder": encoder.kind, "preprocessing": encoder.preprocessing, "encoder_weights": encoder.fingerprint()}
     with file_aside(path) as aside:
@@ -49,7 +50,7 @@ def save_decoder(decoder: nn.Sequential, path: Path, encoder: Encoder, notes: Ma
 
 
 def decoder_notes(path: Path) -> dict[str, str]:
-    """What a decoder's file says of it: empty for a .pth file, and for others that say nothing of an encoder."""
+    """The metadata of a decoder's file; empty for a .pth file, and if it names no encoder. UserError without the file."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path, or {TRAIN}")
     if path.suffix != ".safetensors":
@@ -58,20 +59,20 @@ def decoder_notes(path: Path) -> dict[str, str]:
         with safe_open(str(path), framework="pt") as file:
             notes = file.metadata() or {}
     except SafetensorError:
-        return {}  # reading the weights will complain
+        return {}  # reading the weights will raise the error
     return notes if "encoder" in notes else {}
 
 
 def load_decoder(path: Path, encoder: Encoder) -> nn.Sequential:
-    """The decoder of a file, frozen and in eval mode, for use with `encoder`.
+    """Load a decoder, frozen and in eval mode, for use with `encoder`.
 
-    UserError if it is unreadable, of another layout, or was trained with an encoder of other preprocessing or weights: the
-    pictures would look plausible, and be wrong.
+    UserError if the file is unreadable or has another layout, or if the decoder was trained with an encoder of different
+    preprocessing or weights, because the pictures would look plausible but be wrong.
     """
     notes = decoder_notes(path)
     trained_with = notes.get("encoder", PUBLISHED)
     if trained_with != encoder.kind:
-        unsaid = "" if notes else " (the published one, as the file names none)"
+        unsaid = "" if notes else " (assumed, because the file names no encoder)"
         raise UserError(
             f"{path} was trained with the encoder {trained_with}{unsaid}, whose preprocessing differs from "
             f"that of {encoder.kind} ({encoder.preprocessing}): give the encoder that it was trained with, or {TRAIN}"
@@ -84,6 +85,6 @@ def load_decoder(path: Path, encoder: Encoder) -> nn.Sequential:
         )
     decoder, state = build_decoder(encoder.kind), read_file(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} is no decoder: it should hold the tensors of 1.weight, 1.bias, ... alone")
+        raise UserError(f"{path} is not a decoder: it should hold only the tensors 1.weight, 1.bias, ...")
     load_into(decoder, dict(state), str(path))
     return decoder.requires_grad_(False).eval()

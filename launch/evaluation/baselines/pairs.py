@@ -1,4 +1,4 @@
-"""What AdaIN is trained on: any content of the shards with any style of the shards."""
+"""AdaIN's training data: any content of the shards with any style of the shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stylevar.errors import UserError
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Contents and styles, uint8 [B, 3, H, W] each; row i of one has nothing to do with row i of the other."""
+    """Contents and styles, uint8 [B, 3, H, W] each, drawn independently of each other."""
 
     content: Tensor
     style: Tensor
@@ -35,7 +35,7 @@ class PairBatches(Dataset):
         self.triplets, self.config, self.batch, self.seed = triplets, config, batch, seed
 
     def __getitem__(self, step: int) -> PairBatch | UserError:
-        """UserErrors are handed over, since what a loading process raises arrives with its traceback in the text."""
+        """UserErrors are returned: an error raised in a loading process would arrive with its traceback in the text."""
         rows = np.random.default_rng([self.seed, step]).integers(len(self.triplets), size=(2, self.batch))
         try:
             contents, styles = (
@@ -47,9 +47,9 @@ class PairBatches(Dataset):
 
 
 def open_train(patterns: Sequence[str], memory_gb: float) -> tuple[TripletShards, bool]:
-    """The split "train" of some shards, and whether its triplets are kept in memory, as they fit.
+    """The split "train" of some shards, and whether its triplets fit and are kept in memory.
 
-    All must have the size of the first. UserError as `TripletShards`, and if there is nothing of that split.
+    All triplets must have the size of the first. Raises the UserErrors of `TripletShards`, and one if the split is empty.
     """
     index = index_triplets(expand_shards(patterns))
     train = index.of_split("train")
@@ -62,7 +62,7 @@ def open_train(patterns: Sequence[str], memory_gb: float) -> tuple[TripletShards
 
 
 def open_heldout(patterns: Sequence[str], size: int) -> TripletShards:
-    """The validation splits of some shards; all of them, if they know no splits. UserError as `TripletShards`."""
+    """The validation splits of some shards, or all triplets without such splits. UserError as in `TripletShards`."""
     index = index_triplets(expand_shards(patterns))
     rows = np.isin(index.split, [n for n, name in enumerate(index.splits) if name in SPLITS[1:]])
     return TripletShards(index.select(rows) if rows.any() else index, size)

@@ -1,7 +1,7 @@
 """Colour transfer by statistics (Reinhard, Ashikhmin, Gooch, Shirley: Color Transfer between Images, 2001).
 
-Reinhard's space is l-alpha-beta, the logarithm of cone responses. Here it is CIELAB: decorrelated for natural pictures too,
-perceptually even, and finite at black, where the logarithm is not.
+Reinhard et al. use l-alpha-beta, the logarithm of cone responses. This implementation uses CIELAB, which is also
+decorrelated for natural pictures, perceptually uniform, and finite at black, where the logarithm is not.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from reward.metrics import lab_to_rgb, rgb_to_lab
 from stylevar.images import pm1_to_u8, u8_to_01
 
 FLAT = 1e-4
-"""A channel that deviates less, in CIELAB units, has no structure to stretch."""
+"""A channel with a smaller deviation, in CIELAB units, has no structure to scale."""
 
 
 class ColorTransfer(Baseline):
-    """The content's picture in the style's colours; colours outside sRGB are cut off at its edge."""
+    """The content in the style's colours. Colours outside sRGB are clipped."""
 
     name = "color-transfer"
 
@@ -30,7 +30,7 @@ class ColorTransfer(Baseline):
 def match_statistics(content: Tensor, style: Tensor) -> Tensor:
     """fp32 [B, C, H, W] twice -> `content`, each channel scaled and shifted to the style's mean and deviation.
 
-    A channel of the content that is flat takes the style's mean alone.
+    A flat channel of the content only receives the style's mean.
     """
     (content_std, content_mean), (style_std, style_mean) = (
         torch.std_mean(images, dim=(2, 3), correction=0, keepdim=True) for images in (content, style)

@@ -1,4 +1,4 @@
-"""The training of an AdaIN decoder, from its settings to the file."""
+"""Train an AdaIN decoder, from the settings to the saved file."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ SHOWN = 6
 @dataclass(frozen=True)
 class TrainAdainConfig:
     shards: tuple[str, ...]
-    """Training triplets: files, patterns or folders; of prepared sets the split "train" is taken. Targets are not used."""
+    """Training triplets: files, patterns or folders; prepared sets use their split "train". Targets are not used."""
     heldout: tuple[str, ...] = ()
-    """Triplets whose contents and styles are measured and drawn; by default some of the training ones."""
+    """Triplets to validate and draw samples on; by default some of the training triplets."""
     out: Path = Path("runs/adain")
     """Folder for decoder.safetensors, config.yaml, samples.png and TensorBoard's curves."""
     encoder: Literal["lite", "vgg"] = "lite"
@@ -54,7 +54,7 @@ class TrainAdainConfig:
     vgg: Path | None = None
     """VGG-19's weights: vgg_normalised.pth of the AdaIN authors, or torchvision's vgg19."""
     init: Path | None = None
-    """Go on from this decoder of the same encoder, instead of from random weights."""
+    """Continue from this decoder of the same encoder, instead of from random weights."""
     steps: Annotated[int, Gt(0)] = 4000
     """Optimizer steps."""
     batch: Annotated[int, Gt(0)] = 8
@@ -64,25 +64,25 @@ class TrainAdainConfig:
     style_weight: Annotated[float, Ge(0)] = 10.0
     """Weight of the style loss against the content loss."""
     identity_weight: Annotated[float, Ge(0)] = 0.0
-    """Weight of the pixel distance of contents from themselves decoded; not in the paper, but saves many steps."""
+    """Weight of the pixel distance between contents and their reconstructions; not in the paper, but saves many steps."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("cosine"))
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(rotation=0.0, brightness=0.0, flip=True))
     ema: Decay = 0.99
-    """Decay of the moving average of the weights, which is what is saved; 0 saves the weights themselves."""
+    """Decay of the moving average of the weights. The average is saved; with 0, the weights themselves."""
     seed: int = 0
-    """Seed of the initial weights, the pairs and their variation."""
+    """Seed of the initial weights, the pairs and their augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Where to train; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     loader_workers: Annotated[int, Ge(0)] | None = None
-    """Processes that read and vary pictures; by default one per core but one, and none if all fit into memory."""
+    """Processes that read and augment pictures; by default one fewer than cores (1 to 8), none if all fit in memory."""
     memory_gb: Annotated[float, Ge(0), Le(math.inf)] = 2.0
-    """Triplets that fit into this much memory are decoded only once."""
+    """Memory in GB for decoded triplets. If all triplets fit, they are decoded only once."""
     log_every: Annotated[int, Gt(0)] = 20
     """Steps between entries in TensorBoard."""
     save_every: Annotated[int, Gt(0)] = 500
-    """Steps between decoders and pictures written."""
+    """Steps between saves of the decoder and the sample pictures."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -91,12 +91,12 @@ class TrainAdainConfig:
 
 
 class AdainRun:
-    """One training: encoder, decoder, its moving average and the folder that they are written to."""
+    """One training run: the encoder, the decoder, its moving average and the output folder."""
 
     def __init__(self, config: TrainAdainConfig) -> None:
         self.config, self.device = config, choose_device(config.device)
         if (config.out / DECODER_FILE).exists():
-            raise UserError(f"{config.out / DECODER_FILE} exists: choose another --out; --init goes on from a decoder")
+            raise UserError(f"{config.out / DECODER_FILE} exists: choose another --out; --init continues from a decoder")
         self.encoder: Encoder = LiteEncoder() if config.vgg is None else load_vgg(config.vgg)
         torch.manual_seed(config.seed)
         if config.init is None:
@@ -121,7 +121,7 @@ class AdainRun:
         self.workers = workers if config.loader_workers is None else config.loader_workers
 
     def train(self, stopping: StopRequest) -> int:
-        """Train, and write the decoder; the number of steps done, which is less than all if it was stopped."""
+        """Train and write the decoder. Returns the number of completed steps, fewer than all if training was stopped."""
         config = self.config
         self._make_folder()
         pairs = PairBatches(self.triplets, config.augment, config.batch, config.seed)
@@ -143,7 +143,7 @@ class AdainRun:
         return self.done
 
     def step(self, batch: PairBatch, lr: float) -> AdaINLoss:
-        """One optimizer step. Raises UserError once the loss is not finite; what was saved before stays."""
+        """One optimizer step. Raises UserError if the loss is not finite; files saved before are kept."""
         content, style = (u8_to_01(to_device(images, self.device)) for images in (batch.content, batch.style))
         loss = adain_loss(self.encoder, self.decoder, content, style, self.config.style_weight, self.config.identity_weight)
         if not math.isfinite(value := loss.total.item()):
@@ -165,7 +165,7 @@ class AdainRun:
         return adain_loss(self.encoder, self.average, content, style, self.config.style_weight, self.config.identity_weight)
 
     def _heldout(self, size: int) -> PairBatch:
-        """Contents and styles spread over the held-out set, styles half a set away from their own content."""
+        """Contents and styles spread over the held-out set. Each content gets a style from half the set away."""
         heldout = self.triplets
         if self.config.heldout:
             heldout = open_heldout(self.config.heldout, size)
@@ -199,7 +199,7 @@ class AdainRun:
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(aside, format="PNG")
 
     def pictures(self) -> Tensor:
-        """A table of held-out contents against styles, uint8 [3, H, W]; the second column is each content rebuilt."""
+        """A table of held-out contents against styles, uint8 [3, H, W]. The second column shows each content rebuilt."""
         shown = strided(len(self.heldout.content), SHOWN)
         contents, styles = self.heldout.content[shown], self.heldout.style[shown]
         full = AdaIN(self.encoder, self.average, device=self.device)
@@ -215,7 +215,7 @@ class AdainRun:
 
 
 def train(config: TrainAdainConfig) -> tuple[Path, bool]:
-    """Train a decoder; its file, and whether all steps were done."""
+    """Train a decoder. Returns its file, and whether all steps were done."""
     keep_freed_memory()
     set_threads(config.threads)
     run = AdainRun(config)

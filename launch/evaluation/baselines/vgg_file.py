@@ -1,4 +1,4 @@
-"""Reading VGG-19 in either of its published forms, told apart by what is in the file."""
+"""Read VGG-19 in either of its published forms, which are recognised by the file's contents."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LAYER = re.compile(r"(?:features\.)?(\d+)\.(weight|bias|running_mean)")
 
 
 def load_vgg(path: Path) -> VggEncoder:
-    """VGG-19 up to relu4_1 from a .pth or .safetensors file; what comes after is not needed, and ignored if there.
+    """VGG-19 up to relu4_1 from a .pth or .safetensors file. Later layers are ignored.
 
-    A file that starts with a 1x1 convolution is the "vgg19-normalised" of Huang and Belongie (2017); one that starts with
-    the first 3x3 one is taken for torchvision's, "vgg19-torchvision". Raises UserError for anything else.
+    A file that starts with a 1x1 convolution is the "vgg19-normalised" of Huang and Belongie (2017). A file that starts with
+    the first 3x3 convolution is assumed to be torchvision's, "vgg19-torchvision". Raises UserError for anything else.
     """
     layers = _numbered(path, read_file(path))
     first = layers[0][1]["weight"]
@@ -29,27 +29,27 @@ def load_vgg(path: Path) -> VggEncoder:
     convolutions = encoder.convolutions
     if len(layers) < len(convolutions):
         raise UserError(f"{path} has {len(layers)} convolutions and VGG-19 {len(convolutions)} up to relu4_1: give {FILES}")
-    for (number, found), layer in zip(layers, convolutions, strict=False):
+    for (number, tensors), layer in zip(layers, convolutions, strict=False):
         for name, own in (("weight", layer.weight), ("bias", layer.bias)):
             assert own is not None
-            if name not in found or found[name].shape != own.shape:
-                has = f"is {list(found[name].shape)}" if name in found else "is missing"
+            if name not in tensors or tensors[name].shape != own.shape:
+                has = f"is {list(tensors[name].shape)}" if name in tensors else "is missing"
                 raise UserError(
-                    f"{path} is no VGG-19: the {name} of its layer {number} {has}, not {list(own.shape)}: give {FILES}"
+                    f"{path} is not VGG-19: the {name} of its layer {number} {has}, not {list(own.shape)}: give {FILES}"
                 )
             with torch.no_grad():
-                own.copy_(found[name])
+                own.copy_(tensors[name])
     return encoder
 
 
 def _numbered(path: Path, content: object) -> list[tuple[int, dict[str, Tensor]]]:
-    """The convolutions of the file with their numbers, in order."""
+    """The convolutions of the file with their layer numbers, in order."""
     layers: dict[int, dict[str, Tensor]] = {}
     for key, value in content.items() if isinstance(content, Mapping) else ():
         if isinstance(value, Tensor) and (match := _LAYER.fullmatch(str(key))):
             layers.setdefault(int(match[1]), {})[match[2]] = value
     if any("running_mean" in layer for layer in layers.values()):
-        raise UserError(f"{path} has batch normalisation (vgg19_bn?), with which AdaIN does not work: give {FILES}")
+        raise UserError(f"{path} has batch normalisation (vgg19_bn?), which AdaIN does not support: give {FILES}")
     weighted = [(number, layer) for number, layer in sorted(layers.items()) if "weight" in layer]
     if not weighted or weighted[0][1]["weight"].ndim != 4:
         keys = ", ".join(str(key) for key in list(content)[:3]) if isinstance(content, Mapping) else type(content).__name__

@@ -108,7 +108,7 @@ def test_gains_are_those_that_the_runs_have_kept(finished):
 def test_table_and_picture_are_there(finished):
     text = (finished.asked.out / "learn.md").read_text()
     header, _, slow, fast = text.splitlines()[:4]
-    assert "gain less that of slow" in header
+    assert "gain over slow" in header
     assert len({line.count("|") for line in (header, slow, fast)}) == 1
     assert "--lr 0.05" in text
     with Image.open(finished.asked.out / "learn.png") as picture:

@@ -52,7 +52,7 @@ def test_a_dead_cluster_that_was_started_here_is_not_waited_for(ray_folder):
 def test_a_long_temporary_folder_is_no_obstacle(tmp_path):
     done = joined(TMPDIR=str(tmp_path / ("x" * 110)))
     assert "joined" in done.stdout, done.stderr
-    assert "is too long a path for Ray's sockets: Ray uses /tmp/ray" in done.stderr
+    assert "is too long for Ray's sockets: Ray uses /tmp/ray" in done.stderr
 
 
 def test_ray_keeps_its_sockets_where_their_paths_fit(monkeypatch):
@@ -113,7 +113,7 @@ def test_what_is_no_address_is_refused(monkeypatch, named):
 
 @pytest.mark.parametrize("named", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
 def test_the_addresses_of_clients_and_jobs_are_told_apart(monkeypatch, named):
-    assert "give that of the cluster itself, as HEAD:6379, or use `ray job submit`" in refusal(monkeypatch, named)
+    assert "give the cluster's own address, such as HEAD:6379, or use `ray job submit`" in refusal(monkeypatch, named)
 
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])

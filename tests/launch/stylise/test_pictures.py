@@ -45,7 +45,7 @@ def test_a_list_names_pictures_beside_it(folder: Path) -> None:
     (folder / "list.txt").write_text("dog.PNG\n\n more/film.gif \ncat.jpg\n")
     assert names(find_pictures([folder / "cat.jpg", folder / "list.txt"]), folder) == ["cat.jpg", "dog.PNG", "more/film.gif"]
     (folder / "empty.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"empty\.txt lists no picture: write the path of one on each line"):
+    with pytest.raises(UserError, match=r"empty\.txt lists no pictures: write one path on each line"):
         find_pictures([folder / "empty.txt"])
 
 
@@ -106,7 +106,7 @@ def test_bad_lines_are_told_and_passed_over(folder: Path) -> None:
     assert [pair.name for pair in pairs] == ["a", "b"]
     found = list(failures.reasons.values())
     words = ["line 3: .*gone.png does not exist", "line 4: style is empty", "line 5: content is empty"]
-    words += ["line 6: the name a is taken", "line 7: '../up' is no file name"]
+    words += ["line 6: the name a is taken", "line 7: '../up' is not a file name"]
     for reason, expected in zip(found, words, strict=True):
         with pytest.raises(UserError, match=expected):
             raise UserError(reason)
@@ -169,13 +169,15 @@ def test_pictures_in_formats_that_are_not_read_are_told(folder: Path) -> None:
         (folder / name).touch()
     assert names(find_pictures([folder], failures), folder) == ["cat.jpg", "cat.png", "dog.PNG"]
     assert list(failures.reasons) == [str(folder / "IMG_1.HEIC"), str(folder / "b.avif")]
-    assert failures.reasons[str(folder / "b.avif")].endswith("b.avif: .avif files are not read; convert it to JPEG or PNG")
+    assert failures.reasons[str(folder / "b.avif")].endswith(
+        "b.avif: .avif files are not supported; convert it to JPEG or PNG"
+    )
 
 
 def test_a_folder_of_pictures_that_are_not_read(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.heic").touch()
-    with pytest.raises(UserError, match=r"no picture in .*, and the 3 such as 0\.heic are not read"):
+    with pytest.raises(UserError, match=r"no picture in .*; 3 such as 0\.heic are not supported"):
         find_pictures([tmp_path])
 
 
