@@ -56,7 +56,7 @@ def main(config: EvalConfig) -> None:
     of_method = {m.name: [task for task in tasks if task.method == m] for m in methods}
     features = {name: folder.features(own, "samples") for name, own in of_method.items()} if artfid else {}
     styles = folder.features(of_method[methods[0].name], "styles") if artfid else None
-    shown = headings(columns, config.paired, artfid)
+    shown = headings(columns, config.reward_key, config.paired, artfid)
     summary = summarise(rows, shown, features, styles, config.compare, left_out)
     write(summary, folder.path)
     if config.images:
@@ -82,8 +82,8 @@ def _has_artfid(config: EvalConfig, left_out: dict[str, str]) -> bool:
 
 def _rank_by(config: EvalConfig, columns: tuple[Column, ...]) -> tuple[str, bool]:
     """The column that tells good from bad, and whether higher is better: the reward, or else nearness to the style."""
-    if config.paired:
-        return "reward/target", True
+    if config.reward_key is not None:
+        return config.reward_key, True
     keys = [column.key for column in columns]
     return ("clip/style", True) if "clip/style" in keys else ("color/style", False)
 

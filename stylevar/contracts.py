@@ -9,6 +9,23 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+Reference = Literal["target", "content", "style"]
+"""The pictures of a condition that a generated image can be compared with."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the images of B conditions are compared with: uint8 [B, 3, H, W] each, or None where there is no such picture."""
+
+    target: Tensor | None = None
+    content: Tensor | None = None
+    style: Tensor | None = None
+
+    def pictures(self) -> dict[Reference, Tensor]:
+        """Those that are there, by name."""
+        found: dict[Reference, Tensor | None] = {"target": self.target, "content": self.content, "style": self.style}
+        return {name: images for name, images in found.items() if images is not None}
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -42,6 +59,11 @@ class ConditionBatch:
         """The images on `device`; tokens stay where they are."""
         moved = {name: getattr(self, name).to(device) for name in ("content", "style", "target")}
         return replace(self, **moved)
+
+    @property
+    def references(self) -> References:
+        """What a reward can compare generated images with."""
+        return References(self.target, self.content, self.style)
 
     def select(self, rows: slice) -> ConditionBatch:
         """Some of the conditions."""

@@ -12,11 +12,11 @@ from launch.evaluation.config import EvalConfig
 from reward.base import MissingWeights
 from reward.build import check_weights
 from reward.metrics import PSNR_CAP
+from stylevar.contracts import Reference
 from stylevar.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Reference = Literal["target", "content", "style"]
 Better = Literal["lower", "higher"]
 _SIMILARITIES = ("ssim", "edges", "clip", "dino")
 

@@ -88,6 +88,23 @@ class EvalConfig:
             raise UserError("--temperature and --sweep-temperature exclude each other: give one of them")
         if self.content is not None and self.against in ("target", "both"):
             raise UserError(f"--against {self.against}: pictures without targets can be compared with the inputs only")
+        if not self.paired and self.reward_key is not None:
+            self._check_reward()
+
+    def _check_reward(self) -> None:
+        for term in self.reward.terms():
+            if term.reference == "target":
+                raise UserError(
+                    f"--reward {self.reward.reward}: {term.name} compares with the target, which --content and --style "
+                    f"lack; write {term.name}@content or {term.name}@style"
+                )
+
+    @property
+    def reward_key(self) -> str | None:
+        """The column of the reward; None for a reward that compares with targets alone, where there are none."""
+        if any(term.reference != "target" for term in self.reward.terms()):
+            return "reward"
+        return "reward/target" if self.paired else None
 
     @property
     def paired(self) -> bool:

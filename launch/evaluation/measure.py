@@ -64,7 +64,7 @@ class Evaluator:
         self.device = choose_device(config.device)
         allow_tf32(False)
         names = dict.fromkeys(column.distance for column in columns)
-        if config.paired:
+        if config.reward_key is not None:
             names |= dict.fromkeys(term.name for term in config.reward.terms())
         self._distances = {name: build_term(name, config.reward, self.device) for name in names}
         self._inception = load_art_inception(config.reward.metric_weights, self.device) if artfid else None
@@ -114,15 +114,15 @@ class Evaluator:
 
     @torch.inference_mode()
     def _metrics(self, generated_01: Tensor, references: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All columns, and with targets the reward, [B, G] each."""
+        """All columns, and the reward if there is one, [B, G] each."""
         found: dict[str, Tensor] = {}
         for column in self.columns:
             distance = self._distance(column.distance, generated_01, references[column.reference])
             found[column.key] = column.shown(distance)
-        if "target" in references:
+        if (key := self.config.reward_key) is not None:
             terms = self.config.reward.terms()
-            weighted = [t.weight * self._distance(t.name, generated_01, references["target"]) for t in terms]
-            found["reward/target"] = -torch.stack(weighted).sum(0)
+            weighted = [t.weight * self._distance(t.name, generated_01, references[t.reference]) for t in terms]
+            found[key] = -torch.stack(weighted).sum(0)
         return found
 
     def _distance(self, name: str, generated_01: Tensor, reference_01: Tensor) -> Tensor:

@@ -43,11 +43,13 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def headings(columns: Sequence[Column], paired: bool, artfid: bool) -> tuple[Heading, ...]:
-    """All columns of the table, in their order; sets with targets have a reward and the retrieval test."""
+def headings(columns: Sequence[Column], reward: str | None, paired: bool, artfid: bool) -> tuple[Heading, ...]:
+    """All columns of the table, in their order; `reward` is the key of the reward, and sets with targets have retrieval."""
     found = [Heading(column.key, column.title, column.better) for column in columns]
+    if reward is not None:
+        found.insert(0, Heading(reward, "Reward", "higher"))
     if paired:
-        found = [Heading("reward/target", "Reward", "higher"), *found, Heading(RETRIEVAL, "retrieval", "higher")]
+        found.append(Heading(RETRIEVAL, "retrieval", "higher"))
     if artfid:
         found.append(Heading("fid/style", "FID (ArtFID)", "lower"))
         if any(column.key == LPIPS_PART for column in columns):

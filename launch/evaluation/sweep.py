@@ -59,7 +59,7 @@ def mean_rewards(
     for start in tqdm(starts, desc=f"{stylizer.name} at {temperature:g}", leave=False):
         batch = conditions.batch(range(start, min(start + config.batch, len(conditions))))
         images = stylizer.samples(batch.content, batch.style, batch.keys, SAMPLES, config.seed)
-        means.append(scorer.score(images, batch.target).rewards.mean(1))
+        means.append(scorer.score(images, batch.references).rewards.mean(1))
     return torch.cat(means)
 
 

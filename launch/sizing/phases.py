@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from launch.sizing.trace import ShapesOnly
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
-from reward.build import build_term, distance_class, weighted_sum
+from reward.build import assemble, build_term, distance_class
 from reward.scorer import RewardScorer
 from rollout.sampler import RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.build import build_from_config
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
 from stylevar.config import ModelConfig
-from stylevar.contracts import PolicyVersion, Trajectories
+from stylevar.contracts import PolicyVersion, References, Trajectories
 from stylevar.generate import Generation, generate
 from stylevar.policy import Precision
 from stylevar.sampler import decode
@@ -190,18 +190,18 @@ def meta_scorer(config: RewardConfig) -> RewardScorer:
 
 
 def score(config: RewardConfig, image_size: int, conditions: int, group: int) -> None:
-    """Score a group of images against the target of each condition."""
+    """Score a group of images against the references of each condition."""
     shape = (3, image_size, image_size)
     generated = torch.empty(conditions, group, *shape, dtype=torch.uint8, device=META)
-    target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
-    meta_scorer(config).score(generated, target)
+    picture = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
+    meta_scorer(config).score(generated, References(picture, picture, picture))
 
 
 @lru_cache
 def _distance(config: RewardConfig) -> PerceptualDistance:
     terms = config.terms()
-    shapes = [_term_shapes(term.name, config) for term in terms]
-    return shapes[0] if len(terms) == 1 else weighted_sum(terms, shapes).to(META)
+    names = dict.fromkeys(term.name for term in terms)
+    return assemble(terms, {name: _term_shapes(name, config) for name in names}).to(META)
 
 
 def _term_shapes(name: str, config: RewardConfig) -> PerceptualDistance:

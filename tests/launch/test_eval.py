@@ -118,7 +118,7 @@ def test_a_copied_content_is_measured_against_the_target(files, tmp_path, copyin
     program.main(config(files, tmp_path, methods=("copy",), overwrite=True))
     rows = table(tmp_path)
     batch = PairedSet((str(files / "heldout-*.tar"),)).batch(range(TRIPLETS))
-    scores = build_scorer(RewardConfig()).score(batch.content[:, None], batch.target)
+    scores = build_scorer(RewardConfig()).score(batch.content[:, None], batch.references)
     torch.testing.assert_close(torch.tensor(rows["reward/target"]), scores.rewards[:, 0], atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.tensor(rows["ssim/target"]), scores.components["ssim"][:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.tensor(rows["psnr/target"]), scores.components["psnr"][:, 0], atol=1e-3, rtol=0)
@@ -134,6 +134,27 @@ def test_both_references_and_a_weighted_reward(files, tmp_path, copying):
     assert rows["color/style"] != rows["color/target"]
     expected = [-2 * lite - (1 - ssim) for lite, ssim in zip(rows["lite/target"], rows["ssim/target"], strict=True)]
     assert rows["reward/target"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_reward_of_the_inputs_needs_no_targets(files, tmp_path, copying):
+    reward = RewardConfig("lite@content=2,color@style=0.05")
+    content, style = files / "content", files / "style"
+    program.main(config(files, tmp_path / "inputs", methods=("copy",), content=content, style=style, reward=reward))
+    rows = table(tmp_path / "inputs")
+    assert rows["reward"] == pytest.approx([-0.05 * color for color in rows["color/style"]], abs=1e-4)
+    assert "| method | n | Reward ↑ |" in (tmp_path / "inputs" / "summary.md").read_text()
+    with pytest.raises(
+        UserError, match="ssim compares with the target, which --content and --style lack; write ssim@content"
+    ):
+        config(files, tmp_path, content=content, style=style, reward=RewardConfig("ssim,color@style=0.05"))
+
+
+def test_a_reward_of_targets_and_inputs(files, tmp_path, copying):
+    reward = RewardConfig("ssim=1,color@style=0.05")
+    program.main(config(files, tmp_path / "out", methods=("copy",), against="both", reward=reward, limit=2))
+    rows = table(tmp_path / "out")
+    expected = [ssim - 1 - 0.05 * color for ssim, color in zip(rows["ssim/target"], rows["color/style"], strict=True)]
+    assert rows["reward"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_samples_do_not_depend_on_batches(files, tmp_path):
@@ -427,5 +448,5 @@ def test_mean_rewards_are_those_of_samples_at_the_temperature(files, tmp_path):
     batch = conditions.batch(range(len(conditions)))
     other = build_stylizer(dataclasses.replace(method, temperature=0.01), settings, torch.device("cpu"))
     images = other.samples(batch.content, batch.style, batch.keys, sweep.SAMPLES, settings.seed)
-    torch.testing.assert_close(cold, scorer.score(images, batch.target).rewards.mean(1))
+    torch.testing.assert_close(cold, scorer.score(images, batch.references).rewards.mean(1))
     assert not torch.equal(hot, cold)
