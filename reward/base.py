@@ -57,6 +57,11 @@ class RewardConfig:
         return parse_terms(self.reward, self.reward_scale)
 
     @property
+    def target_term(self) -> str | None:
+        """The first distance that compares with the target; None if all compare with the inputs."""
+        return next((term.name for term in self.terms() if term.reference == "target"), None)
+
+    @property
     def scale(self) -> float:
         """What the whole distance is multiplied with: the weight of a single one; 1 for a sum, which has its weights."""
         terms = self.terms()

@@ -84,15 +84,17 @@ ALWAYS = (
 """What is by definition about the inputs."""
 
 
-def choose_columns(config: EvalConfig) -> tuple[tuple[Column, ...], dict[str, str]]:
+def choose_columns(config: EvalConfig, targets: bool) -> tuple[tuple[Column, ...], dict[str, str]]:
     """The columns whose weights are there, and {distance: why not} of the others, which are logged.
 
-    Raises MissingWeights instead with `config.strict`, and for a distance that --reward names.
+    `targets`: whether the conditions have any. Raises MissingWeights instead with `config.strict`, and UserError for
+    targets that there are not and for a distance that --reward names.
     """
     wanted: list[Column] = []
-    if "target" in config.references:
+    references = config.references(targets)
+    if "target" in references:
         wanted += TARGET
-    if "inputs" in config.references:
+    if "inputs" in references:
         wanted += INPUTS
     wanted += ALWAYS
     missing: dict[str, str] = {}

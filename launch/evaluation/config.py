@@ -31,7 +31,7 @@ class EvalConfig:
     out: Path | None = None
     """Folder of the results; by default runs/eval, or where that holds other results runs/eval-2 and so on."""
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
-    """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
+    """Triplets, or pairs without targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
     """Evaluate without targets instead: content pictures, as a picture, a folder, a pattern, or a .txt list of files."""
     style: Path | None = None
@@ -88,32 +88,29 @@ class EvalConfig:
             raise UserError("--temperature and --sweep-temperature exclude each other: give one of them")
         if self.content is not None and self.against in ("target", "both"):
             raise UserError(f"--against {self.against}: pictures without targets can be compared with the inputs only")
-        if not self.paired and self.reward_key is not None:
-            self._check_reward()
+        if self.content is not None:
+            self.reward_key(targets=False)
 
-    def _check_reward(self) -> None:
-        for term in self.reward.terms():
-            if term.reference == "target":
-                raise UserError(
-                    f"--reward {self.reward.reward}: {term.name} compares with the target, which --content and --style "
-                    f"lack; write {term.name}@content or {term.name}@style"
-                )
+    def reward_key(self, targets: bool) -> str | None:
+        """The column of the reward; None for one that compares with targets alone, where there are none.
 
-    @property
-    def reward_key(self) -> str | None:
-        """The column of the reward; None for a reward that compares with targets alone, where there are none."""
-        if any(term.reference != "target" for term in self.reward.terms()):
-            return "reward"
-        return "reward/target" if self.paired else None
+        Raises UserError if only a part of the reward compares with targets that there are not.
+        """
+        against = {term.reference for term in self.reward.terms()}
+        if against == {"target"}:
+            return "reward/target" if targets else None
+        if "target" in against and not targets:
+            name = self.reward.target_term
+            raise UserError(
+                f"--reward {self.reward.reward}: {name} compares with the target, which these conditions lack; "
+                f"write {name}@content or {name}@style"
+            )
+        return "reward"
 
-    @property
-    def paired(self) -> bool:
-        """Whether there are targets."""
-        return self.content is None
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """What is compared with, of "target" and "inputs"."""
+    def references(self, targets: bool) -> tuple[str, ...]:
+        """What is compared with, of "target" and "inputs". Raises UserError for targets that there are not."""
         if self.against == "auto":
-            return ("target",) if self.paired else ("inputs",)
+            return ("target",) if targets else ("inputs",)
+        if self.against != "inputs" and not targets:
+            raise UserError(f"--against {self.against}: pairs without targets can be compared with the inputs only")
         return ("target", "inputs") if self.against == "both" else (self.against,)

@@ -43,12 +43,12 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def headings(columns: Sequence[Column], reward: str | None, paired: bool, artfid: bool) -> tuple[Heading, ...]:
+def headings(columns: Sequence[Column], reward: str | None, targets: bool, artfid: bool) -> tuple[Heading, ...]:
     """All columns of the table, in their order; `reward` is the key of the reward, and sets with targets have retrieval."""
     found = [Heading(column.key, column.title, column.better) for column in columns]
     if reward is not None:
         found.insert(0, Heading(reward, "Reward", "higher"))
-    if paired:
+    if targets:
         found.append(Heading(RETRIEVAL, "retrieval", "higher"))
     if artfid:
         found.append(Heading("fid/style", "FID (ArtFID)", "lower"))

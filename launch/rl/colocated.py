@@ -51,7 +51,12 @@ class ColocatedWorker:
         if choice.shortage:
             raise UserError(choice.shortage)
         self.sets = ConditionSets(
-            config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
+            config.condition_patterns(),
+            policy.image_size,
+            policy.vae_fingerprint,
+            config.conditions,
+            config.seed,
+            config.reward.target_term,
         )
         config = choice.config
         if checkpoint is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launch.common.grids import draw_table
+from launch.common.grids import condition_titles, draw_table
 from launch.rl.reports import HeldoutReport
 from reward.statistics import TARGET
 from stylevar.atomic import file_aside
@@ -105,14 +106,17 @@ def compare(run: Path, name: str, before: int, after: int) -> Comparison:
     return Comparison(float(rewards[0].mean()), float(rewards[1].mean()), float(gains.mean()), error, len(gains), parts)
 
 
-def before_after(run: Path, name: str, before: int, after: int, conditions: list[tuple[Tensor, Tensor, Tensor]]) -> Path:
-    """Draw content | style | target | two samples before | the same two after; returns the picture's path."""
+def before_after(run: Path, name: str, before: int, after: int, conditions: Sequence[Sequence[Tensor]]) -> Path:
+    """Draw two samples before and the same two after beside `conditions`: content, style and, if there is one, target.
+
+    Returns the picture's path.
+    """
     samples = [np.load(run / "heldout" / f"{name}_{step:08d}.npz")["samples"] for step in (before, after)]
     count = min(2, samples[0].shape[1])
     cells = []
     for i, images in enumerate(conditions[: min(map(len, samples))]):
         cells.append([*images, *(torch.from_numpy(s[i][g]) for s in samples for g in range(count))])
-    titles = ["content", "style", "target", *["before"] * count, *["after GRPO"] * count]
+    titles = [*condition_titles(conditions[0]), *["before"] * count, *["after GRPO"] * count]
     path = run / "before_after.png"
     _save_picture(draw_table(cells, titles), path)
     return path

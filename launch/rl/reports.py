@@ -27,7 +27,7 @@ class StepReport:
 class HeldoutReport:
     """Scores of held-out conditions: rewards fp32 [B, G], components {name: [B, G]}, and samples of the first few.
 
-    `samples` uint8 [n, G, 3, H, W]; `grid` uint8 [3, H', W'] shows them beside content, style and target.
+    `samples` uint8 [n, G, 3, H, W]; `grid` uint8 [3, H', W'] shows them beside content, style and, if there is one, target.
     """
 
     keys: tuple[str, ...]
@@ -60,8 +60,9 @@ class HeldoutTally:
     def add_pictures(self, batch: ConditionBatch, images: Tensor, rewards: Tensor) -> None:
         """The conditions just added, and their samples uint8 [B, G, 3, H, W]."""
         for b in range(min(len(batch), self.shown - len(self._rows))):
-            content, style, target = (image[b].cpu() for image in (batch.content, batch.style, batch.target))
-            self._rows.append(GridRow(content, style, target, images[b].cpu(), reward_captions(rewards[b])))
+            target = None if batch.target is None else batch.target[b].cpu()
+            row = GridRow(batch.content[b].cpu(), batch.style[b].cpu(), target, images[b].cpu(), reward_captions(rewards[b]))
+            self._rows.append(row)
 
     def report(self) -> HeldoutReport:
         parts = [scores.components for scores in self._scores]

@@ -266,9 +266,10 @@ def report(config: GrpoConfig, run: RunFolder) -> None:
     last = run.steps()[-1]
     for name in config.heldout_sets:
         print("\n".join(compare(run.path, name, 0, last).lines(name)))
-    shards = TripletShards(expand_shards(config.heldout))
+    shards = TripletShards(expand_shards(config.heldout), needs_targets=False)
     rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
-    picture = before_after(run.path, "heldout", 0, last, [(r.content, r.style, r.target) for r in rows])
+    shown = [[image for image in (row.content, row.style, row.target) if image is not None] for row in rows]
+    picture = before_after(run.path, "heldout", 0, last, shown)
     print(f"picture      {lasting(picture)}")
     print(f"model        {lasting(run.path / 'model')}")
     print(f"run          {lasting(run.path)}")
