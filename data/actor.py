@@ -25,10 +25,16 @@ class ConditionReader:
         self._log = RoleLog(name)
 
     def setup(
-        self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str, conditions: int, seed: int
+        self,
+        patterns: Mapping[str, Sequence[str]],
+        image_size: int,
+        vae: str,
+        conditions: int,
+        seed: int,
+        target_for: str | None,
     ) -> dict[str, int]:
         """See `ConditionSets`; returns the size of each set."""
-        self._sets = ConditionSets(patterns, image_size, vae, conditions, seed)
+        self._sets = ConditionSets(patterns, image_size, vae, conditions, seed, target_for)
         return self._sets.sizes()
 
     def of_step(self, step: int, rows: slice) -> tuple[ConditionBatch, ReadInfo]:

@@ -20,18 +20,32 @@ class ConditionSets:
     """Training and held-out triplets by set name, read on demand."""
 
     def __init__(
-        self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str | None, conditions: int, seed: int
+        self,
+        patterns: Mapping[str, Sequence[str]],
+        image_size: int,
+        vae: str | None,
+        conditions: int,
+        seed: int,
+        target_for: str | None = None,
     ) -> None:
         """Args:
             patterns: {name: its shards, as for `expand_shards`}; "train" is the training set, ordered by `seed`.
             vae: fingerprint of the VQ-VAE, whose tokens beside the shards are used if there are any; None for no tokens.
             conditions: B, conditions per step.
+            target_for: the distance of the reward that compares with targets; None if pairs without a target will do.
 
-        Raises UserError if a set is unusable or holds fewer than B training triplets.
+        Raises UserError if a set is unusable, lacks the targets, or holds fewer than B training triplets.
         """
         self.sets = {
-            name: TripletShards(expand_shards(pattern), image_size=image_size, vae=vae) for name, pattern in patterns.items()
+            name: TripletShards(expand_shards(pattern), image_size=image_size, vae=vae, needs_targets=False)
+            for name, pattern in patterns.items()
         }
+        for name, triplets in self.sets.items():
+            if target_for is not None and not triplets.has_targets:
+                raise UserError(
+                    f"the reward {target_for} compares with targets, and {' '.join(patterns[name])} holds pairs without "
+                    f"one: write {target_for}@content or {target_for}@style in --reward, or give triplets"
+                )
         self.conditions = conditions
         if len(self.sets[TRAIN]) < conditions:
             shards, there = " ".join(patterns[TRAIN]), len(self.sets[TRAIN])

@@ -19,9 +19,10 @@ _ROLES = [PARTS.index(role) for role in ROLES]
 
 
 def shared_triplets(train: TripletIndex, heldout: TripletIndex) -> int:
-    """How many triplets of `heldout` also occur in `train`, with the same three files byte for byte.
+    """How many triplets of `heldout` also occur in `train`, with the same files byte for byte.
 
-    Reads only triplets whose file sizes match, so this is fast for disjoint sets.
+    Pairs without a target have two files and are compared with other pairs. Reads only triplets whose file sizes match, so
+    this is fast for disjoint sets.
     """
     sizes = np.concatenate([train.places[:, _ROLES, 1], heldout.places[:, _ROLES, 1]])
     _, group = np.unique(sizes, axis=0, return_inverse=True)
@@ -42,11 +43,13 @@ def warn_of_overlap(train: TripletIndex, heldout: Mapping[str, TripletIndex]) ->
 
 
 def _digests(index: TripletIndex, rows: NDArray[np.int64]) -> Iterator[bytes]:
-    """A hash of each triplet's three files."""
+    """A hash of each triplet's files."""
     files = ShardFiles(index.paths)
     for row in rows:
         digest = hashlib.sha256()
         for offset, size in index.places[row, _ROLES].tolist():
+            if offset < 0:
+                continue  # a pair has no target
             content = files.read(int(index.shard[row]), offset, size)
             digest.update(len(content).to_bytes(8, "little") + content)
         yield digest.digest()

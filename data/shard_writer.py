@@ -13,7 +13,8 @@ import webdataset as wds
 
 from stylevar.atomic import file_aside
 
-ROLES = ("content", "style", "target")
+INPUTS = ("content", "style")
+ROLES = (*INPUTS, "target")
 PARTS = (*ROLES, "json")
 ID_FIELDS = ("dataset", "content_id", "style_id", "content_name", "style_name")
 TAR_BLOCK = 512

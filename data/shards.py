@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data.index import TripletIndex, expand_shards, index_triplets
-from data.shard_writer import ID_FIELDS, PARTS, ROLES
+from data.shard_writer import ID_FIELDS, INPUTS, PARTS, ROLES
 from data.tokens import open_tokens
 from data.triplets import UnusableImage, decode_u8
 from stylevar.contracts import Condition
@@ -81,8 +81,12 @@ class TripletShards:
         max_bad_share: float = 0.01,
         cache: bool = False,
         vae: str | None = None,
+        needs_targets: bool = True,
     ) -> None:
-        """With `vae`, the fingerprint of the VQ-VAE in use, triplets come with the tokens stored beside the shards."""
+        """With `vae`, the fingerprint of the VQ-VAE in use, triplets come with the tokens stored beside the shards.
+
+        Without `needs_targets`, shards in which no sample has a target are read as pairs.
+        """
         index = source if isinstance(source, TripletIndex) else index_triplets([Path(path) for path in source])
         self.image_size = image_size
         self.max_bad_share = max_bad_share
@@ -91,6 +95,9 @@ class TripletShards:
         self._total = len(index)
         self._files = ShardFiles(index.paths)
         self._tokens = None if vae is None else open_tokens(index.paths, vae)
+        self.has_targets = needs_targets or bool((index.places[:, PARTS.index("target"), 0] >= 0).any())
+        """Whether the triplets have targets: all of them, or none."""
+        self._roles = ROLES if self.has_targets else INPUTS
         self.index = self._complete(index)
 
     def __len__(self) -> int:
@@ -107,12 +114,12 @@ class TripletShards:
         return tuple(key.decode() for key in self.index.keys.tolist())
 
     def __getitem__(self, index: int) -> Condition:
-        """Decode one triplet, uint8 [3, H, W] each. Raises BadSample if it cannot be used."""
+        """Decode one triplet, uint8 [3, H, W] each; pairs have no target. Raises BadSample if it cannot be used."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         key, parts = self._key(index), self._read(index)
-        images: dict[str, torch.Tensor] = {}
-        for role in ROLES:
+        images: dict[str, Any] = {"target": None}
+        for role in self._roles:
             try:
                 images[role] = decode_u8(parts[role])
             except UnusableImage as error:
@@ -120,7 +127,7 @@ class TripletShards:
             height, width = images[role].shape[1:]
             if self.image_size is not None and (height, width) != (self.image_size, self.image_size):
                 raise BadSample(key, "wrong size", f"{role} is {width}x{height}, not {self.image_size}x{self.image_size}")
-        if len({image.shape for image in images.values()}) != 1:
+        if len({images[role].shape for role in self._roles}) != 1:
             raise BadSample(key, "wrong size", "content, style and target differ in size")
         condition = Condition(key=key, meta=_meta(key, parts["json"]), tokens=self._tokens_of(index), **images)
         if self._cache is not None:
@@ -152,6 +159,8 @@ class TripletShards:
     def _complete(self, index: TripletIndex) -> TripletIndex:
         """`index` without incomplete triplets."""
         there = index.places[:, :, 0] >= 0
+        if not self.has_targets:
+            there[:, PARTS.index("target")] = True  # nobody asks for them
         whole = np.asarray(there.all(axis=1))
         for row in np.flatnonzero(~whole):
             if not there[:, PARTS.index("target")].any():
@@ -170,13 +179,16 @@ class TripletShards:
 
     def _read(self, index: int) -> dict[str, bytes]:
         """Read all parts of a triplet. They are adjacent, so one read is enough."""
-        places = self.index.places[index].tolist()
-        start = min(offset for offset, _ in places)
-        end = max(offset + size for offset, size in places)
-        if end - start > 2 * sum(size for _, size in places) + 65536:  # a shard from another program, in another order
-            return {p: self._files.read(self.index.shard[index], *at) for p, at in zip(PARTS, places, strict=True)}
+        every = zip(PARTS, self.index.places[index].tolist(), strict=True)
+        places = {part: place for part, place in every if place[0] >= 0}
+        start = min(offset for offset, _ in places.values())
+        end = max(offset + size for offset, size in places.values())
+        if (
+            end - start > 2 * sum(size for _, size in places.values()) + 65536
+        ):  # a shard from another program, in another order
+            return {part: self._files.read(self.index.shard[index], *place) for part, place in places.items()}
         data = self._files.read(self.index.shard[index], start, end - start)
-        return {p: data[at - start : at - start + size] for p, (at, size) in zip(PARTS, places, strict=True)}
+        return {part: data[at - start : at - start + size] for part, (at, size) in places.items()}
 
     def _tokens_of(self, index: int) -> torch.Tensor | None:
         """The tokens int16 [3, L], or None without token files."""

@@ -37,10 +37,12 @@ def main(config: EvalConfig) -> None:
     methods = parse_methods(config)
     if config.methods is None and config.checkpoint is None:
         print("evaluating " + ", ".join(f"{method.name} ({method.source})" for method in methods))
-    columns, left_out = choose_columns(config)
-    artfid = _has_artfid(config, left_out)
-    size = 0 if config.paired else config.size or image_size(methods, config)
+    size = 0 if config.content is None else config.size or image_size(methods, config)
     conditions = open_conditions(config, size)
+    targets = conditions.has_targets
+    reward = config.reward_key(targets)
+    columns, left_out = choose_columns(config, targets)
+    artfid = _has_artfid(config, left_out)
     methods = at_best_temperatures(config, methods)
     tasks = make_tasks(methods, len(conditions), config.batch)
     folder = ResultsFolder(config, methods, columns, conditions.keys)
@@ -56,11 +58,11 @@ def main(config: EvalConfig) -> None:
     of_method = {m.name: [task for task in tasks if task.method == m] for m in methods}
     features = {name: folder.features(own, "samples") for name, own in of_method.items()} if artfid else {}
     styles = folder.features(of_method[methods[0].name], "styles") if artfid else None
-    shown = headings(columns, config.paired, artfid)
+    shown = headings(columns, reward, targets, artfid)
     summary = summarise(rows, shown, features, styles, config.compare, left_out)
     write(summary, folder.path)
     if config.images:
-        column, higher = _rank_by(config, columns)
+        column, higher = _rank_by(reward, columns)
         for method in methods:
             print(f"picture  {draw_best_worst(folder.path, method.name, rows, conditions, column, higher)}")
     folder.finish(rows)
@@ -80,10 +82,10 @@ def _has_artfid(config: EvalConfig, left_out: dict[str, str]) -> bool:
     return True
 
 
-def _rank_by(config: EvalConfig, columns: tuple[Column, ...]) -> tuple[str, bool]:
-    """The column that ranks results, and whether higher is better: the reward, or without targets the match in style."""
-    if config.paired:
-        return "reward/target", True
+def _rank_by(reward: str | None, columns: tuple[Column, ...]) -> tuple[str, bool]:
+    """The column that ranks results, and whether higher is better: the reward, or without one the match in style."""
+    if reward is not None:
+        return reward, True
     keys = [column.key for column in columns]
     return ("clip/style", True) if "clip/style" in keys else ("color/style", False)
 

@@ -38,6 +38,7 @@ from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
 from stylevar.bounds import check_bounds
 from stylevar.checkpoint import load_matching, read_vae_state, save_vae
+from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.sampling import trajectory_seed
@@ -95,7 +96,9 @@ def load_images(patterns: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
     """Content and target images of the shards, uint8 [N, 3, H, W] each."""
     shards = TripletShards(expand_shards(patterns), image_size=size)
     rows = [shards[i] for i in tqdm(range(len(shards)), desc="decoding", leave=False)]
-    return torch.stack([r.content for r in rows]), torch.stack([r.target for r in rows])
+    every = ConditionBatch.stack(rows)
+    assert every.target is not None
+    return every.content, every.target
 
 
 @torch.no_grad()

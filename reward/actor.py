@@ -29,7 +29,7 @@ class RewardWorker:
     def score(
         self, images_u8: Tensor, batch: ConditionBatch, step: int, detail: RewardDetail = "none"
     ) -> tuple[Scores, CallInfo]:
-        """Score images uint8 [B, G, 3, H, W] against the targets of their conditions; the scores are on CPU."""
+        """Score images uint8 [B, G, 3, H, W] against the references of their conditions; the scores are on CPU."""
         start, self._log.step = time.perf_counter(), step
-        scores = self._scorer.score(images_u8, batch.target, detail)
+        scores = self._scorer.score(images_u8, batch.references, detail)
         return scores, CallInfo(time.perf_counter() - start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reward.cells import to_grid
 from reward.terms import Term, parse_terms
 from stylevar.bounds import check_bounds
+from stylevar.contracts import Reference
 from stylevar.errors import UserError
 
 
@@ -30,11 +31,12 @@ DreamSimType = Literal["dino_vitb16", "clip_vitb32", "open_clip_vitb32", "ensemb
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How generated images are compared with their targets."""
+    """What generated images are compared with, and how."""
 
     reward: str = "lite"
     """The distance: dreamsim (the published reward), lite (built in, needs no weights), lpips, lpips_alex, style, content,
-    cfsd, clip, dino, ssim, psnr or color; a weighted sum as dreamsim=5.0,lpips=1.0; or your own package.module:Class."""
+    cfsd, clip, dino, ssim, psnr, edges or color; a weighted sum as dreamsim=5.0,lpips=1.0; or your own package.module:Class.
+    Each compares with the target; NAME@content or NAME@style compares with an input: dreamsim@content=2,color@style=0.05."""
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
@@ -55,6 +57,11 @@ class RewardConfig:
         return parse_terms(self.reward, self.reward_scale)
 
     @property
+    def target_term(self) -> str | None:
+        """The first distance that compares with the target; None if all compare with the inputs."""
+        return next((term.name for term in self.terms() if term.reference == "target"), None)
+
+    @property
     def scale(self) -> float:
         """What the whole distance is multiplied with: the weight of a single one; 1 for a sum, which has its weights."""
         terms = self.terms()
@@ -66,6 +73,8 @@ class PerceptualDistance(nn.Module, ABC):
 
     name: str
     """What the distance is called in logs and reports."""
+    compared_with: tuple[Reference, ...] = ("target",)
+    """Which pictures of a condition `embed_references` needs. The builder of a reward sets it."""
     _anchor: Tensor
 
     def __init__(self) -> None:
@@ -81,7 +90,7 @@ class PerceptualDistance(nn.Module, ABC):
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         """Distances fp32 [N] between rows of equal index: "total", and the parts it is made of.
 
-        `first` is the reference (the target), `second` what was generated.
+        `first` is the reference (such as the target), `second` what was generated.
         """
 
     def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
@@ -108,8 +117,13 @@ class PerceptualDistance(nn.Module, ABC):
         _check_images("targets", target_01, 4)
         return self.embed(target_01)
 
+    def embed_references(self, pictures_01: Mapping[Reference, Tensor]) -> Embedding:
+        """`embed_targets` of the picture that the distance compares with; `pictures_01` has those of `compared_with`."""
+        (reference,) = self.compared_with
+        return self.embed_targets(pictures_01[reference])
+
     def distance(self, embedding: Embedding, generated_01: Tensor) -> dict[str, Tensor]:
-        """Distances fp32 [B, G] of generated images fp32 [B, G, 3, H, W] in [0, 1] to the B embedded targets.
+        """Distances fp32 [B, G] of generated images fp32 [B, G, 3, H, W] in [0, 1] to the B embedded targets or references.
 
         Raises ValueError if the embedding does not hold exactly B rows: a single row is never broadcast.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from reward.base import MissingWeights, PerceptualDistance, RewardConfig
 from reward.custom import load_custom
 from reward.terms import Term
-from reward.weighted import WeightedSum
+from reward.weighted import Part, WeightedSum
 from reward.weights import NetworkDistance, load_network
 from stylevar.errors import UserError
 
@@ -53,20 +54,26 @@ def build_term(name: str, config: RewardConfig, device: str | torch.device = "cp
 def build_distance(config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
     """Build the distance of a reward, in eval mode on `device`: its only term, or the weighted sum of several.
 
+    What appears with several references is built once.
+
     Raises UserError if its settings or weights are unusable.
     """
     terms = config.terms()
-    built = [build_term(term.name, config, device) for term in terms]
-    return built[0] if len(terms) == 1 else weighted_sum(terms, built).to(device)
+    names = dict.fromkeys(term.name for term in terms)
+    return assemble(terms, {name: build_term(name, config, device) for name in names}).to(device)
 
 
-def weighted_sum(terms: tuple[Term, ...], distances: list[PerceptualDistance]) -> WeightedSum:
-    """The sum of distances with the terms' weights. Raises UserError if two have the same name."""
-    names = [distance.name if term.is_custom else term.name for term, distance in zip(terms, distances, strict=True)]
-    if len(set(names)) < len(names):
-        raise UserError(f"--reward: two distances have the same name ({', '.join(names)}); give your class another name")
-    weights = (term.weight for term in terms)
-    return WeightedSum(dict(zip(names, zip(distances, weights, strict=True), strict=True)))
+def assemble(terms: tuple[Term, ...], distances: Mapping[str, PerceptualDistance]) -> PerceptualDistance:
+    """The distance that `terms` describe, of the `distances` that they name. Raises UserError if two have the same label."""
+    if len(terms) == 1:
+        distance = distances[terms[0].name]
+        distance.compared_with = (terms[0].reference,)
+        return distance
+    labels = [term.label(distances[term.name].name if term.is_custom else None) for term in terms]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"--reward: two distances have the same name ({', '.join(labels)}); give your class another name")
+    parts = (Part(distances[term.name], term.weight, term.reference) for term in terms)
+    return WeightedSum(dict(zip(labels, parts, strict=True)))
 
 
 def check_weights(name: str, config: RewardConfig) -> None:

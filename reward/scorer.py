@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,18 +13,18 @@ from reward.base import Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_distance
 from reward.metrics import independent_metrics
 from reward.statistics import image_statistics
-from stylevar.contracts import RewardDetail, Scores
+from stylevar.contracts import Reference, References, RewardDetail, Scores
 from stylevar.errors import UserError
 
 
 class Scorer(Protocol):
     """What gives images rewards; see `RewardScorer.score`."""
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor, detail: RewardDetail = "none") -> Scores: ...
+    def score(self, generated_u8: Tensor, references: References, detail: RewardDetail = "none") -> Scores: ...
 
 
 class RewardScorer:
-    """Reward = -scale * distance to the condition's target, which is embedded once for its whole group."""
+    """Reward = -scale * distance to the references of the condition, which are embedded once for its whole group."""
 
     def __init__(self, distance: PerceptualDistance, scale: float = 5.0, batch_size: int = 64) -> None:
         if scale <= 0 or batch_size < 1:
@@ -34,54 +34,59 @@ class RewardScorer:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def score(self, generated_u8: Tensor, target_u8: Tensor, detail: RewardDetail = "none") -> Scores:
-        """Score images uint8 [B, G, 3, H, W] against their conditions' targets uint8 [B, 3, H, W].
+    def score(self, generated_u8: Tensor, references: References, detail: RewardDetail = "none") -> Scores:
+        """Score images uint8 [B, G, 3, H, W] against the references of their conditions.
 
-        Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts,
-        the independent metrics, and the statistics of samples and targets. But for the diversity of its group, an image's
-        values do not depend on what else is in the batch. `detail` says what else the scores hold. For "prefixes", the
-        images are those after every scale, uint8 [B, G, S, 3, H, W].
-        Raises ValueError on other types or shapes; nothing is ever broadcast. UserError if the reward has no such detail.
+        Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts, the
+        statistics of the samples, and where there are targets, the independent metrics and the targets' statistics. But
+        for the diversity of its group, an image's values do not depend on what else is in the batch. `detail` says what
+        else the scores hold. For "prefixes", the images are those after every scale, uint8 [B, G, S, 3, H, W].
+        Raises ValueError on other types or shapes (nothing is ever broadcast), and if a reference that the reward needs is
+        missing. UserError if the reward has no such detail.
         """
         if detail == "prefixes":
-            return self._score_prefixes(generated_u8, target_u8)
-        _check(generated_u8, target_u8)
+            return self._score_prefixes(generated_u8, references)
+        _check(generated_u8, references, self.distance.compared_with)
         device = generated_u8.device
         rows, details = [], []
-        for target_01, embedding, portion in self._portions(generated_u8, target_u8):
-            parts = [self._score_part(images, embedding, target_01, detail) for images in portion]
+        for pictures_01, embedding, portion in self._portions(generated_u8, references):
+            parts = [self._score_part(images, embedding, pictures_01.get("target"), detail) for images in portion]
             rows.append({name: torch.cat([part[name] for part, _ in parts], dim=1) for name in parts[0][0]})
             if detail != "none":
                 details.append(torch.cat([more for _, more in parts if more is not None], dim=1).to(device))
         components = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
-        components |= image_statistics(generated_u8, target_u8, self.distance.device)
+        components |= image_statistics(generated_u8, references.target, self.distance.device)
         return Scores(-self.scale * components["total"], components, torch.cat(details) if details else None)
 
-    def _score_prefixes(self, prefixes_u8: Tensor, target_u8: Tensor) -> Scores:
+    def _score_prefixes(self, prefixes_u8: Tensor, references: References) -> Scores:
         """`score` of the last of the images uint8 [B, G, S, 3, H, W], beside the rewards of them all."""
         if prefixes_u8.ndim != 6:
             raise ValueError(f"expected images [B, G, S, 3, H, W] after every scale, not {list(prefixes_u8.shape)}")
-        scores = self.score(prefixes_u8[:, :, -1], target_u8)
+        scores = self.score(prefixes_u8[:, :, -1], references)
         if prefixes_u8.shape[2] == 1:
             return replace(scores, detail=scores.rewards[..., None])
         rewards = []
-        for _, embedding, portion in self._portions(prefixes_u8[:, :, :-1].flatten(1, 2), target_u8):
+        for _, embedding, portion in self._portions(prefixes_u8[:, :, :-1].flatten(1, 2), references):
             parts = [self.distance.distance(embedding, _to_01(images, self.distance.device)) for images in portion]
             rewards.append(-self.scale * torch.cat([part["total"] for part in parts], dim=1))
         early = torch.cat(rewards).to(scores.rewards.device).unflatten(1, (prefixes_u8.shape[1], -1))
         return replace(scores, detail=torch.cat([early, scores.rewards[..., None]], dim=-1))
 
-    def _portions(self, generated_u8: Tensor, target_u8: Tensor) -> Iterator[tuple[Tensor, Embedding, tuple[Tensor, ...]]]:
-        """Some conditions at a time: their targets fp32 [b, 3, H, W], the embedding of these, and their images uint8
-        [b, g, 3, H, W], in more than one part only if a single group is larger than the batch."""
+    def _portions(
+        self, generated_u8: Tensor, references: References
+    ) -> Iterator[tuple[Mapping[Reference, Tensor], Embedding, tuple[Tensor, ...]]]:
+        """Some conditions at a time: their targets and references fp32 [b, 3, H, W], the embedding of the references, and
+        their images uint8 [b, g, 3, H, W], in more than one part only if a single group is larger than the batch."""
+        used = {"target", *self.distance.compared_with}
+        pictures = {name: images for name, images in references.pictures().items() if name in used}
         conditions = max(1, self.batch_size // generated_u8.shape[1])
-        for start in range(0, len(target_u8), conditions):
+        for start in range(0, len(generated_u8), conditions):
             chosen = slice(start, start + conditions)
-            target_01 = _to_01(target_u8[chosen], self.distance.device)
-            yield target_01, self.distance.embed_targets(target_01), generated_u8[chosen].split(self.batch_size, dim=1)
+            some_01 = {name: _to_01(images[chosen], self.distance.device) for name, images in pictures.items()}
+            yield some_01, self.distance.embed_references(some_01), generated_u8[chosen].split(self.batch_size, dim=1)
 
     def _score_part(
-        self, images_u8: Tensor, embedding: Embedding, target_01: Tensor, detail: RewardDetail
+        self, images_u8: Tensor, embedding: Embedding, target_01: Tensor | None, detail: RewardDetail
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Components [b, g] of images uint8 [b, g, 3, H, W], and the detail of their rewards."""
         images_01 = _to_01(images_u8, self.distance.device)
@@ -93,6 +98,8 @@ class RewardScorer:
             more = -self.scale * cells
         else:
             components = self.distance.distance(embedding, images_01)
+        if target_01 is None:
+            return components, more
         targets = target_01.repeat_interleave(images_01.shape[1], dim=0)
         metrics = independent_metrics(images_01.flatten(0, 1), targets)
         return components | {name: value.view(images_01.shape[:2]) for name, value in metrics.items()}, more
@@ -121,7 +128,7 @@ def build_scorer(config: RewardConfig, device: str | torch.device = "cpu", detai
     scorer = RewardScorer(build_distance(config, device), config.scale, config.reward_batch)
     if detail in ("gradient", "map"):
         grey, black = torch.full((1, 1, 3, 64, 64), 128, dtype=torch.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-        scorer.score(grey, black, detail)
+        scorer.score(grey, References(black, black, black), detail)
     return scorer
 
 
@@ -129,11 +136,19 @@ def _to_01(images_u8: Tensor, device: torch.device) -> Tensor:
     return images_u8.to(device).float() / 255
 
 
-def _check(generated_u8: Tensor, target_u8: Tensor) -> None:
-    shapes = f"generated {list(generated_u8.shape)} {generated_u8.dtype}, target {list(target_u8.shape)} {target_u8.dtype}"
-    if generated_u8.dtype != torch.uint8 or target_u8.dtype != torch.uint8:
+def _check(generated_u8: Tensor, references: References, needed: tuple[Reference, ...]) -> None:
+    pictures = references.pictures()
+    if missing := [name for name in needed if name not in pictures]:
+        raise ValueError(f"the reward compares with the {missing[0]}, and the conditions have none")
+    for name, picture_u8 in pictures.items():
+        _check_pair(generated_u8, name, picture_u8)
+
+
+def _check_pair(generated_u8: Tensor, name: str, picture_u8: Tensor) -> None:
+    shapes = f"generated {list(generated_u8.shape)} {generated_u8.dtype}, {name} {list(picture_u8.shape)} {picture_u8.dtype}"
+    if generated_u8.dtype != torch.uint8 or picture_u8.dtype != torch.uint8:
         raise ValueError(f"images must be uint8: {shapes}")
-    if generated_u8.ndim != 5 or target_u8.ndim != 4 or generated_u8.shape[2] != 3 or 0 in generated_u8.shape:
-        raise ValueError(f"expected images [B, G, 3, H, W] and targets [B, 3, H, W]: {shapes}")
-    if generated_u8.shape[:1] + generated_u8.shape[2:] != target_u8.shape:
-        raise ValueError(f"generated images and targets differ in number or size: {shapes}")
+    if generated_u8.ndim != 5 or picture_u8.ndim != 4 or generated_u8.shape[2] != 3 or 0 in generated_u8.shape:
+        raise ValueError(f"expected images [B, G, 3, H, W] and references [B, 3, H, W]: {shapes}")
+    if generated_u8.shape[:1] + generated_u8.shape[2:] != picture_u8.shape:
+        raise ValueError(f"generated images and references differ in number or size: {shapes}")

@@ -26,20 +26,26 @@ _POOLED = 32
 
 
 @torch.inference_mode()
-def image_statistics(generated_u8: Tensor, target_u8: Tensor, device: torch.device | str | None = None) -> dict[str, Tensor]:
+def image_statistics(
+    generated_u8: Tensor, target_u8: Tensor | None, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
     """Statistics fp32 [B, G] of groups uint8 [B, G, 3, H, W] and, repeated G times, of targets uint8 [B, 3, H, W].
 
     Computed on `device`, one group at a time, and returned on the device of the generated images. Keys: those of
-    `STATISTICS`, the same with the prefix `target_`, and for groups of two or more "diversity": each sample's mean
-    distance to the others, whose mean over the group is the mean pairwise distance.
+    `STATISTICS`, the same with the prefix `target_` if there are targets, and for groups of two or more "diversity": each
+    sample's mean distance to the others, whose mean over the group is the mean pairwise distance.
     """
     home, size = generated_u8.device, generated_u8.shape[1]
     rows: list[dict[str, Tensor]] = []
-    for group_u8, own_u8 in zip(generated_u8, target_u8, strict=True):
-        group_u8, own_u8 = group_u8.to(device or home), own_u8.to(device or home)
-        row = of_images(torch.cat([group_u8, own_u8[None]]))
-        target = {TARGET + name: value[size:].expand(size) for name, value in row.items()}
-        row = {name: value[:size] for name, value in row.items()} | target
+    targets = [None] * len(generated_u8) if target_u8 is None else [own_u8[None] for own_u8 in target_u8]
+    for group_u8, own_u8 in zip(generated_u8, targets, strict=True):
+        group_u8 = group_u8.to(device or home)
+        if own_u8 is None:
+            row = of_images(group_u8)
+        else:
+            row = of_images(torch.cat([group_u8, own_u8.to(device or home)]))
+            target = {TARGET + name: value[size:].expand(size) for name, value in row.items()}
+            row = {name: value[:size] for name, value in row.items()} | target
         if size > 1:
             row[DIVERSITY] = group_diversity(group_u8)
         rows.append(row)

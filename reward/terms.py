@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
+from stylevar.contracts import Reference
 from stylevar.errors import UserError
 
 NAMES = (
@@ -27,36 +29,50 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Term:
-    """One distance of a reward: a name in `NAMES` or `package.module:Class`, and its positive weight."""
+    """One distance of a reward: a name in `NAMES` or `package.module:Class`, its positive weight, and its reference."""
 
     name: str
     weight: float
+    reference: Reference = "target"
 
     @property
     def is_custom(self) -> bool:
         """Whether this is a user's own class."""
         return ":" in self.name
 
+    def label(self, name: str | None = None) -> str:
+        """What logs call it: its name, or `name`, with `@content` or `@style` unless it compares with the target."""
+        return (name or self.name) + ("" if self.reference == "target" else f"@{self.reference}")
+
 
 def parse_terms(text: str, scale: float) -> tuple[Term, ...]:
-    """Parse `lite`, `dreamsim=5.0,lpips=1.0` or `package.module:Class=2`: at least one term, in the order given.
+    """Parse `lite`, `dreamsim=5.0,lpips=1.0`, `color@style=0.05` or `package.module:Class=2`: one term or more, in order.
 
-    A name without a weight gets the weight `scale`. Raises UserError for an unknown or repeated name, and for a weight
-    that is not a positive number.
+    A name without a weight gets the weight `scale`; one without `@` compares with the target. Raises UserError for an
+    unknown name or reference, for a repeated term, and for a weight that is not a positive number.
     """
     terms: list[Term] = []
     for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.partition("="))
+        what, equals, number = (piece.strip() for piece in part.partition("="))
+        name, at, reference = (piece.strip() for piece in what.partition("@"))
         if name not in NAMES and not (":" in name and all(name.split(":", 1))):
             raise UserError(
                 f"unknown reward {name!r}: choose one of {', '.join(NAMES)}, a class such as package.module:Class, "
                 "or a weighted sum such as dreamsim=5.0,lpips=1.0"
             )
-        terms.append(Term(name, _weight(name, number) if equals else scale))
-    names = [term.name for term in terms]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        weight = _weight(what, number) if equals else scale
+        terms.append(Term(name, weight, _reference(what, reference) if at else "target"))
+    labels = [term.label() for term in terms]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise UserError(f"--reward {text}: {repeated[0]} is given twice; give each distance once, with its total weight")
     return tuple(terms)
+
+
+def _reference(what: str, name: str) -> Reference:
+    for reference in get_args(Reference):
+        if name == reference:
+            return reference
+    raise UserError(f"--reward {what}: there is nothing called {name!r} to compare with; choose @target, @content or @style")
 
 
 def _weight(name: str, number: str) -> float:

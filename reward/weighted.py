@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from reward.base import Embedding, PerceptualDistance
 from reward.cells import to_grid
+from stylevar.contracts import Reference
+
+
+class Part(NamedTuple):
+    """One distance of a sum, its weight, and the picture of the condition that it compares with."""
+
+    distance: PerceptualDistance
+    weight: float
+    reference: Reference = "target"
 
 
 class WeightedSum(PerceptualDistance):
-    """sum_i w_i d_i. Components: "total"; `distance_NAME` of each distance, unweighted; and `NAME_PART` of its parts."""
+    """sum_i w_i d_i. Components: "total"; `distance_NAME` of each distance, unweighted; and `NAME_PART` of its parts.
+
+    A distance may be in several parts, with a reference each; it embeds a generated image once for all of them.
+    """
 
     name = "sum"
 
-    def __init__(self, parts: Mapping[str, tuple[PerceptualDistance, float]]) -> None:
-        """`parts` are distances and their weights by their name."""
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        """`parts` are the distances by their name."""
         super().__init__()
         self.names = tuple(parts)
-        self.parts = nn.ModuleList([distance for distance, _ in parts.values()])
-        self.weights = tuple(weight for _, weight in parts.values())
+        self.weights = tuple(part.weight for part in parts.values())
+        self._references: tuple[Reference, ...] = tuple(part.reference for part in parts.values())
+        self.compared_with = tuple(dict.fromkeys(self._references))
+        distances = list(dict.fromkeys(part.distance for part in parts.values()))
+        self.distances = nn.ModuleList(distances)
+        self._used = tuple(distances.index(part.distance) for part in parts.values())
         self._lengths: tuple[int, ...] = ()
         self.eval()
 
     def embed(self, images_01: Tensor) -> Embedding:
-        """The embeddings of all distances, one after the other."""
+        """The embeddings of all distances, one after the other; each distance is there once."""
         embeddings = [distance.embed(images_01) for distance in self._distances()]
         self._lengths = tuple(len(embedding) for embedding in embeddings)  # the same at every call
         return tuple(tensor for embedding in embeddings for tensor in embedding)
 
+    def embed_targets(self, target_01: Tensor) -> Embedding:
+        """The embedding for every part to compare with one and the same picture."""
+        return self.embed_references(dict.fromkeys(self.compared_with, target_01))
+
+    def embed_references(self, pictures_01: Mapping[Reference, Tensor]) -> Embedding:
+        """The embeddings of all parts, one after the other, each of its own reference."""
+        distances = self._distances()
+        embeddings = (
+            distances[used].embed_targets(pictures_01[reference])
+            for used, reference in zip(self._used, self._references, strict=True)
+        )
+        return tuple(tensor for embedding in embeddings for tensor in embedding)
+
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        """`first` is from `embed_references` or `embed_targets`, `second` from `embed`."""
         found: dict[str, Tensor] = {}
         weighted = []
-        for name, distance, weight, own in zip(self.names, self._distances(), self.weights, self._slices(), strict=True):
-            parts = distance.compare(first[own], second[own])
+        for name, weight, (distance, *pair) in zip(self.names, self.weights, self._pairs_of(first, second), strict=True):
+            parts = distance.compare(*pair)
             found[f"distance_{name}"] = parts["total"]
             found |= {f"{name}_{part}": value for part, value in parts.items() if part != "total"}
             weighted.append(weight * parts["total"].float())
@@ -45,15 +76,22 @@ class WeightedSum(PerceptualDistance):
     def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
         """fp32 [N, 16, 16]: the weighted sum of the distances' maps."""
         weighted = [
-            weight * to_grid(distance.compare_cells(first[own], second[own]).float())
-            for distance, weight, own in zip(self._distances(), self.weights, self._slices(), strict=True)
+            weight * to_grid(distance.compare_cells(*pair).float())
+            for weight, (distance, *pair) in zip(self.weights, self._pairs_of(first, second), strict=True)
         ]
         return torch.stack(weighted).sum(0)
 
-    def _slices(self) -> list[slice]:
-        """Where each distance's tensors lie in an embedding."""
-        ends = list(accumulate(self._lengths))
-        return [slice(end - length, end) for end, length in zip(ends, self._lengths, strict=True)]
+    def _pairs_of(self, first: Embedding, second: Embedding) -> Iterator[tuple[PerceptualDistance, Embedding, Embedding]]:
+        """Each part's distance, and its share of the two embeddings."""
+        distances, generated = self._distances(), _slices(self._lengths)
+        for used, own in zip(self._used, _slices(self._lengths[used] for used in self._used), strict=True):
+            yield distances[used], first[own], second[generated[used]]
 
     def _distances(self) -> list[PerceptualDistance]:
-        return list(self.parts)  # type: ignore[arg-type]
+        return list(self.distances)  # type: ignore[arg-type]
+
+
+def _slices(lengths: Iterable[int]) -> list[slice]:
+    """Where pieces of these lengths lie, one after the other."""
+    lengths = list(lengths)
+    return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths, strict=True)]

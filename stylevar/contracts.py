@@ -9,30 +9,50 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+Reference = Literal["target", "content", "style"]
+"""The pictures of a condition that a generated image can be compared with."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the images of B conditions are compared with: uint8 [B, 3, H, W] each, or None where there is no such picture."""
+
+    target: Tensor | None = None
+    content: Tensor | None = None
+    style: Tensor | None = None
+
+    def pictures(self) -> dict[Reference, Tensor]:
+        """Those that are there, by name."""
+        found: dict[Reference, Tensor | None] = {"content": self.content, "style": self.style, "target": self.target}
+        return {name: images for name, images in found.items() if images is not None}
+
 
 @dataclass(frozen=True)
 class Condition:
-    """One (content, style, target) triplet. Images are uint8 [3, H, W] in [0, 255].
+    """One (content, style, target) triplet, or a pair without a target. Images are uint8 [3, H, W] in [0, 255].
 
-    `tokens`, if known, are the VQ tokens of the three images in this order: int16 [3, L].
+    `tokens`, if known, are the VQ tokens of the three images in this order: int16 [3, L]; -1 for a target there is not.
     """
 
     key: str
     content: Tensor
     style: Tensor
-    target: Tensor
+    target: Tensor | None
     meta: Mapping[str, Any] = field(default_factory=dict)
     tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ConditionBatch:
-    """B conditions stacked: `content`, `style` and `target` are uint8 [B, 3, H, W], `tokens` int16 [B, 3, L] or None."""
+    """B conditions stacked: `content`, `style` and `target` are uint8 [B, 3, H, W], `tokens` int16 [B, 3, L] or None.
+
+    `target` is None if the conditions have none.
+    """
 
     keys: tuple[str, ...]
     content: Tensor
     style: Tensor
-    target: Tensor
+    target: Tensor | None
     tokens: Tensor | None = None
 
     def __len__(self) -> int:
@@ -40,21 +60,29 @@ class ConditionBatch:
 
     def to(self, device: torch.device | str) -> ConditionBatch:
         """Move the images to `device`; tokens stay on theirs."""
-        moved = {name: getattr(self, name).to(device) for name in ("content", "style", "target")}
+        moved: dict[str, Any] = {name: images.to(device) for name, images in self.references.pictures().items()}
         return replace(self, **moved)
+
+    @property
+    def references(self) -> References:
+        """What a reward can compare generated images with."""
+        return References(self.target, self.content, self.style)
 
     def select(self, rows: slice) -> ConditionBatch:
         """Some of the conditions."""
-        images = {name: getattr(self, name)[rows] for name in ("content", "style", "target")}
-        return replace(self, keys=self.keys[rows], tokens=None if self.tokens is None else self.tokens[rows], **images)
+        chosen: dict[str, Any] = {name: images[rows] for name, images in self.references.pictures().items()}
+        return replace(self, keys=self.keys[rows], tokens=None if self.tokens is None else self.tokens[rows], **chosen)
 
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> ConditionBatch:
-        """Stack conditions of one image size; raises ValueError for mixed sizes.
+        """Stack conditions of one image size, all with a target or all without; raises ValueError for a mixture.
 
         The batch has tokens if all conditions have them.
         """
-        sizes = {tuple(image.shape) for c in conditions for image in (c.content, c.style, c.target)}
+        targets = [c.target for c in conditions if c.target is not None]
+        if targets and len(targets) < len(conditions):
+            raise ValueError(f"only {len(targets)} of {len(conditions)} conditions have a target: they form no batch")
+        sizes = {tuple(image.shape) for image in (*(i for c in conditions for i in (c.content, c.style)), *targets)}
         if len(sizes) != 1:
             raise ValueError(f"conditions of several image shapes cannot form one batch: {sorted(sizes)}")
         tokens = [c.tokens for c in conditions if c.tokens is not None]
@@ -62,7 +90,7 @@ class ConditionBatch:
             tuple(c.key for c in conditions),
             torch.stack([c.content for c in conditions]),
             torch.stack([c.style for c in conditions]),
-            torch.stack([c.target for c in conditions]),
+            torch.stack(targets) if targets else None,
             torch.stack(tokens) if len(tokens) == len(conditions) else None,
         )
 

@@ -35,7 +35,7 @@ from reward.scorer import build_scorer
 from rollout.sampler import RolloutConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.bounds import check_bounds
-from stylevar.contracts import RewardDetail, Scores
+from stylevar.contracts import References, RewardDetail, Scores
 from stylevar.errors import UserError
 from stylevar.policy import Policy, Precision
 
@@ -58,7 +58,7 @@ TRANSFORMER = ("rollout", "reference", "update forward", "update backward")
 class RandomRewards:
     """Random rewards that cost no time."""
 
-    def score(self, generated_u8: Tensor, target_u8: Tensor, detail: RewardDetail = "none") -> Scores:
+    def score(self, generated_u8: Tensor, references: References, detail: RewardDetail = "none") -> Scores:
         """See `RewardScorer.score`."""
         rewards = torch.randn(generated_u8.shape[:2], device=generated_u8.device)
         more: Tensor | None = None

@@ -249,10 +249,13 @@ class DistributedRun:
     def _start_reader(self, image_size: int, vae: str) -> Pool:
         """Start an actor that reads conditions: images of this size, and tokens of this VQ-VAE."""
         config = self._config
+        order = config.conditions, config.seed
         reader = Pool(
             ["reader"],
             lambda _: self._placement.create_reader(),
-            lambda actor: actor.setup.remote(config.condition_patterns(), image_size, vae, config.conditions, config.seed),
+            lambda actor: actor.setup.remote(
+                config.condition_patterns(), image_size, vae, *order, config.reward.target_term
+            ),
             self._calls,
             config.cluster.max_restarts,
         )

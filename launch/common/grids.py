@@ -18,11 +18,14 @@ _PAPER = (255, 255, 255)
 
 @dataclass(frozen=True)
 class GridRow:
-    """A condition's images, uint8 [3, H, W], and its samples, uint8 [G, 3, H, W], with one caption for each sample."""
+    """A condition's images, uint8 [3, H, W], and its samples, uint8 [G, 3, H, W], with one caption for each sample.
+
+    `target` is None for a condition that has none.
+    """
 
     content: Tensor
     style: Tensor
-    target: Tensor
+    target: Tensor | None
     samples: Tensor
     captions: Sequence[str] = ()
 
@@ -35,18 +38,27 @@ def reward_captions(rewards: Tensor) -> list[str]:
 def draw_grid(rows: Sequence[GridRow], scale: int = 2) -> Tensor:
     """Draw content | style | target | samples, one condition per row, as uint8 [3, H, W], enlarged `scale` times.
 
-    Rows may differ in their number of samples and in image size; cells have the size of the largest image. Raises
-    ValueError without rows, or if a row has more captions than samples.
+    Rows may differ in their number of samples and in image size; cells have the size of the largest image. Without targets
+    there is no column for them. Raises ValueError without rows, if only some rows have a target, or if a row has more
+    captions than samples.
     """
     if not rows:
         raise ValueError("a grid needs at least one row")
     if any(len(row.captions) > len(row.samples) for row in rows):
         raise ValueError("a grid row has more captions than samples")
-    cells = [[row.content, row.style, row.target, *row.samples] for row in rows]
-    captions = [["", "", "", *row.captions] for row in rows]
-    columns = max(len(row) for row in cells)
-    titles = ["content", "style", "target", *(f"sample {g}" for g in range(columns - 3))]
+    if len({row.target is None for row in rows}) > 1:
+        raise ValueError("some rows of a grid have a target and others have none")
+    inputs = [[row.content, row.style, *(() if row.target is None else (row.target,))] for row in rows]
+    cells = [[*shown, *row.samples] for shown, row in zip(inputs, rows, strict=True)]
+    captions = [[*[""] * len(shown), *row.captions] for shown, row in zip(inputs, rows, strict=True)]
+    samples = max(len(row.samples) for row in rows)
+    titles = [*condition_titles(inputs[0]), *(f"sample {g}" for g in range(samples))]
     return draw_table(cells, titles, captions, scale)
+
+
+def condition_titles(images: Sequence[Tensor]) -> list[str]:
+    """What stands over the images of a condition: content, style, and target if it has one."""
+    return ["content", "style", "target"][: len(images)]
 
 
 def draw_table(

@@ -89,7 +89,8 @@ class GrpoConfig:
     alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale; replaces the weights saved with the model."""
     shards: tuple[str, ...] = ("data/train-*.tar",)
-    """Training conditions: WebDataset shards of triplets, as files, patterns or folders, quoted or not."""
+    """Training conditions: WebDataset shards of triplets, or of pairs if --reward compares with the inputs alone; as files,
+    patterns or folders, quoted or not."""
     heldout: tuple[str, ...] = ("data/heldout-*.tar",)
     """Held-out conditions, scored during the run; given in the same way."""
     novel: tuple[str, ...] = ()

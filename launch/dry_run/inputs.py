@@ -74,7 +74,8 @@ def _sets(config: GrpoConfig, arch: ModelConfig, model: StyleVAR | None, assumed
     vae = None if model is None else model.vae.fingerprint()
     if model is None:
         assumed.append("no VQ-VAE: VQ tokens beside the shards are not counted on, as they may be of another one")
-    return ConditionSets({"train": config.shards}, arch.image_size, vae, config.conditions, config.seed)
+    patterns, needed = {"train": config.shards}, config.reward.target_term
+    return ConditionSets(patterns, arch.image_size, vae, config.conditions, config.seed, needed)
 
 
 def _reward(config: RewardConfig, assumed: list[str]) -> bool:

@@ -12,11 +12,11 @@ from launch.evaluation.config import EvalConfig
 from reward.base import MissingWeights
 from reward.build import check_weights
 from reward.metrics import PSNR_CAP
+from stylevar.contracts import Reference
 from stylevar.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Reference = Literal["target", "content", "style"]
 Better = Literal["lower", "higher"]
 _SIMILARITIES = ("ssim", "edges", "clip", "dino")
 
@@ -84,15 +84,17 @@ ALWAYS = (
 """Columns that are defined on the inputs."""
 
 
-def choose_columns(config: EvalConfig) -> tuple[tuple[Column, ...], dict[str, str]]:
+def choose_columns(config: EvalConfig, targets: bool) -> tuple[tuple[Column, ...], dict[str, str]]:
     """The columns whose weights are available, and {distance: reason} of the others, which are also logged.
 
-    With `config.strict`, raises MissingWeights instead. Raises UserError if the reward itself lacks weights.
+    `targets`: whether the conditions have any. With `config.strict`, raises MissingWeights instead. Raises UserError if
+    targets or the weights of the reward itself are missing.
     """
     wanted: list[Column] = []
-    if "target" in config.references:
+    references = config.references(targets)
+    if "target" in references:
         wanted += TARGET
-    if "inputs" in config.references:
+    if "inputs" in references:
         wanted += INPUTS
     wanted += ALWAYS
     missing: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The conditions of an evaluation: triplets from shards, or pairs of pictures without targets."""
+"""The conditions of an evaluation: triplets or pairs from shards, or pairs of pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from data.conditions import spread
 from data.index import expand_shards
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PairedSet:
-    """Triplets of shards, accessed by number."""
+class ShardSet:
+    """Triplets or pairs of shards, accessed by number."""
 
     shards: tuple[str, ...]
     limit: int = 0
@@ -36,12 +36,17 @@ class PairedSet:
     def __post_init__(self) -> None:
         """Raises UserError for unusable shards."""
         paths = expand_shards(self.shards)
-        size = TripletShards(paths).usable(0).content.shape[-1]
-        self.triplets = TripletShards(paths, image_size=size)
+        size = TripletShards(paths, needs_targets=False).usable(0).content.shape[-1]
+        self.triplets = TripletShards(paths, image_size=size, needs_targets=False)
         self._chosen = spread(len(self.triplets), self.limit or None)
 
     def __len__(self) -> int:
         return len(self._chosen)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether these are triplets."""
+        return self.triplets.has_targets
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -59,11 +64,12 @@ class PairedSet:
 
 
 @dataclass
-class UnpairedSet:
-    """Pairs of a content and a style file; the key is CONTENT__STYLE. The "target" of a batch is empty, [B, 0, H, W]."""
+class PictureSet:
+    """Pairs of a content and a style file, without targets; the key is CONTENT__STYLE."""
 
     pairs: tuple[tuple[str, Path, Path], ...]
     size: int
+    has_targets: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -79,18 +85,16 @@ class UnpairedSet:
         content, style = (
             torch.stack([load_image_u8(files[at], self.size) for files in ([p[1:] for p in chosen])]) for at in (0, 1)
         )
-        nothing = content.new_empty(len(chosen), 0, *content.shape[-2:])
-        return ConditionBatch(tuple(p[0] for p in chosen), content, style, nothing)
+        return ConditionBatch(tuple(p[0] for p in chosen), content, style, None)
 
 
-ConditionSet = PairedSet | UnpairedSet
+ConditionSet = ShardSet | PictureSet
 
 
 def open_conditions(config: EvalConfig, size: int) -> ConditionSet:
-    """The conditions that `config` names; `size` is the side of pictures without targets. Raises UserError."""
-    if config.paired:
-        return PairedSet(config.shards, config.limit)
-    assert config.content is not None
+    """The conditions that `config` names; `size` is the side of pictures of `--content`. Raises UserError."""
+    if config.content is None:
+        return ShardSet(config.shards, config.limit)
     assert config.style is not None
     files = [pictures_of(source) for source in (config.content, config.style)]
     contents, styles = (_named(some) for some in files)
@@ -105,7 +109,7 @@ def open_conditions(config: EvalConfig, size: int) -> ConditionSet:
     named = list(dict.fromkeys(named))  # a list may contain a file twice
     if not named:
         raise UserError("--pairing zip: every pair has an unreadable picture; see the warnings above")
-    return UnpairedSet(tuple(named[i] for i in spread(len(named), config.limit or None)), size)
+    return PictureSet(tuple(named[i] for i in spread(len(named), config.limit or None)), size)
 
 
 def pictures_of(source: Path) -> list[Path]:
@@ -137,9 +141,3 @@ def _usable(files: Sequence[Path], size: int) -> set[Path]:
     if not usable:
         raise UserError(f"none of the {len(files)} pictures can be read, such as {clipped(files[0])}")
     return usable
-
-
-def reference_images(batch: ConditionBatch) -> dict[str, Tensor]:
-    """The images to compare with, uint8 [B, 3, H, W] by name; "target" only if there are targets."""
-    inputs = {"content": batch.content, "style": batch.style}
-    return inputs | ({"target": batch.target} if batch.target.shape[1] == 3 else {})

@@ -31,7 +31,7 @@ class EvalConfig:
     out: Path | None = None
     """Folder for the results; by default runs/eval, or runs/eval-2 and so on if that holds other results."""
     shards: tuple[str, ...] = (str(DEMO_DATA / "heldout-*.tar"),)
-    """Triplets with targets: shards, patterns, or folders of shards, quoted or not."""
+    """Triplets, or pairs without targets: shards, patterns, or folders of shards, quoted or not."""
     content: Path | None = None
     """Evaluate without targets instead: content pictures, as a picture, a folder, a pattern, or a .txt list of files."""
     style: Path | None = None
@@ -88,15 +88,29 @@ class EvalConfig:
             raise UserError("--temperature and --sweep-temperature exclude each other: give one of them")
         if self.content is not None and self.against in ("target", "both"):
             raise UserError(f"--against {self.against}: pictures without targets can be compared with the inputs only")
+        if self.content is not None:
+            self.reward_key(targets=False)
 
-    @property
-    def paired(self) -> bool:
-        """Whether there are targets."""
-        return self.content is None
+    def reward_key(self, targets: bool) -> str | None:
+        """The column of the reward; None for one that compares with targets alone, where there are none.
 
-    @property
-    def references(self) -> tuple[str, ...]:
-        """The references to compare with: "target", "inputs", or both."""
+        Raises UserError if only a part of the reward compares with missing targets.
+        """
+        against = {term.reference for term in self.reward.terms()}
+        if against == {"target"}:
+            return "reward/target" if targets else None
+        if "target" in against and not targets:
+            name = self.reward.target_term
+            raise UserError(
+                f"--reward {self.reward.reward}: {name} compares with the target, which these conditions lack; "
+                f"write {name}@content or {name}@style"
+            )
+        return "reward"
+
+    def references(self, targets: bool) -> tuple[str, ...]:
+        """The references to compare with: "target", "inputs", or both. Raises UserError for missing targets."""
         if self.against == "auto":
-            return ("target",) if self.paired else ("inputs",)
+            return ("target",) if targets else ("inputs",)
+        if self.against != "inputs" and not targets:
+            raise UserError(f"--against {self.against}: pairs without targets can be compared with the inputs only")
         return ("target", "inputs") if self.against == "both" else (self.against,)

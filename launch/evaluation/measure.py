@@ -15,12 +15,13 @@ from torch import Tensor
 
 from launch.common.device import choose_device
 from launch.evaluation.columns import Column
-from launch.evaluation.conditions import ConditionSet, PairedSet, reference_images
+from launch.evaluation.conditions import ConditionSet, ShardSet
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.fid import load_art_inception
 from launch.evaluation.retrieval import RETRIEVAL, Retrieval
 from launch.evaluation.stylizer import Method, Stylizer, build_stylizer
 from reward.build import build_term
+from stylevar.contracts import Reference
 from stylevar.images import u8_to_01
 from stylevar.policy import allow_tf32
 
@@ -64,12 +65,13 @@ class Evaluator:
         self.device = choose_device(config.device)
         allow_tf32(False)
         names = dict.fromkeys(column.distance for column in columns)
-        if config.paired:
+        self._reward = config.reward_key(conditions.has_targets)
+        if self._reward is not None:
             names |= dict.fromkeys(term.name for term in config.reward.terms())
         self._distances = {name: build_term(name, config.reward, self.device) for name in names}
         self._inception = load_art_inception(config.reward.metric_weights, self.device) if artfid else None
         self._retrieval = None
-        if isinstance(conditions, PairedSet):
+        if isinstance(conditions, ShardSet) and conditions.has_targets:
             self._retrieval = Retrieval(conditions.condition(row) for row in range(len(conditions)))
         self._method: Method | None = None
         self._stylizer: Stylizer | None = None
@@ -92,7 +94,7 @@ class Evaluator:
             "sample": list(range(group)) * len(batch),
             "seconds": [seconds] * (len(batch) * group),
         }
-        references = {name: u8_to_01(image.to(self.device)) for name, image in reference_images(batch).items()}
+        references = {name: u8_to_01(image.to(self.device)) for name, image in batch.references.pictures().items()}
         generated_01 = u8_to_01(images_u8.to(self.device))
         metrics = self._metrics(generated_01, references)
         if self._retrieval is not None:
@@ -113,16 +115,16 @@ class Evaluator:
         return self._stylizer
 
     @torch.inference_mode()
-    def _metrics(self, generated_01: Tensor, references: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All columns and, with targets, the reward; [B, G] each."""
+    def _metrics(self, generated_01: Tensor, references: dict[Reference, Tensor]) -> dict[str, Tensor]:
+        """All columns, and the reward if there is one; [B, G] each."""
         metrics: dict[str, Tensor] = {}
         for column in self.columns:
             distance = self._distance(column.distance, generated_01, references[column.reference])
             metrics[column.key] = column.shown(distance)
-        if "target" in references:
+        if self._reward is not None:
             terms = self.config.reward.terms()
-            weighted = [t.weight * self._distance(t.name, generated_01, references["target"]) for t in terms]
-            metrics["reward/target"] = -torch.stack(weighted).sum(0)
+            weighted = [t.weight * self._distance(t.name, generated_01, references[t.reference]) for t in terms]
+            metrics[self._reward] = -torch.stack(weighted).sum(0)
         return metrics
 
     def _distance(self, name: str, generated_01: Tensor, reference_01: Tensor) -> Tensor:

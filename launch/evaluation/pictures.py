@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.triplets import load_rgb, to_u8
 from launch.common.grids import draw_table
-from launch.evaluation.conditions import ConditionSet, reference_images
+from launch.evaluation.conditions import ConditionSet
 from launch.evaluation.runner import file_name
 from stylevar.atomic import file_aside
 
@@ -43,11 +43,11 @@ def draw_best_worst(
     for name, numbers in ranked(values, higher_is_better).items():
         for i in numbers:
             batch = conditions.batch([i])
-            images = [image[0] for image in reference_images(batch).values()]
+            images = [image[0] for image in batch.references.pictures().values()]
             sample = load_rgb(folder / "images" / method / f"{file_name(batch.keys[0])}.png")
             cells.append([*images, to_u8(sample)])
             captions.append([batch.keys[0][:24], *[""] * (len(images) - 1), f"{name} {values[i]:.4g}"])
-    titles = [*reference_images(conditions.batch([0])), method]
+    titles = [*conditions.batch([0]).references.pictures(), method]
     path = folder / f"best_worst_{method}.png"
     grid = draw_table(cells, titles, captions, scale=1 if cells[0][0].shape[-1] >= 128 else 2)
     with file_aside(path) as aside:

@@ -85,9 +85,11 @@ class Retrieval:
     """The descriptors of all targets of a set of conditions, for looking up samples."""
 
     def __init__(self, conditions: Iterable[Condition]) -> None:
-        """`conditions`: all conditions of the set, in order."""
+        """`conditions`: all conditions of the set, in order. Raises ValueError if one has no target."""
         metas, seen = [], []
         for condition in conditions:
+            if condition.target is None:
+                raise ValueError(f"{condition.key} has no target to look for")
             metas.append(condition.meta)
             seen.append(descriptors(condition.target.unsqueeze(0).float() / 255))
         self._targets, self._candidates = torch.cat(seen), candidates(metas)

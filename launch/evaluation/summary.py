@@ -43,11 +43,13 @@ class Summary:
     notes: tuple[str, ...]
 
 
-def headings(columns: Sequence[Column], paired: bool, artfid: bool) -> tuple[Heading, ...]:
-    """All columns of the table, in order. Sets with targets also have a reward and the retrieval test."""
+def headings(columns: Sequence[Column], reward: str | None, targets: bool, artfid: bool) -> tuple[Heading, ...]:
+    """All columns of the table, in order. `reward` is the reward's key; sets with targets also have the retrieval test."""
     shown = [Heading(column.key, column.title, column.better) for column in columns]
-    if paired:
-        shown = [Heading("reward/target", "Reward", "higher"), *shown, Heading(RETRIEVAL, "retrieval", "higher")]
+    if reward is not None:
+        shown.insert(0, Heading(reward, "Reward", "higher"))
+    if targets:
+        shown.append(Heading(RETRIEVAL, "retrieval", "higher"))
     if artfid:
         shown.append(Heading("fid/style", "FID (ArtFID)", "lower"))
         if any(column.key == LPIPS_PART for column in columns):

@@ -18,6 +18,7 @@ from launch.evaluation.conditions import ConditionSet, open_conditions
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.stylizer import CheckpointStylizer, Method, build_stylizer, image_size
 from reward.scorer import RewardScorer, build_scorer
+from stylevar.errors import UserError
 
 SAMPLES = 2
 """Samples per condition and temperature."""
@@ -33,6 +34,11 @@ def at_best_temperatures(config: EvalConfig, methods: Sequence[Method]) -> tuple
         return tuple(methods)
     trial = dataclasses.replace(config, shards=config.sweep_shards, limit=config.sweep_conditions, content=None, style=None)
     conditions = open_conditions(trial, image_size(methods, config))
+    if (name := config.reward.target_term) is not None and not conditions.has_targets:
+        raise UserError(
+            f"--sweep-temperature: the reward {name} compares with targets, and --sweep-shards hold pairs without one; "
+            f"write {name}@content or {name}@style in --reward"
+        )
     device = choose_device(config.device)
     scorer = build_scorer(config.reward, device)
     chosen = []
@@ -59,7 +65,7 @@ def mean_rewards(
     for start in tqdm(starts, desc=f"{stylizer.name} at {temperature:g}", leave=False):
         batch = conditions.batch(range(start, min(start + config.batch, len(conditions))))
         images = stylizer.samples(batch.content, batch.style, batch.keys, SAMPLES, config.seed)
-        means.append(scorer.score(images, batch.target).rewards.mean(1))
+        means.append(scorer.score(images, batch.references).rewards.mean(1))
     return torch.cat(means)
 
 

@@ -51,7 +51,12 @@ class ColocatedWorker:
         if choice.shortage:
             raise UserError(choice.shortage)
         self.sets = ConditionSets(
-            config.condition_patterns(), policy.image_size, policy.vae_fingerprint, config.conditions, config.seed
+            config.condition_patterns(),
+            policy.image_size,
+            policy.vae_fingerprint,
+            config.conditions,
+            config.seed,
+            config.reward.target_term,
         )
         config = choice.config
         if checkpoint is None:
@@ -95,7 +100,7 @@ class ColocatedWorker:
             with timer("decode"):
                 images = images_to_score(self.policy.model.vae, trajectories, detail, config.rollout.decode_batch)
             with timer("reward"):
-                scores = self.scorer.score(images, batch.target, detail)
+                scores = self.scorer.score(images, batch.references, detail)
             with timer("reference"):
                 reference = self.trainer.learner.reference(state, trajectories)
             with timer("update"):
@@ -123,7 +128,7 @@ class ColocatedWorker:
             for start in range(0, len(chosen), monitor.eval_unit):
                 batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
                 drawn = sampler.sample(batch, self.config.seed, HELDOUT_STEP, version, monitor.eval_group)
-                scores = self.scorer.score(drawn.images, batch.target)
+                scores = self.scorer.score(drawn.images, batch.references)
                 tally.add_pictures(tally.add(batch.keys, scores), batch, drawn.images, scores.rewards)
         return tally.report()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from launch.common.grids import draw_table
+from launch.common.grids import condition_titles, draw_table
 from launch.rl.reports import HeldoutReport
 from reward.statistics import TARGET
 from stylevar.atomic import file_aside
@@ -107,22 +107,18 @@ def compare(run: Path, name: str, before: int, after: int) -> Comparison:
     return Comparison(float(rewards[0].mean()), float(rewards[1].mean()), float(gains.mean()), error, len(gains), parts)
 
 
-def before_after(
-    run: Path, name: str, before: int, after: int, condition: Callable[[int], tuple[Tensor, Tensor, Tensor]]
-) -> Path:
-    """Draw content | style | target | two samples before | the same two after. Returns the picture's path.
+def before_after(run: Path, name: str, before: int, after: int, condition: Callable[[int], Sequence[Tensor]]) -> Path:
+    """Draw two samples before and the same two after beside each condition. Returns the picture's path.
 
     One row for each condition whose samples both scorings kept. `condition` gives the images of the held-out condition with
-    this position.
+    this position: content, style and, if there is one, target.
     """
     first, last = (_samples(run, name, step) for step in (before, after))
     keys = _all_keys(run, name, after)
     count = min(2, *(len(some) for some in last.values()))
-    cells = []
-    for key in (key for key in first if key in last):
-        images = condition(keys.index(key))
-        cells.append([*images, *(torch.from_numpy(samples[key][g]) for samples in (first, last) for g in range(count))])
-    titles = ["content", "style", "target", *["before"] * count, *["after GRPO"] * count]
+    rows = [(condition(keys.index(key)), first[key], last[key]) for key in first if key in last]
+    cells = [[*images, *(torch.from_numpy(some[g]) for some in samples for g in range(count))] for images, *samples in rows]
+    titles = [*condition_titles(rows[0][0]), *["before"] * count, *["after GRPO"] * count]
     path = run / "before_after.png"
     _save_picture(draw_table(cells, titles), path)
     return path

@@ -29,7 +29,7 @@ class HeldoutReport:
     """Scores of held-out conditions: rewards fp32 [B, G], components {name: [B, G]}, and samples of a few.
 
     `samples` uint8 [n, G, 3, H, W] are of the conditions `shown`, which are evenly spaced among `keys`; `grid` uint8
-    [3, H', W'] shows them beside content, style and target.
+    [3, H', W'] shows them beside content, style and, if there is one, target.
     """
 
     keys: tuple[str, ...]
@@ -64,8 +64,9 @@ class HeldoutTally:
         batch, images uint8 [B, G, 3, H, W] and rewards [B, G] are of all conditions just added.
         """
         for b in wanted:
-            content, style, target = (image[b].cpu() for image in (batch.content, batch.style, batch.target))
-            self._rows.append(GridRow(content, style, target, images[b].cpu(), reward_captions(rewards[b])))
+            target = None if batch.target is None else batch.target[b].cpu()
+            row = GridRow(batch.content[b].cpu(), batch.style[b].cpu(), target, images[b].cpu(), reward_captions(rewards[b]))
+            self._rows.append(row)
 
     def report(self) -> HeldoutReport:
         parts = [scores.components for scores in self._scores]

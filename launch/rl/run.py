@@ -268,11 +268,11 @@ def report(config: GrpoConfig, run: RunFolder) -> None:
     for name in config.heldout_sets:
         print("\n".join(compare(run.path, name, 0, last).lines(name)))
     print(f"sampled      before and after at temperature {sampling.temperature:g}: a lower one alone raises the reward")
-    shards = TripletShards(expand_shards(config.heldout))
+    shards = TripletShards(expand_shards(config.heldout), needs_targets=False)
 
-    def condition(at: int) -> tuple[Tensor, Tensor, Tensor]:
-        triplet = shards.usable(at)
-        return triplet.content, triplet.style, triplet.target
+    def condition(at: int) -> list[Tensor]:
+        row = shards.usable(at)
+        return [image for image in (row.content, row.style, row.target) if image is not None]
 
     picture = before_after(run.path, "heldout", 0, last, condition)
     print(f"picture      {lasting(picture)}")

@@ -167,10 +167,11 @@ def _hacking(record: RunRecord, inspection: Inspection) -> str:
         return "<p>The run has recorded no statistics to judge by.</p>"
     rows = []
     for finding in inspection.findings:
-        sense = {"target": "near the targets'", "higher": "higher", "lower": "lower"}[SENSES[finding.name]]
         target = next(
             (c.target for c in (finding.training, finding.heldout) if c is not None and c.target is not None), None
         )
+        near = "near its start" if target is None else "near the targets'"
+        sense = {"target": near, "higher": "higher", "lower": "lower"}[SENSES[finding.name]]
         rows.append(
             [
                 f"<b>{finding.name.replace('_', ' ')}</b>",

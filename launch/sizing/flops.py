@@ -27,7 +27,7 @@ class Flops:
     queries_backward: int
     """Per condition."""
     target: int
-    """Per condition: embedding the target for the reward."""
+    """Per condition: embedding what the reward compares with."""
     effective_weights: int
     """Per version of the adapters."""
     rollout: int

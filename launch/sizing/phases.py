@@ -15,14 +15,14 @@ from launch.sizing.trace import ShapesOnly
 from learner.credit.gradient import token_slopes
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
-from reward.build import build_term, distance_class, weighted_sum
+from reward.build import assemble, build_term, distance_class
 from reward.scorer import RewardScorer
 from rollout.sampler import RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.build import build_from_config
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
 from stylevar.config import ModelConfig
-from stylevar.contracts import PolicyVersion, RewardDetail, Trajectories
+from stylevar.contracts import PolicyVersion, References, RewardDetail, Trajectories
 from stylevar.generate import Generation, generate
 from stylevar.policy import Precision
 from stylevar.sampler import decode
@@ -200,22 +200,22 @@ def meta_scorer(config: RewardConfig) -> RewardScorer:
 
 
 def score(work: Workload, conditions: int, group: int) -> None:
-    """Score a group of images against the target of each condition, in the detail that the credit needs."""
+    """Score a group of images against the references of each condition, in the detail that the credit needs."""
     detail: RewardDetail = work.learner.reward_detail
     if any(term.is_custom for term in work.reward.terms()):
         detail = "none"  # nothing is known of a user's own class
     shape = (3, work.arch.image_size, work.arch.image_size)
     images = (group, work.arch.scales) if detail == "prefixes" else (group,)
     generated = torch.empty(conditions, *images, *shape, dtype=torch.uint8, device=META)
-    target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
-    meta_scorer(work.reward).score(generated, target, detail)
+    picture = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
+    meta_scorer(work.reward).score(generated, References(picture, picture, picture), detail)
 
 
 @lru_cache
 def _distance(config: RewardConfig) -> PerceptualDistance:
     terms = config.terms()
-    shapes = [_term_shapes(term.name, config) for term in terms]
-    return shapes[0] if len(terms) == 1 else weighted_sum(terms, shapes).to(META)
+    names = dict.fromkeys(term.name for term in terms)
+    return assemble(terms, {name: _term_shapes(name, config) for name in names}).to(META)
 
 
 def _term_shapes(name: str, config: RewardConfig) -> PerceptualDistance:

@@ -235,6 +235,7 @@ class SftRun:
         shown = pick(triplets, strided(len(triplets), self.config.image_conditions))
         sampler = GroupSampler(self.learner.best_model, RolloutConfig(group=SAMPLES))
         drawn = sampler.sample(shown, self.config.seed, 0, PolicyVersion(0, 0)).images.cpu()
+        assert shown.target is not None
         return draw_grid([GridRow(*images) for images in zip(shown.content, shown.style, shown.target, drawn, strict=True)])
 
     def _save(self) -> None:

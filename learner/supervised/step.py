@@ -247,6 +247,7 @@ class SftLearner:
             known = batch.tokens.to(self.model.device, torch.int64)
             content, style, target = ([known[:, role, s] for s in self.model.arch.scale_slices()] for role in range(3))
             return style, content, target
+        assert batch.target is not None
         images = torch.cat([batch.style, batch.content, batch.target])
         idx_Bl = tokenize(self.model.vae, images) if self.tokens is None else self.tokens(images)
         thirds = [idx.chunk(3) for idx in idx_Bl]

@@ -40,6 +40,16 @@ def test_unusable_sets_are_refused_at_once(tmp_path: Path) -> None:
         sets(str(tmp_path / "few.tar"), 80, conditions=2)
 
 
+def test_pairs_need_a_reward_that_compares_with_the_inputs(tmp_path: Path) -> None:
+    tiny.shard(tmp_path / "pairs.tar", 3, targets=False)
+    patterns = {"train": (str(tmp_path / "pairs.tar"),)}
+    batch = ConditionSets(patterns, tiny.SIZE, None, 2, seed=0).of_step(0)
+    assert batch.target is None
+    assert batch.to("cpu").select(slice(0, 1)).style.shape == (1, 3, tiny.SIZE, tiny.SIZE)
+    with pytest.raises(UserError, match=r"the reward ssim compares with targets, and .*pairs.tar .*write ssim@content"):
+        ConditionSets(patterns, tiny.SIZE, None, 2, seed=0, target_for="ssim")
+
+
 def test_spread_takes_both_ends() -> None:
     assert spread(10, 4) == [0, 3, 6, 9]
     assert spread(3, 8) == [0, 1, 2]

@@ -33,6 +33,12 @@ def test_a_shared_triplet_has_all_three_pictures_in_common(tmp_path: Path) -> No
     assert shared_triplets(train, shard(tmp_path / "c.tar", (1, 5, 9))) == 0
 
 
+def test_pairs_are_compared_with_pairs(tmp_path: Path) -> None:
+    train = index_triplets([tiny.shard(tmp_path / "a.tar", 4, targets=False)])
+    assert shared_triplets(train, index_triplets([tiny.shard(tmp_path / "b.tar", 3, first=2, targets=False)])) == 2
+    assert shared_triplets(train, index_triplets([tiny.shard(tmp_path / "c.tar", 3, first=2)])) == 0
+
+
 def test_files_of_other_sizes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = shard(tmp_path / "a.tar", (1, 2, 3))
     heldout = index_triplets([tiny.shard(tmp_path / "b.tar", 2, size=20)])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import webdataset as wds
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 from data.index import index_shard
 from data.shard_writer import EncodedTriplet, ShardWriter, write_shard
 from data.shards import BadSample, TripletShards, expand_shards
+from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 
 SIZE = 16
@@ -55,6 +57,26 @@ def test_round_trip_in_key_order_over_shards(tmp_path: Path) -> None:
         image = getattr(third, role)
         assert image.dtype == torch.uint8
         assert torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_pairs_are_read_where_no_target_is_needed(tmp_path: Path) -> None:
+    pairs = tiny.shard(tmp_path / "pairs.tar", 3, targets=False)
+    with pytest.raises(UserError, match="unpaired conditions without a target"):
+        TripletShards([pairs])
+    found = TripletShards([pairs], tiny.SIZE, needs_targets=False)
+    assert not found.has_targets
+    assert found[1].target is None
+    whole = TripletShards([tiny.shard(tmp_path / "triplets.tar", 3)], needs_targets=False)
+    assert whole.has_targets
+    assert torch.equal(found[1].style, whole[1].style)
+    with pytest.raises(ValueError, match="only 1 of 2 conditions have a target"):
+        ConditionBatch.stack([found[0], whole[0]])
+
+
+def test_a_lost_target_is_not_taken_for_a_pair(tmp_path: Path) -> None:
+    paths = [tiny.shard(tmp_path / "a.tar", 3), tiny.shard(tmp_path / "b.tar", 3, first=3, targets=False)]
+    with pytest.raises(UserError, match="bad and 1 allowed: 2 missing part"):
+        TripletShards(paths, needs_targets=False)
 
 
 def test_jpeg_samples_are_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from launch import eval as program
 from launch.common.defaults import DEMO_MODEL
 from launch.evaluation import measure, stylizer, sweep
 from launch.evaluation.columns import choose_columns
-from launch.evaluation.conditions import PairedSet, open_conditions, pictures_of
+from launch.evaluation.conditions import ShardSet, open_conditions, pictures_of
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
 from launch.evaluation.runner import PARTS, file_name
@@ -117,8 +117,8 @@ def test_what_it_writes(files, tmp_path, copying, capsys):
 def test_a_copied_content_is_measured_against_the_target(files, tmp_path, copying):
     program.main(config(files, tmp_path, methods=("copy",), overwrite=True))
     rows = table(tmp_path)
-    batch = PairedSet((str(files / "heldout-*.tar"),)).batch(range(TRIPLETS))
-    scores = build_scorer(RewardConfig()).score(batch.content[:, None], batch.target)
+    batch = ShardSet((str(files / "heldout-*.tar"),)).batch(range(TRIPLETS))
+    scores = build_scorer(RewardConfig()).score(batch.content[:, None], batch.references)
     torch.testing.assert_close(torch.tensor(rows["reward/target"]), scores.rewards[:, 0], atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.tensor(rows["ssim/target"]), scores.components["ssim"][:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.tensor(rows["psnr/target"]), scores.components["psnr"][:, 0], atol=1e-3, rtol=0)
@@ -134,6 +134,42 @@ def test_both_references_and_a_weighted_reward(files, tmp_path, copying):
     assert rows["color/style"] != rows["color/target"]
     expected = [-2 * lite - (1 - ssim) for lite, ssim in zip(rows["lite/target"], rows["ssim/target"], strict=True)]
     assert rows["reward/target"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_reward_of_the_inputs_needs_no_targets(files, tmp_path, copying):
+    reward = RewardConfig("lite@content=2,color@style=0.05")
+    content, style = files / "content", files / "style"
+    program.main(config(files, tmp_path / "inputs", methods=("copy",), content=content, style=style, reward=reward))
+    rows = table(tmp_path / "inputs")
+    assert rows["reward"] == pytest.approx([-0.05 * color for color in rows["color/style"]], abs=1e-4)
+    assert "| method | n | Reward ↑ |" in (tmp_path / "inputs" / "summary.md").read_text()
+    with pytest.raises(UserError, match="ssim compares with the target, which .* lack; write ssim@content"):
+        config(files, tmp_path, content=content, style=style, reward=RewardConfig("ssim,color@style=0.05"))
+
+
+def test_pairs_from_shards_are_measured_against_the_inputs(files, tmp_path, copying):
+    pairs = str(tiny.shard(tmp_path / "pairs.tar", 3, targets=False))
+    reward = RewardConfig("color@style=0.05,lite@content=1")
+    program.main(config(files, tmp_path / "out", methods=("copy",), shards=(pairs,), reward=reward))
+    rows = table(tmp_path / "out")
+    assert rows["reward"] == pytest.approx([-0.05 * color for color in rows["color/style"]], abs=1e-4)
+    assert not [name for name in rows if name.endswith("/target")]
+    mixed = config(files, tmp_path / "mixed", shards=(pairs,), reward=RewardConfig("color@style=0.05,ssim"))
+    with pytest.raises(UserError, match="ssim compares with the target, which these conditions lack"):
+        program.main(mixed)
+    with pytest.raises(UserError, match="--against target: pairs without targets"):
+        program.main(config(files, tmp_path / "against", shards=(pairs,), against="target"))
+    swept = config(files, tmp_path / "swept", sweep_temperature=(0.5,), sweep_shards=(pairs,))
+    with pytest.raises(UserError, match="--sweep-shards hold pairs without one; write lite@content"):
+        program.main(swept)
+
+
+def test_a_reward_of_targets_and_inputs(files, tmp_path, copying):
+    reward = RewardConfig("ssim=1,color@style=0.05")
+    program.main(config(files, tmp_path / "out", methods=("copy",), against="both", reward=reward, limit=2))
+    rows = table(tmp_path / "out")
+    expected = [ssim - 1 - 0.05 * color for ssim, color in zip(rows["ssim/target"], rows["color/style"], strict=True)]
+    assert rows["reward"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_samples_do_not_depend_on_batches(files, tmp_path):
@@ -262,14 +298,14 @@ def test_pictures_of_another_size_are_refused(files, tmp_path):
 
 
 def test_missing_weights_leave_a_metric_out_unless_strict(files, tmp_path, caplog):
-    columns, left_out = choose_columns(config(files, tmp_path))
+    columns, left_out = choose_columns(config(files, tmp_path), targets=True)
     assert {column.key for column in columns} == {f"{name}/target" for name in ("ssim", "edges", "lite", "color", "psnr")}
     assert {"lpips", "style", "dreamsim", "clip", "dino", "cfsd"} <= set(left_out)
     assert "vgg19-dcbb9e9d.pth" in caplog.text
     with pytest.raises(MissingWeights, match="--strict: .* needs the weights"):
-        choose_columns(config(files, tmp_path, strict=True))
+        choose_columns(config(files, tmp_path, strict=True), targets=True)
     with pytest.raises(UserError, match="--reward lpips=1: lpips needs the weights"):
-        choose_columns(config(files, tmp_path, reward=RewardConfig("lpips=1")))
+        choose_columns(config(files, tmp_path, reward=RewardConfig("lpips=1")), targets=True)
 
 
 def test_methods_by_their_names(files, tmp_path):
@@ -427,5 +463,5 @@ def test_mean_rewards_are_those_of_samples_at_the_temperature(files, tmp_path):
     batch = conditions.batch(range(len(conditions)))
     other = build_stylizer(dataclasses.replace(method, temperature=0.01), settings, torch.device("cpu"))
     images = other.samples(batch.content, batch.style, batch.keys, sweep.SAMPLES, settings.seed)
-    torch.testing.assert_close(cold, scorer.score(images, batch.target).rewards.mean(1))
+    torch.testing.assert_close(cold, scorer.score(images, batch.references).rewards.mean(1))
     assert not torch.equal(hot, cold)

@@ -10,7 +10,7 @@ from launch.common.ray_cluster import init_patiently
 from reward.actor import RewardWorker
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
-from stylevar.contracts import ConditionBatch
+from stylevar.contracts import ConditionBatch, References
 from stylevar.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_scores_equal_those_in_process(actor):
     ray.get(actor.setup.remote(RewardConfig(), "cpu", 1))
     batch = ConditionBatch(("a", "b"), target, target, target)
     scores, info = ray.get(actor.score.options(num_returns=2).remote(images, batch, 3))
-    local = build_scorer(RewardConfig()).score(images, target)
+    local = build_scorer(RewardConfig()).score(images, References(target))
     torch.testing.assert_close(scores.rewards, local.rewards, atol=1e-5, rtol=0)
     assert scores.components.keys() == local.components.keys()
     assert info.seconds > 0

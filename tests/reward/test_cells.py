@@ -9,6 +9,7 @@ from reward.base import RewardConfig
 from reward.build import build_distance
 from reward.cells import CELLS, to_grid
 from reward.scorer import RewardScorer, build_scorer
+from stylevar.contracts import References
 from stylevar.errors import UserError
 
 
@@ -38,9 +39,9 @@ def test_cells_average_what_lies_within_them():
 def test_the_mean_of_the_map_is_the_reward(reward):
     images, target = pictures(2, 3), pictures(2, seed=1)
     images[0, 0] = target[0]  # a distance of zero, whose root has no slope
-    plain = build_scorer(RewardConfig(reward)).score(images, target)
+    plain = build_scorer(RewardConfig(reward)).score(images, References(target))
     for batch in (64, 1):
-        scores = build_scorer(RewardConfig(reward, reward_batch=batch)).score(images, target, "map")
+        scores = build_scorer(RewardConfig(reward, reward_batch=batch)).score(images, References(target), "map")
         assert scores.detail.shape == (2, 3, CELLS, CELLS)
         assert not scores.detail.requires_grad
         torch.testing.assert_close(scores.rewards, plain.rewards)
@@ -53,7 +54,7 @@ def test_a_spoiled_corner_is_seen_in_its_corner(reward):
     target = pictures(1, size=64)
     images = target[:, None].repeat(1, 2, 1, 1, 1)
     images[:, 1, :, :16, :16] = 255 - images[:, 1, :, :16, :16]
-    scores = build_scorer(RewardConfig(reward)).score(images, target, "map")
+    scores = build_scorer(RewardConfig(reward)).score(images, References(target), "map")
     corner, opposite = scores.detail[0, 1, :4, :4].mean(), scores.detail[0, 1, 8:, 8:].mean()
     assert corner < 5 * opposite - 0.01
     assert scores.rewards[0, 1] < scores.rewards[0, 0]
@@ -68,5 +69,5 @@ def test_a_reward_without_places_is_refused_before_the_run():
 
 def test_images_of_any_shape_have_a_map():
     images = pictures(1, 2)[..., :30]
-    scores = RewardScorer(build_distance(RewardConfig())).score(images, images[:, 0].contiguous(), "map")
+    scores = RewardScorer(build_distance(RewardConfig())).score(images, References(images[:, 0].contiguous()), "map")
     torch.testing.assert_close(scores.detail.mean((2, 3)), scores.rewards, atol=1e-5, rtol=1e-4)

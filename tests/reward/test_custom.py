@@ -12,6 +12,7 @@ from torch import nn
 from reward.base import PerceptualDistance, RewardConfig
 from reward.build import build_distance
 from reward.scorer import build_scorer
+from stylevar.contracts import References
 from stylevar.errors import UserError
 
 
@@ -139,7 +140,8 @@ def module(monkeypatch):
 
 def test_an_own_class_may_have_a_map():
     images = torch.randint(0, 256, (1, 2, 3, 16, 16), dtype=torch.uint8)
-    scores = build_scorer(RewardConfig("users_rewards:Mapped=2,ssim=1"), detail="map").score(images, images[:, 0], "map")
+    scorer = build_scorer(RewardConfig("users_rewards:Mapped=2,ssim=1"), detail="map")
+    scores = scorer.score(images, References(images[:, 0]), "map")
     torch.testing.assert_close(scores.detail.mean((2, 3)), scores.rewards, atol=1e-5, rtol=1e-4)
     with pytest.raises(UserError, match="--credit local: the reward mse cannot be split"):
         build_scorer(RewardConfig("users_rewards:Mse"), detail="map")
@@ -148,13 +150,13 @@ def test_an_own_class_may_have_a_map():
 def test_an_own_class_is_a_reward():
     images = torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8)
     images[0, 1] = 255
-    scores = build_scorer(RewardConfig("users_rewards:Mse", reward_scale=2.0)).score(images, images[:, 0])
+    scores = build_scorer(RewardConfig("users_rewards:Mse", reward_scale=2.0)).score(images, References(images[:, 0]))
     assert scores.rewards.tolist() == [[0.0, -2.0]]
 
 
 def test_an_own_class_in_a_sum_has_its_name():
     images = torch.randint(0, 256, (1, 2, 3, 16, 16), dtype=torch.uint8)
-    scores = build_scorer(RewardConfig("users_rewards:Mse=2,ssim=1")).score(images, images[:, 0])
+    scores = build_scorer(RewardConfig("users_rewards:Mse=2,ssim=1")).score(images, References(images[:, 0]))
     expected = 2 * scores.components["distance_mse"] + scores.components["distance_ssim"]
     torch.testing.assert_close(scores.rewards, -expected)
 

@@ -17,6 +17,7 @@ from reward.base import RewardConfig
 from reward.build import build_distance
 from reward.dreamsim import DINO_FULL_FILE, DINO_HUB_FILE, DreamSimDistance, _dino_backbone
 from reward.scorer import RewardScorer
+from stylevar.contracts import References
 from stylevar.errors import UserError
 
 RANK = 4
@@ -134,7 +135,7 @@ def test_scorer_runs_on_dreamsim(clip_cache, images, offline):
     assert distance.name == "dreamsim_clip_vitb32"
     assert not any(parameter.requires_grad for parameter in distance.parameters())
     u8 = (images * 255).to(torch.uint8)
-    rewards = RewardScorer(distance).score(u8[None], u8[:1]).rewards
+    rewards = RewardScorer(distance).score(u8[None], References(u8[:1])).rewards
     assert rewards.shape == (1, 3)
     assert rewards[0, 0].abs() < 1e-4
     assert (rewards[0, 1:] < -0.05).all()

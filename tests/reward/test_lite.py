@@ -15,6 +15,7 @@ from reward.base import RewardConfig
 from reward.build import build_distance
 from reward.lite import PIXEL_WEIGHT, LiteDistance, LiteFeatures
 from reward.scorer import RewardScorer, build_scorer
+from stylevar.contracts import References
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +36,19 @@ def compressed(image_u8, quality=30):
 
 
 def test_identical_images_score_zero(scorer, targets):
-    scores = scorer.score(targets.unsqueeze(1), targets)
+    scores = scorer.score(targets.unsqueeze(1), References(targets))
     torch.testing.assert_close(scores.rewards, torch.zeros(len(targets), 1), atol=1e-5, rtol=0)
 
 
 def test_a_worse_copy_is_nearer_than_another_picture(scorer, targets):
     copies = torch.stack([compressed(image) for image in targets])
     others = targets.roll(1, 0)
-    rewards = scorer.score(torch.stack([copies, others], dim=1), targets).rewards
+    rewards = scorer.score(torch.stack([copies, others], dim=1), References(targets)).rewards
     assert (rewards[:, 0] > rewards[:, 1]).all()
 
 
 def test_reward_is_made_of_its_components(scorer, targets):
-    scores = scorer.score(targets.roll(1, 0).unsqueeze(1), targets)
+    scores = scorer.score(targets.roll(1, 0).unsqueeze(1), References(targets))
     parts = scores.components
     torch.testing.assert_close(parts["total"], parts["features"] + PIXEL_WEIGHT * parts["pixels16"])
     torch.testing.assert_close(scores.rewards, -5.0 * parts["total"])
@@ -56,14 +57,14 @@ def test_reward_is_made_of_its_components(scorer, targets):
 
 def test_a_score_does_not_depend_on_its_batch(scorer, targets):
     groups = torch.stack([targets.roll(i, 0) for i in range(1, 5)], dim=1)
-    together = scorer.score(groups, targets).rewards
-    alone = torch.cat([scorer.score(groups[i : i + 1], targets[i : i + 1]).rewards for i in range(len(targets))])
+    together = scorer.score(groups, References(targets)).rewards
+    alone = torch.cat([scorer.score(groups[i : i + 1], References(targets[i : i + 1])).rewards for i in range(len(targets))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 def test_one_target_is_never_broadcast(scorer, targets):
     with pytest.raises(ValueError, match="number or size"):
-        scorer.score(targets.unsqueeze(1), targets[:1])
+        scorer.score(targets.unsqueeze(1), References(targets[:1]))
 
 
 def test_features_are_frozen_and_differentiable(targets):

@@ -17,6 +17,7 @@ from reward.cells import CELLS
 from reward.lpips import VGG16
 from reward.scorer import build_scorer
 from reward.vgg import VGG19, FeatureMaps, _structure_kl, gram_matrix
+from stylevar.contracts import References
 from stylevar.errors import UserError
 
 VGG_METRICS = ("style", "content", "cfsd", "lpips", "lpips_alex")
@@ -191,6 +192,6 @@ def test_files_that_hold_code_are_refused(tmp_path):
 def test_a_network_distance_as_a_reward(weights, images):
     config = RewardConfig("lpips=2", metric_weights=str(weights))
     u8 = (images * 255).to(torch.uint8)
-    scores = build_scorer(config).score(u8.transpose(0, 1).contiguous(), u8[0])
+    scores = build_scorer(config).score(u8.transpose(0, 1).contiguous(), References(u8[0]))
     assert scores.rewards[:, 0].abs().max() < 1e-5
     torch.testing.assert_close(scores.rewards[:, 1], -2 * scores.components["total"][:, 1])

@@ -8,6 +8,7 @@ import torch
 from reward.base import RewardConfig
 from reward.scorer import build_scorer
 from reward.statistics import STATISTICS, color_entropy, group_diversity, image_statistics, of_images
+from stylevar.contracts import References
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -80,6 +81,6 @@ def test_groups_and_targets_are_kept_apart():
 
 
 def test_they_travel_with_every_score():
-    scores = build_scorer(RewardConfig()).score(noise(2, 2, 3, 32, 32), noise(2, 3, 32, 32))
+    scores = build_scorer(RewardConfig()).score(noise(2, 2, 3, 32, 32), References(noise(2, 3, 32, 32)))
     assert {"sharpness", "target_sharpness", "diversity"} <= set(scores.components)
     torch.testing.assert_close(scores.rewards, -5.0 * scores.components["total"])

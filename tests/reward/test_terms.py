@@ -11,6 +11,7 @@ from reward.build import build_distance
 from reward.metrics import independent_metrics
 from reward.scorer import build_scorer
 from reward.terms import Term, parse_terms
+from stylevar.contracts import References
 from stylevar.errors import UserError
 
 
@@ -26,6 +27,11 @@ def test_a_bare_name_takes_the_scale():
     assert parse_terms("lite", 5.0) == (Term("lite", 5.0),)
     assert parse_terms("dreamsim=4, lpips", 2.0) == (Term("dreamsim", 4.0), Term("lpips", 2.0))
     assert parse_terms("my.module:Mine=0.5", 5.0) == (Term("my.module:Mine", 0.5),)
+    assert parse_terms("style@style=3000, dreamsim @ content", 2.0) == (
+        Term("style", 3000.0, "style"),
+        Term("dreamsim", 2.0, "content"),
+    )
+    assert parse_terms("lite@target", 5.0) == parse_terms("lite", 5.0)
     assert RewardConfig("lite", reward_scale=3.0).scale == 3.0
     assert RewardConfig("lite=2", reward_scale=3.0).scale == 2.0
     assert RewardConfig("lite=2,ssim=1").scale == 1.0
@@ -52,8 +58,10 @@ def test_what_cannot_be_a_reward(text, message):
 
 def test_a_sum_is_the_sum_of_its_parts(groups):
     images, targets = groups
-    sum_ = build_scorer(RewardConfig("lite=2.0,ssim=0.5,color")).score(images, targets)
-    lite, ssim, color = (build_scorer(RewardConfig(name, reward_scale=1.0)).score(images, targets) for name in NAMES)
+    sum_ = build_scorer(RewardConfig("lite=2.0,ssim=0.5,color")).score(images, References(targets))
+    lite, ssim, color = (
+        build_scorer(RewardConfig(name, reward_scale=1.0)).score(images, References(targets)) for name in NAMES
+    )
     expected = 2 * lite.rewards + 0.5 * ssim.rewards + 5 * color.rewards
     torch.testing.assert_close(sum_.rewards, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sum_.components["total"], -sum_.rewards)
@@ -70,7 +78,8 @@ def test_pixel_distances_are_the_metrics_turned_round(groups):
     images, targets = groups
     metrics = independent_metrics(images[:, 0].float() / 255, targets.float() / 255)
     totals = {
-        n: build_scorer(RewardConfig(n)).score(images[:, :1], targets).components["total"][:, 0] for n in ("ssim", "psnr")
+        n: build_scorer(RewardConfig(n)).score(images[:, :1], References(targets)).components["total"][:, 0]
+        for n in ("ssim", "psnr")
     }
     torch.testing.assert_close(totals["ssim"], 1 - metrics["ssim"])
     torch.testing.assert_close(totals["psnr"], 1 - metrics["psnr"] / 100)
@@ -81,14 +90,14 @@ def test_equal_images_have_no_distance(name, groups):
     targets = groups[1]
     distance = build_distance(RewardConfig(name))
     assert not distance.training
-    scores = build_scorer(RewardConfig(name)).score(targets[:, None], targets)
+    scores = build_scorer(RewardConfig(name)).score(targets[:, None], References(targets))
     torch.testing.assert_close(scores.rewards, torch.zeros(2, 1), atol=1e-4, rtol=0)
 
 
 def test_a_score_does_not_depend_on_how_it_is_batched(groups):
     images, targets = groups
-    whole = build_scorer(RewardConfig("lite=1,ssim=1")).score(images, targets)
-    small = build_scorer(RewardConfig("lite=1,ssim=1", reward_batch=2)).score(images, targets)
+    whole = build_scorer(RewardConfig("lite=1,ssim=1")).score(images, References(targets))
+    small = build_scorer(RewardConfig("lite=1,ssim=1", reward_batch=2)).score(images, References(targets))
     torch.testing.assert_close(whole.rewards, small.rewards, atol=1e-5, rtol=0)
 
 

@@ -17,8 +17,8 @@ from stylevar import build_vae_stylevar
 from stylevar.checkpoint import save_model, save_vae
 
 
-def write_inputs(folder: Path) -> Path:
-    """A model, its tokenizer, and shards of five training and three held-out triplets."""
+def write_inputs(folder: Path, targets: bool = True) -> Path:
+    """A model, its tokenizer, and shards of five training and three held-out triplets, or pairs without `targets`."""
     (folder / "sft").mkdir()
     # Not the usual start, whose blocks and head have next to no effect: a policy with something to learn.
     torch.manual_seed(0)
@@ -27,8 +27,8 @@ def write_inputs(folder: Path) -> Path:
     )
     save_model(model.state_dict(), model.arch, folder / "sft")
     save_vae(model.vae, folder / "sft" / "vqvae.safetensors")
-    tiny.shard(folder / "train-0.tar", 5)
-    tiny.shard(folder / "heldout-0.tar", 3, first=50)
+    tiny.shard(folder / "train-0.tar", 5, targets=targets)
+    tiny.shard(folder / "heldout-0.tar", 3, first=50, targets=targets)
     return folder
 
 

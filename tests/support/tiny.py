@@ -49,10 +49,13 @@ def png(seed: int, size: int = SIZE) -> bytes:
     return buffer.getvalue()
 
 
-def shard(path: Path, count: int, size: int = SIZE, first: int = 0) -> Path:
-    """A shard of `count` triplets of noise."""
+def shard(path: Path, count: int, size: int = SIZE, first: int = 0, targets: bool = True) -> Path:
+    """A shard of `count` triplets of noise, or of pairs without `targets`."""
     meta = {"dataset": "noise", "content_id": 0, "style_id": 0, "content_name": "c", "style_name": "s"}
     images = ([png(3 * i + role, size) for role in range(3)] for i in range(first, first + count))
-    rows = (EncodedTriplet(f"t{first + i:03d}", *three, meta, "png") for i, three in enumerate(images))
+    rows = (
+        EncodedTriplet(f"t{first + i:03d}", content, style, target if targets else None, meta, "png")
+        for i, (content, style, target) in enumerate(images)
+    )
     write_shard(path, rows)
     return path

@@ -23,6 +23,7 @@ from launch.sizing.phases import Workload
 from learner.grpo.update import LearnerConfig
 from reward.base import RewardConfig
 from rollout.sampler import RolloutConfig
+from stylevar.contracts import References
 from stylevar.errors import UserError
 
 TINY = ModelShape(depth=1, patch_nums=(1, 2, 3), ch=32, V=32, Cvae=8, ch_mult=(1, 1, 1), style_enc_dim=32)
@@ -94,7 +95,7 @@ def test_json_has_the_documented_keys(capsys):
 
 def test_rewards_of_none_differ_within_a_group():
     images = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
-    rewards = step_module.RandomRewards().score(images, images[:, 0]).rewards
+    rewards = step_module.RandomRewards().score(images, References(images[:, 0])).rewards
     assert rewards.shape == (2, 3)
     assert len(set(rewards.flatten().tolist())) == 6
 

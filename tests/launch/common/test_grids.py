@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +41,14 @@ def test_order_from_left_to_right():
     lefts = [int(mask.any(dim=0).nonzero()[0]) for mask in columns]
     assert lefts == sorted(lefts)
     assert all(int(mask.sum()) == 16 * 16 for mask in columns)
+
+
+def test_conditions_without_a_target_have_no_column_for_it():
+    without = replace(row(2), target=None)
+    assert draw_grid([without]).shape[2] < draw_grid([row(2)]).shape[2]
+    assert 30 not in reds(draw_grid([without]))
+    with pytest.raises(ValueError, match="some rows of a grid have a target"):
+        draw_grid([row(2), without])
 
 
 def test_scale_enlarges():
