@@ -1,4 +1,4 @@
-"""The conditions as a Ray actor: it reads them from the shards, and they go from it to the workers."""
+"""A Ray actor that reads conditions from the shards and sends them to the workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stylevar.role_log import RoleLog
 
 @dataclass(frozen=True)
 class ReadInfo(CallInfo):
-    """What was read."""
+    """Numbers about a read."""
 
     keys: tuple[str, ...]
 

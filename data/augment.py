@@ -1,4 +1,4 @@
-"""Variation of training triplets, anew in every epoch: rotation and brightness of the content, a crop of the style."""
+"""Augment training triplets, differently in each epoch: rotate and brighten the content, crop the style."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from stylevar.contracts import Condition
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training triplets are varied; held-out ones and those of GRPO never are."""
+    """Augmentation of training triplets. Held-out triplets and those of GRPO are never augmented."""
 
     augment: bool = True
-    """Vary the training triplets anew in every epoch."""
+    """Augment the training triplets, differently in each epoch."""
     rotation: Annotated[float, Ge(0), Le(45), Remedy("it is an angle in degrees")] = 10.0
-    """Largest rotation of the content in degrees; the target follows."""
+    """Largest rotation of the content in degrees; the target is rotated with it."""
     brightness: Annotated[float, Ge(0), Lt(1)] = 0.2
     """The content's brightness is multiplied by a number within this distance of 1."""
     style_crop: Annotated[float, Gt(0), Le(1)] = 0.8
-    """Smallest share of the style image's area that is cut out, at a random place, and enlarged again."""
+    """Smallest share of the style image's area that a random crop keeps; the crop is resized to full size."""
     flip: bool = False
-    """Mirror every second triplet (all three images of it), with and without --augment."""
+    """Mirror each triplet (all three images) with probability 1/2, with or without --augment."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     @property
     def varies(self) -> bool:
-        """Whether a picture is another one each time. Mirroring alone gives only two."""
+        """Whether a picture differs in each epoch. Mirroring alone gives only two variants."""
         return self.augment and (self.rotation > 0 or self.brightness > 0 or self.style_crop < 1)
 
 
 def augment(condition: Condition, config: AugmentConfig, seed: int, epoch: int) -> Condition:
-    """`condition` as it is in `epoch`: the same for the same seed, epoch and key, wherever it is computed.
+    """`condition` augmented for `epoch`. The result depends only on seed, epoch and key.
 
-    Tokens of the unchanged pictures are dropped with them.
+    If the pictures change, their tokens are dropped.
     """
     if not config.varies and not config.flip:
         return condition
@@ -79,10 +79,10 @@ def _draws(seed: int, epoch: int, key: str) -> list[float]:
 
 
 def rotated(image_u8: Tensor, degrees: float) -> Tensor:
-    """uint8 [3, S, S] turned about its centre and enlarged just so far that no corner is empty, in one resampling."""
+    """Rotate uint8 [3, S, S] about its centre and enlarge it until no corner is empty, in one resampling."""
     side = image_u8.shape[-1]
     turn = math.radians(degrees)
-    # The largest upright square within a square turned by this angle; beyond its edge lies black.
+    # The largest upright square inside a square rotated by this angle; beyond its edge the picture is black.
     shrink = (1 - 1e-9) / (abs(math.cos(turn)) + abs(math.sin(turn)))
     cos, sin, middle = math.cos(turn) * shrink, math.sin(turn) * shrink, side / 2
     matrix = (cos, sin, middle * (1 - cos - sin), -sin, cos, middle * (1 + sin - cos))
@@ -91,7 +91,7 @@ def rotated(image_u8: Tensor, degrees: float) -> Tensor:
 
 
 def _cropped(image_u8: Tensor, area: float, across: float, down: float) -> Tensor:
-    """A square of this share of the area; `across` and `down` in [0, 1] say where."""
+    """Crop a square with this share of the area; `across` and `down` in [0, 1] give its position."""
     side = image_u8.shape[-1]
     part = side * math.sqrt(area)
     left, top = across * (side - part), down * (side - part)

@@ -1,4 +1,4 @@
-"""The conditions of a GRPO run: what each step trains on, and the held-out sets."""
+"""The conditions of a GRPO run: those of each training step, and the held-out sets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TRAIN = "train"
 
 
 class ConditionSets:
-    """Training and held-out triplets by the name of their set, read when asked for."""
+    """Training and held-out triplets by set name, read on demand."""
 
     def __init__(
         self, patterns: Mapping[str, Sequence[str]], image_size: int, vae: str | None, conditions: int, seed: int
     ) -> None:
         """Args:
-            patterns: {name: its shards, as for `expand_shards`}; "train" is trained on, in the order that `seed` gives.
-            vae: fingerprint of the VQ-VAE, whose tokens are used where they lie beside the shards; None for no tokens.
+            patterns: {name: its shards, as for `expand_shards`}; "train" is the training set, ordered by `seed`.
+            vae: fingerprint of the VQ-VAE, whose tokens beside the shards are used if there are any; None for no tokens.
             conditions: B, conditions per step.
 
         Raises UserError if a set is unusable or holds fewer than B training triplets.
@@ -35,9 +35,9 @@ class ConditionSets:
         self.conditions = conditions
         if len(self.sets[TRAIN]) < conditions:
             shards, there = " ".join(patterns[TRAIN]), len(self.sets[TRAIN])
-            raise UserError(f"--conditions {conditions}: {shards} holds only {there} triplets")
+            raise UserError(f"--conditions {conditions}: {shards} has only {there} triplets")
         for triplets in self.sets.values():
-            # Shards of another size, or not of pictures, show here and not after minutes of work.
+            # Fails here, not after minutes of work, for shards of another size or without pictures.
             for i in spread(len(triplets), 8):
                 triplets.usable(i)
         heldout = {name: triplets.index for name, triplets in self.sets.items() if name != TRAIN}
@@ -45,21 +45,21 @@ class ConditionSets:
         self.order = EpochOrder(len(self.sets[TRAIN]), seed)
 
     def sizes(self) -> dict[str, int]:
-        """Triplets of each set."""
+        """The number of triplets of each set."""
         return {name: len(triplets) for name, triplets in self.sets.items()}
 
     def of_step(self, step: int, rows: slice | None = None) -> ConditionBatch:
-        """The conditions of a step, or some of the B."""
+        """The conditions of a step, or some of its B conditions."""
         chosen = self.order.position(step, self.conditions)
         return self.pick(TRAIN, chosen if rows is None else chosen[rows])
 
     def pick(self, name: str, indices: Sequence[int]) -> ConditionBatch:
-        """The triplets of set `name` at `indices`, stacked; a bad one gives way to the next good one in key order."""
+        """The triplets of set `name` at `indices`, stacked. The next good triplet in key order replaces a bad one."""
         return ConditionBatch.stack([self.sets[name].usable(i) for i in indices])
 
 
 def spread(total: int, count: int | None) -> list[int]:
-    """`count` indices of `total`, evenly spread from the first to the last; all for None."""
+    """`count` indices below `total`, evenly spaced from the first to the last; all of them for None."""
     if count is None:
         return list(range(total))
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})

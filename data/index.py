@@ -1,4 +1,4 @@
-"""Where the triplets of some shards lie: from the manifests beside the shards, else from the tars' own headers."""
+"""Index the triplets of shards, from the manifests beside them or else from the tar headers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ COLUMNS = ("key", "shard", "dataset", "split", *PLACES)
 
 @dataclass(frozen=True)
 class TripletIndex:
-    """N triplets in sorted key order, as plain arrays, which stay small for millions and travel fast to processes.
+    """N triplets in sorted key order, as plain arrays: small even for millions, and fast to send to processes.
 
     keys             UTF-8 bytes [N]
     shard            int32 [N], a number into `paths`
-    places           int64 [N, 4, 2], (offset, size) of content, style, target and json; -1 where there is none
+    places           int64 [N, 4, 2], (offset, size) of content, style, target and json; -1 if missing
     dataset, split   int32 [N], numbers into `datasets` and `splits`
     """
 
@@ -57,37 +57,37 @@ class TripletIndex:
         return self.select(self.split == (self.splits.index(name) if name in self.splits else -1))
 
     def of_dataset(self, name: str) -> NDArray[np.int64]:
-        """Numbers of the triplets of one corpus."""
+        """The indices of the triplets of one corpus."""
         return np.flatnonzero(self.dataset == (self.datasets.index(name) if name in self.datasets else -1))
 
 
 def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Shards, patterns, and folders for all shards in them, as a sorted list of distinct files.
+    """Expand shards, patterns, and folders (all shards in them) to a sorted list of distinct files.
 
-    Braces and wildcards: see `data.patterns`. A single pattern may be given as it is. UserError for one that finds no
-    shard.
+    Braces and wildcards: see `data.patterns`. Accepts one pattern or a sequence. UserError for a pattern without a
+    match.
     """
-    found: dict[str, Path] = {}
+    distinct: dict[str, Path] = {}
     for pattern in expand_braces([patterns] if isinstance(patterns, (str, Path)) else patterns):
         shards = [shard for path in find_paths(pattern) for shard in _shards_at(path)]
         if not shards:
             raise UserError(f"no shard matches {str(pattern)!r}: check the path, or make shards with launch/prepare.py")
         for shard in shards:
-            found.setdefault(os.path.realpath(shard), shard)  # one file may be named in two ways
-    return sorted(found.values())
+            distinct.setdefault(os.path.realpath(shard), shard)  # one file may be named in two ways
+    return sorted(distinct.values())
 
 
 def _shards_at(path: Path) -> list[Path]:
-    """A shard itself, or the shards in a folder; hidden files are not meant to be read."""
+    """A shard itself, or the shards in a folder except hidden files."""
     if not path.is_dir():
         return [path]
     return [shard for shard in path.iterdir() if shard.suffix == ".tar" and not shard.name.startswith(".")]
 
 
 def index_triplets(paths: Sequence[Path]) -> TripletIndex:
-    """The triplets of `paths`. Without a manifest the split is "train" and the corpus that of a shard's first triplet.
+    """Index the triplets of `paths`. Without a manifest, the split is "train" and a shard's first triplet names its corpus.
 
-    Raises UserError for a missing or damaged shard, one that does not match its manifest, and a key in two shards.
+    Raises UserError for a missing or damaged shard, a shard that does not match its manifest, and a key in two shards.
     """
     numbers = {path: number for number, path in enumerate(paths)}
     tables = []
@@ -96,7 +96,7 @@ def index_triplets(paths: Sequence[Path]) -> TripletIndex:
         tables.append(_from_manifest(folder, some) if (folder / MANIFEST).is_file() else _from_headers(some))
     table = pa.concat_tables([_plain(table) for table in tables]) if tables else _plain(_from_headers({}))
     table = table.take(pc.sort_indices(table, [("key", "ascending"), ("number", "ascending")]))
-    # UTF-8 sorts as its characters do, so that bytes and text have one order.
+    # UTF-8 bytes sort like the text they encode, so both have the same order.
     keys = np.array(table["key"].cast(pa.binary()).to_numpy(zero_copy_only=False), dtype=np.bytes_)
     shard = table["number"].to_numpy().astype(np.int32)
     twice = np.flatnonzero(keys[1:] == keys[:-1]) + 1
@@ -110,7 +110,7 @@ def index_triplets(paths: Sequence[Path]) -> TripletIndex:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The columns of the index, in one order and without dictionaries; `number` tells the shard."""
+    """The columns of the index, in a fixed order and without dictionary encoding; `number` identifies the shard."""
     names = ("key", "number", "dataset", "split", *PLACES)
     columns = [table[name] for name in names]
     return pa.table([pc.cast(c, pa.string()) if pa.types.is_dictionary(c.type) else c for c in columns], names)
@@ -121,18 +121,18 @@ def _integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """The different values in sorted order, and which of them each row has."""
+    """The distinct values in sorted order, and the index of each row's value."""
     values = sorted(pc.unique(column).to_pylist())
-    found = pc.index_in(column, pa.array(values, pa.string()))
-    return tuple(values), found.to_numpy().astype(np.int32)
+    codes = pc.index_in(column, pa.array(values, pa.string()))
+    return tuple(values), codes.to_numpy().astype(np.int32)
 
 
 def _from_manifest(folder: Path, numbers: Mapping[Path, int]) -> pa.Table:
-    """The manifest's rows of some shards; `numbers` are those that the index gives them."""
+    """The manifest's rows of some shards; `numbers` are their numbers in the index."""
     table = read_manifest(folder, COLUMNS)
     if unknown := {path.name for path in numbers} - set(pc.unique(table["shard"]).to_pylist()):
         raise UserError(
-            f"{folder / MANIFEST} knows no shard {min(unknown)}: move shards of another origin to another folder, and see "
+            f"{folder / MANIFEST} does not list shard {min(unknown)}: move shards of other sets to another folder, and see "
             f"launch/prepare.py check {folder}"
         )
     names = pa.array([path.name for path in numbers], pa.string())
@@ -154,12 +154,12 @@ def _from_manifest(folder: Path, numbers: Mapping[Path, int]) -> pa.Table:
 
 
 def _from_headers(numbers: Mapping[Path, int]) -> pa.Table:
-    """What the shards themselves say; `numbers` as in `_from_manifest`."""
+    """The rows of some shards from their tar headers; `numbers` as in `_from_manifest`."""
     columns: dict[str, list] = {name: [] for name in ("key", "number", "dataset", "split", *PLACES)}
     for path, number in numbers.items():
-        found = index_shard(path)
-        dataset = _dataset(path, found)
-        for key, places in found.items():
+        triplets = index_shard(path)
+        dataset = _dataset(path, triplets)
+        for key, places in triplets.items():
             for part in PARTS:
                 offset, size = places.get(part, (None, None))
                 columns[f"{part}_offset"].append(offset)
@@ -170,9 +170,9 @@ def _from_headers(numbers: Mapping[Path, int]) -> pa.Table:
     return pa.table({name: pa.array(v, pa.string() if name in text else pa.int64()) for name, v in columns.items()})
 
 
-def _dataset(path: Path, found: dict[str, dict[str, tuple[int, int]]]) -> str:
-    """The corpus that the first JSON of a shard names; "unknown" if it names none."""
-    place = next((places["json"] for places in found.values() if "json" in places), None)
+def _dataset(path: Path, triplets: dict[str, dict[str, tuple[int, int]]]) -> str:
+    """The corpus named by a shard's first JSON; "unknown" if it names none."""
+    place = next((places["json"] for places in triplets.values() if "json" in places), None)
     if place is None:
         return "unknown"
     with open(path, "rb") as file:
@@ -180,34 +180,34 @@ def _dataset(path: Path, found: dict[str, dict[str, tuple[int, int]]]) -> str:
         try:
             return printable(str(json.loads(file.read(place[1]))["dataset"]))
         except (ValueError, KeyError, TypeError):
-            return "unknown"  # reading the triplet itself will complain
+            return "unknown"  # reading the triplet itself raises the error
 
 
 def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {part: (offset, size)}} of one shard, known parts only.
+    """{key: {part: (offset, size)}} of one shard, for known parts only.
 
-    Raises UserError if it is missing, cut off or damaged, or holds two members for one part of a triplet.
+    Raises UserError if it is missing, truncated or damaged, or has two members for one part of a triplet.
     """
     if not path.is_file():
         raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     try:
-        # UTF-8 whatever the locale, so that a key is the same everywhere.
+        # UTF-8 in any locale, so that keys are the same everywhere.
         with tarfile.open(path, "r:", encoding="utf-8") as tar, open(path, "rb") as file:
             for member in tar:
                 end = member.offset_data + padded(member.size)
-                found = member_part(member.name) if member.isfile() else None
-                if found is None:
+                key_and_part = member_part(member.name) if member.isfile() else None
+                if key_and_part is None:
                     continue
-                key, part = found
+                key, part = key_and_part
                 if part in samples.setdefault(key, {}):
                     raise UserError(
-                        f"shard {path} holds a second {part} of key {key!r} ({printable(member.name)}): remove one of "
+                        f"shard {path} has a second {part} for key {key!r} ({printable(member.name)}): remove one of "
                         "them, or give each triplet its own key"
                     )
                 samples[key][part] = (member.offset_data, member.size)
-            # tarfile takes a damaged header, and a cut between two members, for the end: only zeros are the end.
+            # tarfile treats a damaged header, or a truncation between members, as the end; the real end is zeros.
             file.seek(end)
             if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
                 raise tarfile.ReadError("damaged or cut off")
@@ -217,10 +217,10 @@ def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def member_part(name: str) -> tuple[str, str] | None:
-    """(key, part) of a shard's member, or None for one that is no part of a triplet.
+    """(key, part) of a shard's member, or None if it is not part of a triplet.
 
-    As in WebDataset the key is the whole path up to the first dot of its last component. `./` is left out of it, and
-    hidden files, among them the `._` files of macOS, have none.
+    As in WebDataset, the key is the whole path up to the first dot of its last component, without a leading `./`. Hidden
+    files, including the `._` files of macOS, have no key.
     """
     folder, _, last = PurePosixPath(name).as_posix().rpartition("/")
     stem, _, extension = last.partition(".")

@@ -1,4 +1,4 @@
-"""Which samples form the batch of a step when several corpora are mixed: a pure function of (config, seed, step)."""
+"""The batches of a run that mixes several corpora: a pure function of (config, seed, step)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Weight = Annotated[float, Ge(0)]
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """How corpora are mixed. Without weights every sample comes once an epoch: the corpora by their natural sizes."""
+    """How corpora are mixed. Without weights each sample occurs once per epoch, so corpora count by their size."""
 
     weights: tuple[tuple[str, Weight], ...] = ()
     """Share of each corpus in the batches, e.g. --weights omnistyle 0.7 imagepulse 0.3."""
     weights_end: tuple[tuple[str, Weight], ...] = ()
-    """Shares at the end of the run, reached linearly from --weights: a curriculum."""
+    """Shares at the end of the run, interpolated linearly from --weights: a curriculum."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         for flag, pairs in (("--weights", self.weights), ("--weights-end", self.weights_end)):
             if pairs and not any(weight for _, weight in pairs):
-                raise UserError(f"{flag} {_shown(pairs)}: one must be positive")
+                raise UserError(f"{flag} {_shown(pairs)}: at least one must be positive")
             if len(dict(pairs)) < len(pairs):
-                raise UserError(f"{flag} {_shown(pairs)}: names a corpus twice")
+                raise UserError(f"{flag} {_shown(pairs)}: a corpus is named twice")
         if self.weights_end and set(dict(self.weights_end)) != set(dict(self.weights)):
             end, start = _named(dict(self.weights_end)), _named(dict(self.weights))
-            raise UserError(f"--weights-end names {end}, --weights {start}: name the same")
+            raise UserError(f"--weights-end names {end}, --weights {start}: name the same corpora")
 
 
 class Pick(NamedTuple):
-    """One sample, and how often its corpus was gone through before."""
+    """One sample, and its corpus's epoch: the number of earlier passes over the corpus."""
 
     sample: int
     epoch: int
@@ -49,17 +49,17 @@ class Pick(NamedTuple):
 class MixtureOrder:
     """The batches of a run of `steps` steps.
 
-    Each corpus runs through its own epochs, no sample lost or repeated within one. With weights, the number of samples
-    that a corpus has given never differs from its share by more than one, or its share's change within a step.
+    Each corpus has its own epochs, which contain every sample once. With weights, the number of samples taken from a
+    corpus never differs from its share by more than one, or by the change of its share within a step.
     """
 
     def __init__(
         self, corpora: Mapping[str, NDArray[np.int64]], config: MixtureConfig, seed: int, steps: int, batch: int
     ) -> None:
-        """`corpora` are the sample numbers of each; UserError if `config` does not name just these."""
+        """`corpora` maps names to sample numbers; UserError if the weights do not name exactly these corpora."""
         weights, weights_end = dict(config.weights), dict(config.weights_end)
         if weights and set(weights) != set(corpora):
-            raise UserError(f"--weights names {_named(weights)}, the shards hold {_named(corpora)}: name just these")
+            raise UserError(f"--weights names {_named(weights)}, the shards hold {_named(corpora)}: name exactly these")
         self.seed, self.batch = seed, batch
         if not weights:
             self._members = [np.sort(np.concatenate(list(corpora.values())))]
@@ -82,13 +82,13 @@ class MixtureOrder:
         picks: list[Pick] = []
         for members, order, span in zip(self._members, self._orders, spans, strict=True):
             picks += [Pick(int(members[order.at(i)]), i // order.n) for i in range(*span)]
-        if self._taken is not None:  # no process of several shall get one corpus only
+        if self._taken is not None:  # otherwise a process could get samples of only one corpus
             shuffled = np.random.Generator(np.random.PCG64(_hash(self.seed, f"slots {step}"))).permutation(len(picks))
             picks = [picks[i] for i in shuffled]
         return picks
 
     def share(self, step: int, rank: int, world: int) -> list[Pick]:
-        """The part of `picks` that process `rank` of `world` takes: together they take all, none twice."""
+        """The part of `picks` for process `rank` of `world`: the processes share all picks, none twice."""
         if self.batch % world:
             raise UserError(f"--batch {self.batch}: must be a multiple of --workers {world}")
         part = self.batch // world
@@ -96,13 +96,13 @@ class MixtureOrder:
 
 
 def _quotas(start: NDArray[np.float64], end: NDArray[np.float64], steps: int, batch: int) -> NDArray[np.int64]:
-    """How many samples each corpus has given before each step, int64 [steps + 1, K]."""
+    """The number of samples taken from each corpus before each step, int64 [steps + 1, K]."""
     along = np.linspace(0, 1, steps)[:, None] if steps > 1 else np.zeros((1, 1))
     wanted = np.cumsum(((1 - along) * start + along * end) * batch, axis=0)
     taken = np.zeros((steps + 1, len(start)), dtype=np.int64)
     have = [0] * len(start)
     for step, row in enumerate(wanted.tolist(), 1):
-        # What is due, rounded down; what is then missing goes to those that lost most by it.
+        # Round down what is due to each corpus; those that lost most by rounding get the remaining samples.
         due = [max(0.0, want - had) for want, had in zip(row, have, strict=True)]
         give = [int(value) for value in due]
         by_loss = sorted(range(len(due)), key=lambda k: give[k] - due[k])

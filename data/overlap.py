@@ -1,4 +1,4 @@
-"""Triplets that two sets share, by what is in them: a held-out set that is trained on measures nothing."""
+"""Find triplets that two sets share, by content: held-out scores mean nothing if the model trains on the set."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ROLES = [PARTS.index(role) for role in ROLES]
 
 
 def shared_triplets(train: TripletIndex, heldout: TripletIndex) -> int:
-    """How many triplets of `heldout` have a triplet of `train` with the same three files, byte for byte.
+    """How many triplets of `heldout` also occur in `train`, with the same three files byte for byte.
 
-    Only triplets whose files are of the same sizes are read, so that this is quick for sets that share nothing.
+    Reads only triplets whose file sizes match, so this is fast for disjoint sets.
     """
     sizes = np.concatenate([train.places[:, _ROLES, 1], heldout.places[:, _ROLES, 1]])
     _, group = np.unique(sizes, axis=0, return_inverse=True)
@@ -31,13 +31,13 @@ def shared_triplets(train: TripletIndex, heldout: TripletIndex) -> int:
 
 
 def warn_of_overlap(train: TripletIndex, heldout: Mapping[str, TripletIndex]) -> None:
-    """Log one warning if training triplets are in held-out sets, {name: set}, with their number in each."""
+    """Log one warning if held-out sets, {name: set}, contain training triplets, with their number in each."""
     counts = {name: shared_triplets(train, index) for name, index in heldout.items()}
-    found = [f"{count} of the {len(heldout[name])} triplets of {name}" for name, count in counts.items() if count]
-    if found:
+    shared = [f"{count} of the {len(heldout[name])} triplets of {name}" for name, count in counts.items() if count]
+    if shared:
         logger.warning(
-            "%s are also trained on: their scores say nothing of new pictures; keep their shards out of --shards",
-            " and ".join(found),
+            "%s are also trained on, so their scores do not measure new pictures; keep their shards out of --shards",
+            " and ".join(shared),
         )
 
 

@@ -1,4 +1,4 @@
-"""What a user's word for files means: a path as it stands, or a pattern with braces and wildcards."""
+"""Expand a user's file arguments: a literal path, or a pattern with braces and wildcards."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import braceexpand
 
 
 def expand_braces(patterns: Sequence[str | Path]) -> list[Path]:
-    """The alternatives of `patterns` in their order, expanded as WebDataset does it: `train-{00000..00003}.tar`.
+    """Expand the braces in `patterns`, in order, like WebDataset: `train-{00000..00003}.tar`.
 
-    A path that exists stands for itself, whatever characters it holds, and so does a leading folder. A leading `~` is the
-    home folder.
+    A path that exists is taken literally, whatever characters it contains, and so is a leading folder. A leading `~` is
+    the home folder.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for pattern in patterns:
         folder, rest = _existing_part(Path(pattern))
         if folder == Path() and rest is not None:
             folder, rest = _existing_part(Path(os.path.expanduser(pattern)))
-        found += [folder] if rest is None else [folder / word for word in _alternatives(rest)]
-    return found
+        paths += [folder] if rest is None else [folder / word for word in _alternatives(rest)]
+    return paths
 
 
 def find_paths(pattern: Path) -> list[Path]:
-    """The existing paths that `pattern` matches, sorted; `*`, `?`, `[...]` and `**` are wildcards.
+    """The existing paths that match `pattern`, sorted; `*`, `?`, `[...]` and `**` are wildcards.
 
-    A path that exists stands for itself, and so does a leading folder: `data [v1]/*.tar` looks into `data [v1]`.
+    A path that exists is taken literally, and so is a leading folder: `data [v1]/*.tar` looks in `data [v1]`.
     """
     folder, rest = _existing_part(pattern)
     if rest is None:
@@ -37,8 +37,8 @@ def find_paths(pattern: Path) -> list[Path]:
 
 
 def _existing_part(path: Path) -> tuple[Path, str | None]:
-    """The longest leading part of `path` that exists, and the rest; None for the rest if all of it exists."""
-    # os.path, since pathlib raises an error for a name that is too long.
+    """The longest leading part of `path` that exists, and the rest, which is None if all of it exists."""
+    # os.path, because pathlib raises an error for a name that is too long.
     folder = next((part for part in (path, *path.parents) if os.path.lexists(part)), Path())
     return folder, None if folder == path else str(path.relative_to(folder))
 
@@ -47,4 +47,4 @@ def _alternatives(pattern: str) -> list[str]:
     try:
         return list(braceexpand.braceexpand(pattern, escape=False))
     except ValueError:
-        return [pattern]  # a lone brace, which a shell takes for itself, too
+        return [pattern]  # a single brace, which shells also take literally

@@ -1,4 +1,4 @@
-"""Worker processes that end with the program, and not before it."""
+"""Worker processes that end with the program, not earlier and not later."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 @contextmanager
 def process_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `workers` processes, each of which first calls `start(*arguments)`.
+    """A pool of `workers` processes. Each one first calls `start(*arguments)`.
 
-    Submit within `starting_workers`, so that stop signals are left to this process. Where an error or a signal leaves the
-    block, the processes end at once. Raises UserError if one of them is killed.
+    Submit inside `starting_workers`, so that only this process gets stop signals. If an error or a signal leaves the block,
+    the processes end at once. Raises UserError if one of them is killed.
     """
     pool = ProcessPoolExecutor(workers, CONTEXT, _begin, (start, arguments))
     try:
@@ -35,8 +35,8 @@ def process_pool(workers: int, start: Callable[..., None] | None = None, *argume
             child.join()
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "a worker process was killed, perhaps for want of memory: run the same command again, it goes on where it "
-                "stopped; --workers takes a smaller number"
+                "a worker process was killed, perhaps because memory ran out: run the same command again to continue, if "
+                "necessary with a smaller --workers"
             ) from error
         raise
     pool.shutdown()
@@ -49,12 +49,12 @@ def _begin(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> Non
 
 
 def end_with_parent(_: int = 0) -> None:
-    """Let this process end when the program that started it does, even if that is killed."""
+    """Make this process end with the program that started it, even if that program is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Nobody else ends a worker whose parent was killed."""
+    """Exit once the parent is gone: nothing else ends a worker whose parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""All triplets of a run as a few tensors, on the device that trains: a batch is one look-up, without work per triplet."""
+"""Keep all triplets of a run in a few tensors on the training device: a batch is one look-up, with no work per triplet."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FILL = 64
 
 
 class ResidentTriplets:
-    """Decoded triplets with their VQ tokens, as they are and, where `config.flip` mirrors some, mirrored.
+    """Decoded triplets with their VQ tokens and, with `config.flip`, also their mirror images.
 
-    A batch holds the same images as `augment` of the single triplets would give.
+    A batch contains the same images as `augment` would give for the single triplets.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class ResidentTriplets:
         device: torch.device,
         progress: Callable[[int], object] = lambda done: None,
     ) -> None:
-        """`progress` is told of every few triplets that are ready. `config` must not vary the pictures themselves."""
+        """`progress` is called with the number of newly prepared triplets. `config` must not vary the pictures."""
         if config.varies:
-            raise ValueError("pictures that vary anew in every epoch cannot be kept: use --no-augment")
+            raise ValueError("pictures that differ in each epoch cannot be kept in memory: use --no-augment")
         self.keys, self.config = triplets.keys, config
         views = 2 if config.flip else 1
         images, tokens = [], []
@@ -53,7 +53,7 @@ class ResidentTriplets:
         return len(self.keys)
 
     def batch(self, rows: NDArray[np.int64], epochs: NDArray[np.int64], seed: int) -> ConditionBatch:
-        """The triplets `rows`, each as it is in its epoch, on the device, tokens included."""
+        """The triplets `rows` as augmented for their epochs, on the device, with tokens."""
         mirrored = np.array([self._flips(seed, int(e))[r] for r, e in zip(rows, epochs, strict=True)], dtype=np.bool_)
         device = self._images.device
         at, flip = torch.from_numpy(rows).to(device), torch.from_numpy(mirrored).to(device)
@@ -64,7 +64,7 @@ class ResidentTriplets:
         return ConditionBatch(keys, content, style, target, tokens=self._tokens[at, flip.long()])
 
     def _flips(self, seed: int, epoch: int) -> NDArray[np.bool_]:
-        """Which triplets are mirrored in an epoch; the last two epochs are remembered, since batches span them."""
+        """Which triplets are mirrored in an epoch. Caches the last two epochs, because batches span them."""
         if not self.config.flip:
             return np.zeros(len(self), dtype=np.bool_)
         known = self._mirrored.get((seed, epoch))

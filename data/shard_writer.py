@@ -1,4 +1,4 @@
-"""Writing WebDataset tar shards: `KEY.content.jpg`, `KEY.json`, `KEY.style.jpg`, `KEY.target.jpg` (or png)."""
+"""Write WebDataset tar shards: `KEY.content.jpg`, `KEY.json`, `KEY.style.jpg`, `KEY.target.jpg` (or png)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAR_BLOCK = 512
 
 @dataclass(frozen=True)
 class EncodedTriplet:
-    """One triplet ready to be written: JPEG or PNG bytes, and in `meta` the identities of what they show.
+    """One triplet to write: JPEG or PNG bytes, and in `meta` the identities of the images.
 
     An unpaired condition has no target.
     """
@@ -35,13 +35,13 @@ class EncodedTriplet:
 
 
 Places = dict[str, tuple[int, int]]
-"""{part: (offset, size)} of a triplet's bytes within its shard."""
+"""{part: (offset, size)} of a triplet's bytes in its shard."""
 
 
 class ShardWriter:
-    """One uncompressed tar shard, which appears under its name only when it is whole.
+    """Writes one uncompressed tar shard, which gets its name only when it is complete.
 
-    The same triplets always make the same bytes: owner, mode and time in the tar headers are fixed.
+    The same triplets always give the same bytes: owner, mode and time in the tar headers are fixed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,9 +59,9 @@ class ShardWriter:
         self._whole.__exit__(*error)
 
     def add(self, triplet: EncodedTriplet) -> Places:
-        """Append a triplet and say where its parts lie.
+        """Append a triplet; returns the positions of its parts.
 
-        A key with a dot or slash, or meta without an identity field, raises ValueError: it could not be read back.
+        Raises ValueError for a key with a dot or slash, or meta without an identity field: they could not be read back.
         """
         missing = [name for name in ID_FIELDS if name not in triplet.meta]
         if missing or "." in triplet.key or "/" in triplet.key:
@@ -72,19 +72,19 @@ class ShardWriter:
         places: Places = {}
         for part, (suffix, data) in sorted(members.items()):
             self._tar.write({"__key__": triplet.key, suffix: data})
-            # A long name, or one that is not ASCII, has more than one block of header.
+            # A long name, or one that is not ASCII, needs more than one header block.
             places[part] = (self._tar.tarstream.offset - padded(len(data)), len(data))
         self.count += 1
         return places
 
 
 def padded(size: int) -> int:
-    """The bytes that a member of `size` bytes takes in a tar, without its header."""
+    """The bytes that a member of `size` bytes takes up in a tar, without its header."""
     return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
 def write_shard(path: Path, triplets: Iterable[EncodedTriplet]) -> int:
-    """Write one whole shard and return how many triplets it holds."""
+    """Write one complete shard; returns its number of triplets."""
     with ShardWriter(path) as writer:
         for triplet in triplets:
             writer.add(triplet)

@@ -1,4 +1,4 @@
-"""Reading triplets from WebDataset tar shards: `KEY.content.jpg`, `KEY.style.jpg`, `KEY.target.jpg` (or png), `KEY.json`."""
+"""Read triplets from WebDataset tar shards: `KEY.content.jpg`, `KEY.style.jpg`, `KEY.target.jpg` (or png), `KEY.json`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class BadSample(Exception):
-    """One sample of a shard cannot be used. `kind` is one of a few words, to count by; the message says why."""
+    """A sample of a shard cannot be used. `kind` is a short category, used for counting; the message gives the reason."""
 
     def __init__(self, key: str, kind: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
@@ -37,7 +37,7 @@ class BadSample(Exception):
 
 
 class ShardFiles:
-    """Bytes from shards, a number of which are held open. Each process opens its own."""
+    """Reads bytes from shards, and keeps a limited number of them open. Each process opens its own."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -49,7 +49,7 @@ class ShardFiles:
             if len(self._open) >= OPEN_SHARDS:
                 os.close(self._open.pop(next(iter(self._open))))
             descriptor = os.open(self.paths[shard], os.O_RDONLY)
-        self._open[shard] = descriptor  # the last one used is the last one closed
+        self._open[shard] = descriptor  # the most recently used one is closed last
         return os.pread(descriptor, size, offset)
 
     def close(self) -> None:
@@ -66,11 +66,11 @@ class ShardFiles:
 class TripletShards:
     """Random access to the triplets of some shards, in sorted key order.
 
-    Nothing is extracted; images are decoded when asked for. `cache=True` keeps decoded triplets in memory (58 kB each
-    at 80 px), for sets small enough. `image_size` is the side that every image must have; None takes any, as long as the
-    three of a triplet agree.
+    Nothing is extracted; images are decoded on demand. `cache=True` keeps decoded triplets in memory (58 kB each at
+    80 px), for small sets. `image_size` is the required side of every image; None accepts any size that a triplet's three
+    images share.
 
-    Bad samples are skipped, logged and counted by kind, up to `max_bad_share` of all (one is always forgiven). Raises
+    Bad samples are skipped, logged and counted by kind, up to a share `max_bad_share` (one is always allowed). Raises
     UserError beyond that, for a missing, unreadable or truncated shard, and for shards without a complete triplet.
     """
 
@@ -82,7 +82,7 @@ class TripletShards:
         cache: bool = False,
         vae: str | None = None,
     ) -> None:
-        """`vae` is the fingerprint of the VQ-VAE in use; then tokens that lie beside the shards come with the triplets."""
+        """With `vae`, the fingerprint of the VQ-VAE in use, triplets come with the tokens stored beside the shards."""
         index = source if isinstance(source, TripletIndex) else index_triplets([Path(path) for path in source])
         self.image_size = image_size
         self.max_bad_share = max_bad_share
@@ -98,16 +98,16 @@ class TripletShards:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the triplets bring their VQ tokens along."""
+        """Whether the triplets come with their VQ tokens."""
         return self._tokens is not None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All keys, in their order."""
+        """All keys, in order."""
         return tuple(key.decode() for key in self.index.keys.tolist())
 
     def __getitem__(self, index: int) -> Condition:
-        """Decode one triplet, uint8 [3, H, W] each. Raises BadSample for one that cannot be used."""
+        """Decode one triplet, uint8 [3, H, W] each. Raises BadSample if it cannot be used."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         key, parts = self._key(index), self._read(index)
@@ -132,9 +132,9 @@ class TripletShards:
         return _meta(self._key(index), self._read(index)["json"])
 
     def usable(self, index: int) -> Condition:
-        """The triplet at `index`, or, if that is bad, the next good one after it: the same answer every time.
+        """The triplet at `index` or, if it is bad, the next good one. The result is always the same.
 
-        Raises UserError with the counts by kind once more samples were bad than allowed.
+        Raises UserError with the counts by kind once there are more bad samples than allowed.
         """
         for step in range(len(self)):
             at = (index + step) % len(self)
@@ -145,18 +145,18 @@ class TripletShards:
         raise UserError(f"no usable triplet in {self._named(self.index)}: {self._counts()}")
 
     def validate(self) -> None:
-        """Decode every sample now, so that bad ones are met before a run: logs them, or raises UserError as `usable`."""
+        """Decode every sample, to detect bad ones before a run: logs them, or raises UserError like `usable`."""
         for index in range(len(self)):
             self.usable(index)
 
     def _complete(self, index: TripletIndex) -> TripletIndex:
-        """`index` without the triplets of which a part is missing."""
+        """`index` without incomplete triplets."""
         there = index.places[:, :, 0] >= 0
         whole = np.asarray(there.all(axis=1))
         for row in np.flatnonzero(~whole):
             if not there[:, PARTS.index("target")].any():
-                raise UserError(f"{self._named(index)} hold unpaired conditions without a target, which cannot be used here")
-            lacking = " and no ".join(part for part, found in zip(PARTS, there[row], strict=True) if not found)
+                raise UserError(f"{self._named(index)} contain unpaired conditions, without a target, which cannot be used")
+            lacking = " and no ".join(part for part, exists in zip(PARTS, there[row], strict=True) if not exists)
             path = index.paths[index.shard[row]]
             self._record(BadSample(index.keys[row].decode(), "missing part", f"no {lacking} in {path}"), index)
         if not whole.any():
@@ -169,31 +169,31 @@ class TripletShards:
         return self.index.keys[index].decode()
 
     def _read(self, index: int) -> dict[str, bytes]:
-        """All parts of a triplet: they lie side by side, so that one read is enough."""
+        """Read all parts of a triplet. They are adjacent, so one read is enough."""
         places = self.index.places[index].tolist()
         start = min(offset for offset, _ in places)
         end = max(offset + size for offset, size in places)
-        if end - start > 2 * sum(size for _, size in places) + 65536:  # somebody else's shard, in another order
+        if end - start > 2 * sum(size for _, size in places) + 65536:  # a shard from another program, in another order
             return {p: self._files.read(self.index.shard[index], *at) for p, at in zip(PARTS, places, strict=True)}
         data = self._files.read(self.index.shard[index], start, end - start)
         return {p: data[at - start : at - start + size] for p, (at, size) in zip(PARTS, places, strict=True)}
 
     def _tokens_of(self, index: int) -> torch.Tensor | None:
-        """int16 [3, L], if there are token files."""
+        """The tokens int16 [3, L], or None without token files."""
         if self._tokens is None:
             return None
         return self._tokens.get(int(self.index.shard[index]), int(self.index.places[index, PARTS.index("content"), 0]))
 
     def _record(self, bad: BadSample, index: TripletIndex | None = None) -> None:
-        """Log a bad sample once, and raise UserError if it is one too many."""
+        """Log a bad sample once, and raise UserError if there are too many."""
         if bad.key not in self._bad:
             self._bad[bad.key] = bad.kind
             logger.warning("skipped sample %s", bad)
         allowed = max(1, int(self.max_bad_share * self._total))
         if len(self._bad) > allowed:
             raise UserError(
-                f"{len(self._bad)} of {self._total} samples in {self._named(index or self.index)} are bad and {allowed} "
-                f"allowed: {self._counts()}; make the shards again, or set the image size that they have"
+                f"{len(self._bad)} of {self._total} samples in {self._named(index or self.index)} are bad, the limit is "
+                f"{allowed}: {self._counts()}; make the shards again, or set their image size"
             )
 
     def _named(self, index: TripletIndex) -> str:

@@ -1,9 +1,9 @@
-"""VQ tokens beside the shards: SHARD.tokens.safetensors, so that training need not run the VQ-VAE's encoder.
+"""VQ tokens stored beside the shards, SHARD.tokens.safetensors, so that training need not run the VQ-VAE's encoder.
 
-A token file knows the hash of the VQ-VAE that wrote it, as its metadata "vae". It holds, in the shard's order,
+The metadata "vae" of a token file is the fingerprint of the VQ-VAE that wrote it. It contains, in the shard's order,
 
-    offsets      int64 [n]        where the content of a triplet lies in the shard
-    tokens       int16 [n, 3, L]  tokens of content, style and target; -1 for a target that there is not
+    offsets      int64 [n]        offset of a triplet's content in the shard
+    tokens       int16 [n, 3, L]  tokens of content, style and target; -1 for a missing target
     shard_bytes  int64 []         the shard's size
 """
 
@@ -25,29 +25,29 @@ from stylevar.errors import UserError
 
 
 def token_file(shard: Path) -> Path:
-    """Where the tokens of `shard` are, or will be."""
+    """The path of the token file of `shard`."""
     return shard.with_suffix(".tokens.safetensors")
 
 
 def write_tokens(shard: Path, offsets: Tensor, tokens: Tensor, vae: str) -> None:
-    """Write the token file of `shard`, whole or not at all. `vae` is the VQ-VAE's fingerprint."""
+    """Atomically write the token file of `shard`. `vae` is the VQ-VAE's fingerprint."""
     tensors = {"offsets": offsets.to(torch.int64), "tokens": tokens.to(torch.int16)}
     tensors["shard_bytes"] = torch.tensor(shard.stat().st_size)
     with file_aside(token_file(shard)) as aside:
-        # One entry only: safetensors writes several in an order that changes from file to file.
+        # Only one entry: safetensors writes several in a varying order.
         save_file(tensors, str(aside), {"vae": vae})
 
 
 def has_tokens(shard: Path, vae: str) -> bool:
-    """Whether the tokens of `shard`, as it is now, were written by the VQ-VAE of the fingerprint `vae`."""
+    """Whether `shard`, in its current state, has tokens from the VQ-VAE with the fingerprint `vae`."""
     return token_file(shard).is_file() and _wrong(shard, vae) is None
 
 
 class TokenFiles:
-    """The tokens of triplets in some shards. Each process opens the files for itself."""
+    """Reads the tokens of triplets in some shards. Each process opens its own files."""
 
     def __init__(self, paths: Sequence[Path], vae: str) -> None:
-        """Raises UserError for a token file that is missing, damaged, or of another VQ-VAE or shard."""
+        """Raises UserError if a token file is missing, damaged, or belongs to another VQ-VAE or shard."""
         self.paths, self.vae = paths, vae
         self._open: dict[int, tuple[NDArray[np.int64], Any]] = {}
         for path in paths:
@@ -59,14 +59,14 @@ class TokenFiles:
                 )
 
     def get(self, shard: int, offset: int) -> Tensor:
-        """Tokens int16 [3, L] of the triplet whose content lies at `offset` of shard number `shard`."""
+        """Tokens int16 [3, L] of the triplet whose content is at `offset` in shard number `shard`."""
         if shard not in self._open:
             file = safe_open(str(token_file(self.paths[shard])), "pt")
             self._open[shard] = file.get_tensor("offsets").numpy(), file.get_slice("tokens")
         offsets, tokens = self._open[shard]
         row = int(np.searchsorted(offsets, offset))
         if row == len(offsets) or offsets[row] != offset:
-            raise UserError(f"{token_file(self.paths[shard])} knows nothing at byte {offset}: write it again")
+            raise UserError(f"{token_file(self.paths[shard])} has no entry for byte {offset}: write it again")
         return tokens[row : row + 1][0]
 
     def __reduce__(self) -> tuple[type[TokenFiles], tuple[Sequence[Path], str]]:
@@ -74,7 +74,7 @@ class TokenFiles:
 
 
 def open_tokens(paths: Sequence[Path], vae: str) -> TokenFiles | None:
-    """The token files of `paths`, or None if there are none at all. Errors as `TokenFiles`."""
+    """Open the token files of `paths`; None if there are none at all. Errors as for `TokenFiles`."""
     return TokenFiles(paths, vae) if any(token_file(path).is_file() for path in paths) else None
 
 
@@ -89,5 +89,5 @@ def _wrong(shard: Path, vae: str) -> str | None:
     if writer != vae:
         return f"it was written by the VQ-VAE {writer}, this one is {vae}"
     if shard_bytes != shard.stat().st_size:
-        return "its shard was written anew since"
+        return "its shard has been rewritten since"
     return None

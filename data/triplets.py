@@ -1,4 +1,4 @@
-"""Image bytes and files to uint8 RGB tensors, with every way that can fail named."""
+"""Read image bytes and files as uint8 RGB tensors, with a clear error for every kind of failure."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _JPEG_START = b"\xff\xd8\xff"
 def decode_u8(encoded: bytes) -> Tensor:
     """JPEG or PNG bytes from a shard -> uint8 [3, H, W] in [0, 255].
 
-    Shards hold RGB only: any other mode is refused, since a silent conversion would hide that the set was prepared
-    wrongly. Raises UnusableImage of the kind "unreadable image" (truncated, not an image), "too large" or "not RGB".
+    Shards must be RGB: other modes are refused, because a silent conversion would hide errors in the preparation. Raises
+    UnusableImage of the kind "unreadable image" (truncated, not an image), "too large" or "not RGB".
     """
     image = _load(io.BytesIO(encoded))[0]
     if image.mode != "RGB":
@@ -35,23 +35,23 @@ def decode_u8(encoded: bytes) -> Tensor:
 
 @dataclass(frozen=True)
 class Photo:
-    """A user's picture, upright and as RGB, and the `size` that it has in its file; `image` may be a reduced one."""
+    """A user's picture, upright and RGB, and the `size` in its file; `image` may be smaller."""
 
     image: Image.Image
     size: Size
 
 
 def load_photo(path: str | Path, short_side: int | None = None) -> Photo:
-    """Read a user's picture upright and as RGB, see `upright_rgb`; of an animation the first frame.
+    """Read a user's picture as upright RGB, see `upright_rgb`; the first frame of an animation.
 
-    With `short_side`, both sides of a JPEG need only be as long as that: it is then decoded at a half, a fourth or an
-    eighth of its size where that is enough, in a fraction of the time, and may have any size if it is not progressive.
+    `short_side` is the smallest side that the caller needs. A JPEG is then decoded at a half, a quarter or an eighth of
+    its size if that is enough, which is much faster, and may have any size if it is not progressive.
 
-    Raises UserError naming the file when it is missing, not a picture, truncated, over 64 megapixels, or of a mode that
-    has no plain meaning in RGB.
+    Raises UserError naming the file if it is missing, not a picture, truncated, over 64 megapixels, or of a mode that
+    does not map to RGB.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # pathlib's own raises an error for a name that is too long
+    if not os.path.isfile(path):  # pathlib's is_file raises an error for a name that is too long
         raise UserError(f"image {clipped(path)} does not exist")
     try:
         with path.open("rb") as file:
@@ -65,22 +65,22 @@ def load_photo(path: str | Path, short_side: int | None = None) -> Photo:
 
 
 def load_rgb(path: str | Path) -> Image.Image:
-    """`load_photo`'s picture at its full size."""
+    """`load_photo` at full size."""
     return load_photo(path).image
 
 
 def decode_rgb(encoded: bytes) -> Image.Image:
-    """As `load_rgb`, of bytes from somebody's archive; raises UnusableImage, of the kinds of `decode_u8`."""
+    """Like `load_rgb`, for bytes from a corpus; raises UnusableImage of the kinds listed in `decode_u8`."""
     return upright_rgb(_load(io.BytesIO(encoded))[0])
 
 
 def load_image_u8(path: str | Path, size: int) -> Tensor:
-    """Read a user's picture for the model: its centre square, resized to uint8 [3, size, size]; errors as `load_rgb`."""
+    """Read a user's picture for the model: its centre square as uint8 [3, size, size]. Errors as for `load_rgb`."""
     return to_u8(ImageOps.fit(load_rgb(path), (size, size), Image.Resampling.LANCZOS))
 
 
 def _load(source: IO[bytes], short_side: int | None = None) -> tuple[Image.Image, Size]:
-    """Decode the whole image, reduced as `load_photo` allows, and tell its own size; or raise UnusableImage."""
+    """Decode the image, reduced as in `load_photo`; returns it and its size in the file. Raises UnusableImage."""
     try:
         image = _open(source, short_side is not None)
         size = image.size
@@ -93,18 +93,18 @@ def _load(source: IO[bytes], short_side: int | None = None) -> tuple[Image.Image
         raise
     except Image.DecompressionBombError as error:
         raise UnusableImage("too large", f"it is far over {MAX_PIXELS // 1_000_000} megapixels") from error
-    except UnidentifiedImageError as error:  # whose words name a Python object
-        raise UnusableImage("unreadable image", "it is no picture of a known format") from error
+    except UnidentifiedImageError as error:  # its message names a Python object
+        raise UnusableImage("unreadable image", "it is not a picture of a known format") from error
     except DAMAGE as error:
         raise UnusableImage("unreadable image", str(error)) from error
     return image, size
 
 
 def _open(source: IO[bytes], reducible: bool) -> Image.Image:
-    """Read an image's header; of one that is much too large only if it can be decoded in small."""
+    """Read an image's header. A far too large image is allowed only if it can be decoded at reduced size."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_load` has a bound of its own
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_load` has its own limit
             return Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
         source.seek(0)
@@ -112,6 +112,6 @@ def _open(source: IO[bytes], reducible: bool) -> Image.Image:
             raise
         source.seek(0)
         image = JpegImageFile(source)
-        if image.info.get("progressive"):  # holds all coefficients in memory, however small it is decoded
+        if image.info.get("progressive"):  # keeps all coefficients in memory, at any decoded size
             raise
         return image

@@ -1,4 +1,4 @@
-"""AdamW over the adapters, with its moments beside them or in the host's memory."""
+"""AdamW for the adapters, with its moments beside them or in host memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 Decay = Annotated[float, Ge(0), Lt(1)]
-"""Share of a moving average that each step keeps."""
+"""Decay per step of a moving average."""
 OptimizerDevice = Literal["auto", "cpu", "device"]
 
 
 class HostAdamW(torch.optim.AdamW):
-    """AdamW whose moments, and a copy of the parameters, lie in the host's memory; the CPU does the arithmetic.
+    """AdamW with its moments and a copy of the parameters in host memory; the CPU does the arithmetic.
 
-    A step copies gradients and parameters there and the new parameters back, so whoever sets the parameters (a rollback,
-    a checkpoint) need not tell the optimizer. Its state is that of `torch.optim.AdamW`: each loads the other's.
+    A step copies gradients and parameters to the host and the new parameters back, so code that sets the parameters (a
+    rollback, a checkpoint) need not notify the optimizer. Its state is interchangeable with that of `torch.optim.AdamW`.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], **settings: Any) -> None:
@@ -31,9 +31,9 @@ class HostAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """As AdamW's; a parameter without a gradient stays as it is."""
+        """Like AdamW's step; a parameter without a gradient does not change."""
         if closure is not None:
-            raise ValueError("HostAdamW takes no closure: the gradients are there when it steps")
+            raise ValueError("HostAdamW takes no closure: compute the gradients before calling step")
         gradients = [own.grad for own in self.on_host]
         for own, parameter, gradient in zip(self.on_host, self.on_device, gradients, strict=True):
             own.copy_(parameter, non_blocking=True)
@@ -49,7 +49,7 @@ class HostAdamW(torch.optim.AdamW):
             own.grad = gradient
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the parameters on the device; the host's copies are overwritten by the next step."""
+        """Clear the gradients on the device; the next step overwrites the host's copies."""
         for parameter in self.on_device:
             if set_to_none:
                 parameter.grad = None
@@ -58,7 +58,7 @@ class HostAdamW(torch.optim.AdamW):
 
 
 def _staging(like: Tensor, pinned: bool | None = None) -> Tensor:
-    """An uninitialised fp32 tensor on the CPU; page-locked for a GPU, which copies from there much faster."""
+    """An uninitialised fp32 tensor on the CPU; page-locked for a GPU, which makes copies much faster."""
     pinned = like.is_cuda if pinned is None else pinned
     return torch.empty(like.shape, dtype=torch.float32, device="meta" if like.is_meta else "cpu", pin_memory=pinned)
 
@@ -67,13 +67,13 @@ def build_optimizer(parameters: Sequence[nn.Parameter], where: OptimizerDevice, 
     """AdamW with its state on the parameters' device, unless `where` is "cpu"."""
     if where == "cpu":
         return with_moments(HostAdamW(parameters, **settings))
-    # One kernel in place of a dozen passes over the parameters; there is none for shapes without values.
+    # One kernel instead of a dozen passes over the parameters; it does not support the meta device.
     fused = not any(parameter.is_meta for parameter in parameters)
     return with_moments(torch.optim.AdamW(parameters, fused=fused, **settings))
 
 
 def with_moments(optimizer: torch.optim.AdamW) -> torch.optim.AdamW:
-    """The optimizer with its moments, which torch would take at the first step only, amid the memory of an update."""
+    """Allocate the optimizer's moments now; torch would do so in the first step, between the activations of an update."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             step = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
@@ -83,9 +83,9 @@ def with_moments(optimizer: torch.optim.AdamW) -> torch.optim.AdamW:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Moments and step counts of a saved `optimizer.state_dict()`; learning rate, decay and so on stay the optimizer's own.
+    """Load moments and step counts of a saved `optimizer.state_dict()`; learning rate, decay etc. stay the optimizer's own.
 
-    torch restores those as well, so that a run resumed with another learning rate would go on with the old one.
+    torch restores those as well, so a run resumed with another learning rate would continue with the old one.
     """
     own = optimizer.state_dict()["param_groups"]
     saved = state["param_groups"]

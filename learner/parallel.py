@@ -1,4 +1,4 @@
-"""What the processes of a data-parallel run share; alone, a process is rank 0 of 1."""
+"""Communication of data-parallel processes. Without a process group, a process is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """This process's rank, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of `values` over all processes, on every one of them. All have to call it."""
+    """The sum of `values` over all processes, on every process. All processes must call it."""
     if rank_and_world()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum the gradients over all processes, in place; a process that has none adds zeros. All have to call it."""
+    """Sum the gradients over all processes, in place; one without gradients adds zeros. All processes must call it."""
     if rank_and_world()[1] == 1:
         return
     running = []
@@ -39,10 +39,10 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def gather_over_ranks(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks. All have to call it. Tensors should be on CPU."""
+    """The values of all processes, in rank order. All processes must call it. Tensors should be on CPU."""
     world = rank_and_world()[1]
     if world == 1:
         return [value]
-    found: list[T | None] = [None] * world
-    dist.all_gather_object(found, value)
-    return [one for one in found if one is not None]
+    values: list[T | None] = [None] * world
+    dist.all_gather_object(values, value)
+    return [one for one in values if one is not None]

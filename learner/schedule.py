@@ -9,9 +9,9 @@ RateSchedule = Literal["constant", "cosine", "linear"]
 
 
 def rate(schedule: RateSchedule, step: int, steps: int, warmup: int = 0, end: float = 0.0) -> float:
-    """The learning rate of `step` (0 ... steps - 1) as a share of its peak, in [0, 1].
+    """The learning rate at `step` (0 ... steps - 1) as a share of its peak, in [0, 1].
 
-    It rises over `warmup` steps, then stays, or falls to `end` (a share of the peak) by a cosine or a line.
+    It rises over `warmup` steps, then stays constant or decays (cosine or linear) to `end`, a share of the peak.
     """
     if step < warmup:
         return (step + 1) / warmup

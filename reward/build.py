@@ -1,4 +1,4 @@
-"""From a configuration to a distance. Networks are imported and read only if they are asked for."""
+"""Build distances from a configuration. Networks are imported and loaded only if they are used."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _CLASSES = {
 
 
 def distance_class(name: str) -> type[PerceptualDistance]:
-    """The class of a built-in distance other than DreamSim; each is constructed without arguments."""
+    """The class of a built-in distance other than DreamSim. Its constructor takes no arguments."""
     module, _, kind = _CLASSES[name].partition(":")
     return getattr(importlib.import_module(module), kind)
 
 
 def build_term(name: str, config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
-    """One distance by its name, in eval mode on `device`. Raises UserError if its weights are unusable."""
+    """Build one distance by name, in eval mode on `device`. Raises UserError if its weights are unusable."""
     if name == "dreamsim":
         from reward.dreamsim import DreamSimDistance
 
@@ -51,7 +51,7 @@ def build_term(name: str, config: RewardConfig, device: str | torch.device = "cp
 
 
 def build_distance(config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
-    """The distance of a whole reward, in eval mode on `device`: its only term, or the weighted sum of several.
+    """Build the distance of a reward, in eval mode on `device`: its only term, or the weighted sum of several.
 
     Raises UserError if its settings or weights are unusable.
     """
@@ -61,16 +61,16 @@ def build_distance(config: RewardConfig, device: str | torch.device = "cpu") -> 
 
 
 def weighted_sum(terms: tuple[Term, ...], distances: list[PerceptualDistance]) -> WeightedSum:
-    """The sum of distances with the terms' weights. Raises UserError if two have one name."""
+    """The sum of distances with the terms' weights. Raises UserError if two have the same name."""
     names = [distance.name if term.is_custom else term.name for term, distance in zip(terms, distances, strict=True)]
     if len(set(names)) < len(names):
-        raise UserError(f"--reward: two distances are named alike ({', '.join(names)}); give your class another name")
+        raise UserError(f"--reward: two distances have the same name ({', '.join(names)}); give your class another name")
     weights = (term.weight for term in terms)
     return WeightedSum(dict(zip(names, zip(distances, weights, strict=True), strict=True)))
 
 
 def check_weights(name: str, config: RewardConfig) -> None:
-    """Raises MissingWeights, with what to put where, if a built-in distance lacks a file. Nothing is read."""
+    """Raise MissingWeights, which says where to put which file, if a built-in distance lacks one. Reads no files."""
     if name == "dreamsim":
         cache = _dreamsim_cache(config)
         from reward.dreamsim import check_weights as check_dreamsim  # takes seconds
@@ -88,6 +88,6 @@ def _dreamsim_cache(config: RewardConfig) -> Path:
     if config.metric_weights is not None:
         return Path(config.metric_weights).expanduser() / "dreamsim"
     raise MissingWeights(
-        "the dreamsim reward has no dreamsim_cache: name the folder that holds DreamSim's weights (or, if it is called "
-        "dreamsim, its parent with --metric-weights), or take the built-in lite reward"
+        "the dreamsim reward has no dreamsim_cache: name the folder with DreamSim's weights (or, if it is called "
+        "dreamsim, its parent with --metric-weights), or use the built-in lite reward"
     )

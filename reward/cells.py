@@ -1,4 +1,4 @@
-"""Maps of where a distance comes from, over the cells of one grid."""
+"""Maps of a distance over the cells of a fixed grid."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 CELLS = 16
-"""Cells per side of the grid to which every map is brought."""
+"""Cells per side of the grid that every map is resampled to."""
 
 
 def to_grid(values: Tensor, side: int = CELLS) -> Tensor:
-    """Map fp32 [N, h, w] -> [N, side, side] with the same mean: each cell averages whatever lies within it."""
+    """Resample a map fp32 [N, h, w] to [N, side, side] by area averaging, which keeps the mean."""
     rows, columns = (_overlaps(side, size).to(values) for size in values.shape[-2:])
     return rows @ values @ columns.T
 
 
 def _overlaps(cells: int, others: int) -> Tensor:
-    """A line cut into `cells` equal parts, and again into `others`: the share of each part that lies in each of the other
-    parts, [cells, others]."""
+    """Divide a line into `cells` equal parts and into `others` equal parts: the share of each of the former that lies in
+    each of the latter, [cells, others]."""
     mine, theirs = others * torch.arange(cells + 1), cells * torch.arange(others + 1)
     first = torch.maximum(mine[:-1, None], theirs[:-1])
     last = torch.minimum(mine[1:, None], theirs[1:])

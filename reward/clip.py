@@ -31,7 +31,7 @@ class ClipDistance(NetworkDistance):
         super().__init__()
         import open_clip  # takes seconds
 
-        # OpenAI's weights were trained with the quick approximation of GELU; open_clip's default is the exact one.
+        # OpenAI's weights were trained with the fast approximation of GELU; open_clip's default is the exact one.
         self.visual = open_clip.CLIP(**open_clip.get_model_config(_MODEL), quick_gelu=True).visual
 
     def load(self, folder: str | Path | None) -> None:

@@ -1,4 +1,4 @@
-"""A user's own distance, `--reward package.module:Class`: found, built, and held to the interface."""
+"""Load a user's own distance, `--reward package.module:Class`, and check that it implements the interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stylevar.errors import UserError
 
 _SIZE, _IMAGES = 64, 2
 _TOLERANCE = 1e-3
-"""How far a row's distance may move, relative to it, with the batch: other batches sum in another order."""
+"""Relative tolerance for a row's distance in different batches, whose sums run in a different order."""
 
 
 def load_custom(spec: str, config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
@@ -27,7 +27,7 @@ def load_custom(spec: str, config: RewardConfig, device: str | torch.device = "c
         distance: PerceptualDistance = kind(config).to(device)
     except UserError:
         raise
-    except Exception as error:  # A stranger's constructor may raise anything.
+    except Exception as error:  # A user's constructor may raise anything.
         raise UserError(f"--reward {spec}: {kind.__name__}(config) failed with {type(error).__name__}: {error}") from error
     distance.requires_grad_(False)
     distance.eval()
@@ -41,9 +41,9 @@ def _find(spec: str) -> type[PerceptualDistance]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--reward {spec}: no module named {error.name}; run from the folder that holds it, or install it"
+            f"--reward {spec}: no module named {error.name}; run from the folder that contains it, or install it"
         ) from error
-    except Exception as error:  # A stranger's module may raise anything.
+    except Exception as error:  # A user's module may raise anything.
         raise UserError(f"--reward {spec}: importing {module_name} failed with {type(error).__name__}: {error}") from error
     kind = getattr(module, class_name, None)
     if not (isinstance(kind, type) and issubclass(kind, PerceptualDistance)):
@@ -53,12 +53,12 @@ def _find(spec: str) -> type[PerceptualDistance]:
 
 @torch.inference_mode()
 def check_distance(distance: PerceptualDistance, spec: str) -> None:
-    """Try a distance on noise, and raise UserError, saying which rule it breaks, unless it keeps all of them:
+    """Try a distance on noise, and raise UserError for the first rule that it breaks:
 
-    it has a usable name; no module is in training mode; `embed` gives a tuple of tensors with a row per image and leaves
-    the images alone; `compare` gives finite floats [N], "total" among them; the same images give the same values; a
-    row's value does not depend on the batch; an image is not farther from itself than from another; the map of
-    `compare_cells`, if the class has one, has the mean "total".
+    it has a valid name; no module is in training mode; `embed` returns a tuple of tensors with a row per image and does
+    not change the images; `compare` returns finite floats [N], including "total"; the same images give the same values;
+    a row's value does not depend on the batch; an image is not farther from itself than from another; if the class has
+    `compare_cells`, the mean of its map is "total".
     """
 
     def demand(kept: bool, rule: str) -> None:
@@ -88,7 +88,7 @@ def check_distance(distance: PerceptualDistance, spec: str) -> None:
         cells = distance.compare_cells(embedded[0], _embed(distance, second, demand)) if has_map else None
     except UserError:
         raise
-    except Exception as error:  # A stranger's code may raise anything.
+    except Exception as error:  # A user's code may raise anything.
         shape = list(first.shape)
         raise UserError(f"--reward {spec} failed on images {shape} with {type(error).__name__}: {error}") from error
     total = parts["total"]

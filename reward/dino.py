@@ -18,7 +18,7 @@ _SIZE = 224
 
 
 class DinoDistance(NetworkDistance):
-    """1 - cosine of two images' class tokens after the last norm: more of shape and layout than CLIP, less of meaning.
+    """1 - cosine of two images' class tokens after the last norm. It captures more shape and layout than CLIP, less meaning.
 
     Images are resized to 224 x 224 (antialiased bicubic, the whole image) and normalised with ImageNet's constants.
     """
@@ -30,7 +30,7 @@ class DinoDistance(NetworkDistance):
         super().__init__()
         import timm
 
-        # timm gives the network the names of the authors' file.
+        # timm's names are those of the authors' file.
         self.net = timm.create_model("vit_base_patch16_224.dino", pretrained=False, num_classes=0)
 
     def load(self, folder: str | Path | None) -> None:

@@ -1,8 +1,8 @@
-"""DreamSim (Fu et al. 2023) through its own package, from weights on disk alone.
+"""DreamSim (Fu et al. 2023) through its own package, only from weights on disk.
 
-The package would download missing weights, and would fetch and run DINO's code through torch.hub, which also moves the
-hub folder of the whole process. Here the weights are checked first, and the package's own vision transformer stands in
-for the hub's (it is the same network), so that nothing is fetched and no global state is touched.
+On its own, the package downloads missing weights, and fetches and runs DINO's code through torch.hub, which also changes the
+hub folder of the whole process. Here the weights are checked first, and the package's own vision transformer replaces the
+hub's (it is the same network), so nothing is fetched and no global state changes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from reward.base import Embedding, MissingWeights, PerceptualDistance
 from stylevar.errors import UserError
 
 DINO_HUB_FILE = "checkpoints/dino_vitbase16_pretrain.pth"
-"""Where torch.hub would have put DINO's backbone (the teacher's, on which the adapters were trained)."""
+"""Where torch.hub puts DINO's backbone (the teacher's, for which the adapters were trained)."""
 DINO_FULL_FILE = "dino_vitb16_pretrain.pth"
-"""DINO's training state, as it comes in DreamSim's archive."""
+"""DINO's training state, part of DreamSim's archive."""
 DINO_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
 
 
 class DreamSimDistance(PerceptualDistance):
-    """1 - cosine of DreamSim embeddings, LoRA weights added in. Component: "total" alone."""
+    """1 - cosine of DreamSim embeddings, with LoRA weights merged. Only component: "total"."""
 
     def __init__(self, dreamsim_type: str, cache: str | Path, device: str | torch.device = "cpu") -> None:
-        """Read the weights of `dreamsim_type` from the folder `cache`; the device is fixed from here on.
+        """Read the weights of `dreamsim_type` from the folder `cache`. The device cannot be changed later.
 
-        Raises UserError if the type is unknown, or weights are missing or unreadable: it names the files and their source.
+        Raises UserError if the type is unknown, or weights are missing or unreadable, and names the files and their source.
         """
         super().__init__()
         cache = Path(cache).expanduser()
@@ -47,7 +47,7 @@ class DreamSimDistance(PerceptualDistance):
         try:
             model = _LocalPerceptualModel(dreamsim_type, cache, torch.device(device))
             self.model = _merge_lora(model, cache / _lora_folder(dreamsim_type))
-        except Exception as error:  # A damaged file raises almost anything inside the unpickler.
+        except Exception as error:  # The unpickler can raise almost anything for a damaged file.
             raise UserError(
                 f"DreamSim's {dreamsim_type} weights in {cache} cannot be used ({type(error).__name__}: {error}): "
                 f"unpack {dreamsim_weights[dreamsim_type]} there again"
@@ -58,11 +58,11 @@ class DreamSimDistance(PerceptualDistance):
 
     def embed(self, images_01: Tensor) -> Embedding:
         """fp32 [N, 3, H, W] in [0, 1], any size -> fp32 [N, D], centred and of unit length."""
-        # Antialiased bicubic is what the package's own preprocessing does to PIL images; it may overshoot the range.
+        # The package's preprocessing resizes PIL images with antialiased bicubic, which can overshoot the range.
         images_01 = tv.resize(images_01, [self.size, self.size], tv.InterpolationMode.BICUBIC, antialias=True)
         embedding = self.model.embed(images_01.clamp(0, 1))
         if self.model.is_patch:
-            # [N, 1 + patches, D / 2]: the package compares the CLS token beside the mean patch.
+            # [N, 1 + patches, D / 2]: the package compares the CLS token and the mean patch.
             embedding = torch.cat((embedding[:, 0], embedding[:, 1:].mean(dim=1)), dim=-1)
         return (embedding,)
 
@@ -111,7 +111,7 @@ class _LocalDino(ViTExtractor):
 
 
 def _dino_backbone(cache: Path) -> dict[str, Tensor]:
-    """DINO's backbone: the hub's file if it is there, else the backbone inside DreamSim's own copy of DINO."""
+    """DINO's backbone: the hub's file if it exists, else the backbone in DreamSim's own copy of DINO."""
     hub_file = cache / DINO_HUB_FILE
     if hub_file.is_file():
         return torch.load(hub_file, map_location="cpu", weights_only=True)
@@ -130,12 +130,12 @@ def _dino_backbone(cache: Path) -> dict[str, Tensor]:
 
 
 def _merge_lora(model: PerceptualModel, folder: Path) -> PerceptualModel:
-    """Load the adapters and merge them into the backbones. Adapters that miss a layer raise ValueError."""
+    """Load the adapters and merge them into the backbones. Raises ValueError if a layer has no adapter."""
     wrapped = get_peft_model(model, LoraConfig.from_pretrained(str(folder)))
     loaded: Any = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
     missing = [name for name in loaded.missing_keys if "lora_" in name]
     if missing:
-        raise ValueError(f"{folder} misses {len(missing)} LoRA weights, such as {missing[0]}")
+        raise ValueError(f"{folder} lacks {len(missing)} LoRA weights, such as {missing[0]}")
     return wrapped.merge_and_unload()
 
 
@@ -146,12 +146,12 @@ def _lora_folder(dreamsim_type: str) -> str:
 
 
 def check_weights(dreamsim_type: str, cache: Path) -> None:
-    """Raises MissingWeights, with what to put where, unless every file that will be read is there."""
+    """Raise MissingWeights, which says where to put which files, if a required file is missing."""
     known = {name: config for name, config in dreamsim_args["model_config"].items() if "dinov2" not in name}
     if dreamsim_type not in known:
         raise UserError(f"unknown dreamsim_type {dreamsim_type!r}: choose one of {', '.join(known)}")
     lora = _lora_folder(dreamsim_type)
-    # Each entry lists alternatives, of which one is enough.
+    # Each entry lists alternatives; one of them is enough.
     needed = [[f"{lora}/adapter_config.json"], [f"{lora}/adapter_model.safetensors", f"{lora}/adapter_model.bin"]]
     for backbone in known[dreamsim_type]["model_type"].split(","):
         if backbone == "dino_vitb16":
@@ -165,5 +165,5 @@ def check_weights(dreamsim_type: str, cache: Path) -> None:
         files = ", ".join(" or ".join(str(cache / name) for name in names) for names in missing)
         raise MissingWeights(
             f"DreamSim's {dreamsim_type} weights are missing: {files}. "
-            f"Download {dreamsim_weights[dreamsim_type]} and unpack it into {cache}, or take the built-in lite reward"
+            f"Download {dreamsim_weights[dreamsim_type]} and unpack it into {cache}, or use the built-in lite reward"
         )

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018), version 0.1: backbones from torchvision's files, linear heads from those in torchmetrics."""
+"""LPIPS (Zhang et al. 2018), version 0.1, with torchvision's backbones and the linear heads in torchmetrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EPSILON = 1e-10
 class LpipsDistance(NetworkDistance):
     """LPIPS on VGG-16: squared differences of unit-length features after five ReLUs, weighted by the learned heads.
 
-    Images are taken at their own size.
+    Images are not resized.
     """
 
     name = "lpips"
@@ -67,7 +67,7 @@ class LpipsDistance(NetworkDistance):
 
 
 class LpipsAlexDistance(LpipsDistance):
-    """LPIPS on AlexNet, which ArtFID (Wright and Ommer 2022) takes for its content part."""
+    """LPIPS on AlexNet, the content part of ArtFID (Wright and Ommer 2022)."""
 
     name = "lpips_alex"
     kind = "alexnet"

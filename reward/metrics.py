@@ -1,4 +1,4 @@
-"""Metrics reported beside the reward. None of them is trained on, and none uses the reward's networks."""
+"""Metrics reported beside the reward. They are never trained on and do not use the reward's networks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 _RGB_TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 _WHITE_D65 = (0.95047, 1.0, 1.08883)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_SOBEL = ((-0.125, 0.0, 0.125), (-0.25, 0.0, 0.25), (-0.125, 0.0, 0.125))  # brightness per pixel, for a ramp
+_SOBEL = ((-0.125, 0.0, 0.125), (-0.25, 0.0, 0.25), (-0.125, 0.0, 0.125))  # the slope in brightness per pixel
 EDGE_SIDE = 40
-"""Side in pixels at which edges are compared."""
+"""Side in pixels that images are resized to before their edges are compared."""
 PSNR_CAP = 100.0
-"""What two identical images score; the closest different uint8 images of any usual size stay below."""
+"""The PSNR of identical images; different uint8 images of common sizes are always below."""
 
 
 def independent_metrics(generated_01: Tensor, target_01: Tensor) -> dict[str, Tensor]:
@@ -24,11 +24,11 @@ def independent_metrics(generated_01: Tensor, target_01: Tensor) -> dict[str, Te
 
     "ssim": structural similarity, 11x11 Gaussian window, 1 is best.
     "psnr": in dB, higher is better, capped at 100.
-    "color": how far apart the colour statistics are, 0 is best; see `color_distance`.
-    Raises ValueError if the shapes differ: a single target is never broadcast.
+    "color": distance of the colour statistics, 0 is best; see `color_distance`.
+    Raises ValueError if the shapes differ; a single target is not broadcast.
     """
     if generated_01.shape != target_01.shape or generated_01.ndim != 4:
-        raise ValueError(f"images {list(generated_01.shape)} and targets {list(target_01.shape)} must be alike and 4-D")
+        raise ValueError(f"images {list(generated_01.shape)} and targets {list(target_01.shape)} must have one 4-D shape")
     return {
         "ssim": ssim(generated_01, target_01),
         "psnr": psnr(generated_01, target_01),
@@ -38,8 +38,8 @@ def independent_metrics(generated_01: Tensor, target_01: Tensor) -> dict[str, Te
 
 def ssim(generated_01: Tensor, target_01: Tensor) -> Tensor:
     """Structural similarity fp32 [N] of images fp32 [N, 3, H, W] in [0, 1] (Wang et al. 2004), 1 is best."""
-    found = structural_similarity_index_measure(generated_01, target_01, data_range=1.0, reduction="none")
-    return cast(Tensor, found).reshape(len(generated_01))
+    similarity = structural_similarity_index_measure(generated_01, target_01, data_range=1.0, reduction="none")
+    return cast(Tensor, similarity).reshape(len(generated_01))
 
 
 def ssim_map(generated_01: Tensor, target_01: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def psnr(generated_01: Tensor, target_01: Tensor) -> Tensor:
 
 
 def edge_agreement(generated_01: Tensor, target_01: Tensor) -> Tensor:
-    """Correlation fp32 [N], in [-1, 1], of where the edges of two images fp32 [N, 3, H, W] in [0, 1] are; 1 is best.
+    """Correlation fp32 [N], in [-1, 1], of the edges of two images fp32 [N, 3, H, W] in [0, 1]; 1 is best.
 
-    Pearson's correlation of the gradient magnitudes of the brightness at `EDGE_SIDE` pixels (Sobel). It knows nothing of
-    colours, and hardly anything of strokes, which are finer. 0 if one of the images has no edge.
+    Pearson's correlation of the gradient magnitudes of the brightness at `EDGE_SIDE` pixels (Sobel). It ignores colours
+    and almost ignores brush strokes, which are finer. 0 if one of the images has no edges.
     """
     first, second = (_gradient(images).flatten(1) for images in (generated_01, target_01))
     first, second = (values - values.mean(1, keepdim=True) for values in (first, second))
@@ -81,7 +81,7 @@ def color_distance(first_01: Tensor, second_01: Tensor) -> Tensor:
     """Distance fp32 [N] between the per-channel means and deviations of two images' CIELAB colours (D65).
 
     It is the 2-Wasserstein distance between Gaussians fitted to each channel, in CIELAB units (2.3 is just noticeable
-    on a plain patch). It knows nothing of where a colour is: it follows the palette, so the style, not the content.
+    on a plain patch). It ignores positions, so it measures the palette, and thus the style, not the content.
     """
     first, second = (rgb_to_lab(images).flatten(2) for images in (first_01, second_01))  # [N, 3, H W]
     mean_gap = (first.mean(2) - second.mean(2)).square().sum(1)
@@ -90,7 +90,7 @@ def color_distance(first_01: Tensor, second_01: Tensor) -> Tensor:
 
 
 def rgb_to_lab(images_01: Tensor) -> Tensor:
-    """sRGB fp32 [N, 3, H, W] in [0, 1] -> CIELAB [N, 3, H, W], L in [0, 100], a and b about [-110, 110]."""
+    """sRGB fp32 [N, 3, H, W] in [0, 1] -> CIELAB [N, 3, H, W], L in [0, 100], a and b roughly in [-110, 110]."""
     linear = torch.where(images_01 <= 0.04045, images_01 / 12.92, ((images_01 + 0.055) / 1.055) ** 2.4)
     xyz = torch.einsum("ij,njhw->nihw", images_01.new_tensor(_RGB_TO_XYZ), linear)
     xyz = xyz / images_01.new_tensor(_WHITE_D65).view(3, 1, 1)
@@ -100,7 +100,7 @@ def rgb_to_lab(images_01: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Inverse of `rgb_to_lab`: CIELAB [N, 3, H, W] -> sRGB in [0, 1]; each channel of a colour outside sRGB is clamped."""
+    """Inverse of `rgb_to_lab`: CIELAB [N, 3, H, W] -> sRGB in [0, 1]; colours outside sRGB are clamped per channel."""
     y = (lab[:, 0] + 16) / 116
     f = torch.stack((y + lab[:, 1] / 500, y, y - lab[:, 2] / 200), dim=1)
     xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * lab.new_tensor(_WHITE_D65).view(3, 1, 1)

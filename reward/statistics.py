@@ -1,7 +1,7 @@
-"""What pictures look like, apart from any reward: a policy that games its reward gives itself away here.
+"""Statistics of images that do not depend on the reward, to detect reward hacking.
 
-Recorded beside the reward of every trajectory, and of the target it is compared with, so that a drift away from the
-targets can be told from one towards them. docs/report.md says how to read them.
+They are recorded for every trajectory and for its target, so that a drift away from the targets can be distinguished from
+one towards them. docs/report.md explains how to read them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STATISTICS = ("sharpness", "color_entropy", "edge_density")
-"""Of single images; recorded of samples under these names, and of their targets with `TARGET` before them."""
+"""Statistics of single images; recorded for samples under these names, and for targets with the prefix `TARGET`."""
 TARGET = "target_"
 DIVERSITY = "diversity"
 
@@ -27,11 +27,11 @@ _POOLED = 32
 
 @torch.inference_mode()
 def image_statistics(generated_u8: Tensor, target_u8: Tensor, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Statistics fp32 [B, G] of groups uint8 [B, G, 3, H, W] and, repeated G times, of their targets uint8 [B, 3, H, W].
+    """Statistics fp32 [B, G] of groups uint8 [B, G, 3, H, W] and, repeated G times, of targets uint8 [B, 3, H, W].
 
-    Computed on `device`, a group at a time, and returned on that of the generated images. Keys: those of `STATISTICS`,
-    the same with `target_` before them, and for groups of two or more "diversity": each sample's mean distance to the
-    others, whose mean over the group is the mean pairwise distance.
+    Computed on `device`, one group at a time, and returned on the device of the generated images. Keys: those of
+    `STATISTICS`, the same with the prefix `target_`, and for groups of two or more "diversity": each sample's mean
+    distance to the others, whose mean over the group is the mean pairwise distance.
     """
     home, size = generated_u8.device, generated_u8.shape[1]
     rows: list[dict[str, Tensor]] = []
@@ -66,7 +66,7 @@ def of_images(images_u8: Tensor) -> dict[str, Tensor]:
 
 
 def color_entropy(images_u8: Tensor) -> Tensor:
-    """Bits fp32 [N] of the histogram of colours of images uint8 [N, 3, H, W], in 512 equal cells of RGB."""
+    """Entropy in bits, fp32 [N], of the colour histograms of images uint8 [N, 3, H, W], with 512 equal cells of RGB."""
     red, green, blue = (images_u8.long() * _LEVELS // 256).unbind(1)
     cell = ((red * _LEVELS + green) * _LEVELS + blue).flatten(1)
     each = torch.full((), 1 / cell.shape[1], device=cell.device).expand_as(cell)
@@ -75,13 +75,13 @@ def color_entropy(images_u8: Tensor) -> Tensor:
 
 
 def group_diversity(group_u8: Tensor) -> Tensor:
-    """Mean distance fp32 [G] of each image of a group uint8 [G, 3, H, W], G >= 2, to the others.
+    """Mean distance fp32 [G] of each image in a group uint8 [G, 3, H, W], G >= 2, to the others.
 
-    The root mean square difference of values in [0, 1], of images averaged down to at most 32 x 32: what is where, not
-    its grain. 0 means that all samples of a condition are the same picture.
+    The root mean square difference of values in [0, 1] after averaging images down to at most 32 x 32, which keeps the
+    layout but not the grain. 0 means that all samples of a condition are the same picture.
     """
     height, width = (min(_POOLED, n) for n in group_u8.shape[-2:])
     points = F.adaptive_avg_pool2d(group_u8.float() / 255, (height, width)).flatten(1)
-    # Through a matrix product the distances of all but equal images would drown in rounding.
+    # A matrix product would round away the distances of nearly equal images.
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
     return distances.sum(1) / (len(group_u8) - 1)

@@ -23,7 +23,7 @@ CFSD_LAYER = 11
 
 
 class FeatureMaps(nn.Module):
-    """The convolutional part of a torchvision network, up to and with layer `last`."""
+    """The convolutional part of a torchvision network, up to and including layer `last`."""
 
     def __init__(self, kind: Literal["vgg16", "vgg19", "alexnet"], last: int) -> None:
         super().__init__()
@@ -32,15 +32,15 @@ class FeatureMaps(nn.Module):
         self.features = getattr(torchvision.models, kind)(weights=None).features[: last + 1]
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Normalised images [N, 3, H, W] -> the outputs of `layers`, before a ReLU that follows.
+        """Normalised images [N, 3, H, W] -> the outputs of `layers`, before any following ReLU.
 
-        Raises ValueError for images too small to be pooled that often.
+        Raises ValueError if the images are too small for the network's pooling layers.
         """
         maps = []
         for number, layer in enumerate(self.features):
             if isinstance(layer, nn.MaxPool2d) and min(images.shape[-2:]) < 2:
-                raise ValueError("the images are too small for this network: they must have at least 32 pixels a side")
-            # torchvision's own ReLUs work in place, and would overwrite what was asked for.
+                raise ValueError("the images are too small for this network: each side needs at least 32 pixels")
+            # torchvision's own ReLUs work in place and would overwrite the requested outputs.
             images = F.relu(images) if isinstance(layer, nn.ReLU) else layer(images)
             if number in layers:
                 maps.append(images)
@@ -66,7 +66,7 @@ class StyleDistance(_Vgg19Distance):
     """Style loss of Gatys et al. 2016: mean squared difference of Gram matrices, summed over five layers.
 
     A Gram matrix is F F^T / (C H W) of the convolution's output before ReLU, as in StyleVAR's published evaluation. It
-    forgets places, so that it follows texture and palette, and is of the order of 1e-4: give it a large weight.
+    ignores positions, so it measures texture and palette. Values are around 1e-4: give it a large weight.
     """
 
     name = "style"
@@ -103,8 +103,8 @@ class CfsdDistance(_Vgg19Distance):
     """Content feature structural distance (Chung et al. 2024, "Style Injection in Diffusion").
 
     Row i of S(x) is the softmax over all patches j of f_i . f_j / C^2, with f the features after conv3_1 and its ReLU.
-    The distance is KL(S(content) || S(generated)), summed over the rows: so does the authors' evaluation program, while
-    the paper's formula has a mean. It grows with the number of patches: compare images of one size only.
+    The distance is KL(S(content) || S(generated)), summed over the rows as in the authors' evaluation program; the
+    paper's formula has a mean. It grows with the number of patches, so compare only images of the same size.
     """
 
     name = "cfsd"
@@ -115,7 +115,7 @@ class CfsdDistance(_Vgg19Distance):
         return (self.maps(images_01)[0].flatten(2).transpose(1, 2),)
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
-        # One image at a time: a matrix has 67 MB at 256 x 256 pixels.
+        # One image at a time: a matrix takes 67 MB at 256 x 256 pixels.
         rows = [_structure_kl(a, b) for a, b in zip(first[0], second[0], strict=True)]
         return {"total": torch.stack(rows)}
 
@@ -128,7 +128,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 
 
 def _structure_kl(reference: Tensor, generated: Tensor) -> Tensor:
-    """Features [P, C] of two images -> KL between their patches' similarities, summed over the patches; a scalar."""
-    # The rows are nearly uniform and their logarithms nearly alike, so that in fp32 the sum would be mostly rounding.
+    """Features [P, C] of two images -> the KL between their patch similarities, summed over the patches; a scalar."""
+    # The rows are nearly uniform and their logarithms nearly equal, so in fp32 the sum would be mostly rounding.
     log_p, log_q = ((f @ f.T / f.shape[1] ** 2).double().log_softmax(dim=1) for f in (reference, generated))
     return (log_p.exp() * (log_p - log_q)).sum().float()

@@ -1,6 +1,6 @@
-"""Published weights on disk: where each file lies, how it is read, and what to say if it is not there.
+"""Published weights on disk: find and read each file, with a helpful error if it is missing.
 
-Nothing is ever downloaded: a run must not depend on a server, nor take weights that nobody chose.
+Nothing is ever downloaded: a run must not depend on a server or use weights that the user did not choose.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file: its path inside the folder of --metric-weights, and where it comes from."""
+    """A published file: its path in the folder of --metric-weights, and its source."""
 
     path: str
     source: str
 
     def find(self, folder: str | Path | None, metric: str) -> Path:
-        """Where it is. Raises MissingWeights, with what to put where, if there is no folder or no file."""
+        """The path of the file. Raises MissingWeights, which says where to put it, if there is no folder or no file."""
         if folder is None:
             raise MissingWeights(
                 f"{metric} needs the weights {self.path} (from {self.source}): put the file into a folder and name that "
@@ -40,15 +40,15 @@ class WeightFile:
         return path
 
     def read(self, folder: str | Path | None, metric: str) -> dict[str, Tensor]:
-        """Its tensors by name. Raises as `find`, and UserError if it is damaged."""
-        return read_tensors(self.find(folder, metric), f"fetch it again from {self.source}")
+        """The tensors by name. Raises like `find`, and UserError if the file is damaged."""
+        return read_tensors(self.find(folder, metric), f"download it again from {self.source}")
 
 
 class NetworkDistance(PerceptualDistance):
-    """A distance through a published network. Constructed without values (on the meta device), then loaded."""
+    """A distance based on a published network. Built on the meta device (without values), then loaded."""
 
     file: WeightFile
-    """The weights that it needs of --metric-weights."""
+    """The files that it needs in --metric-weights."""
 
     @abstractmethod
     def load(self, folder: str | Path | None) -> None:
@@ -59,7 +59,7 @@ NetworkT = TypeVar("NetworkT", bound=NetworkDistance)
 
 
 def load_network(kind: type[NetworkT], folder: str | Path | None) -> NetworkT:
-    """A network distance with its weights, frozen, in eval mode, on CPU."""
+    """Build a network distance with its weights, frozen, in eval mode, on CPU."""
     with torch.device("meta"):
         network = kind()
     network.load(folder)
@@ -68,7 +68,7 @@ def load_network(kind: type[NetworkT], folder: str | Path | None) -> NetworkT:
 
 
 def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file, on CPU; code inside is never run. UserError if it is damaged."""
+    """The tensors of a .safetensors or torch file, on CPU. Never runs code in the file. UserError if it is damaged."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -76,21 +76,21 @@ def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
             return load_file(str(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
         return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    except Exception as error:  # A damaged file raises almost anything inside the parsers.
+    except Exception as error:  # The parsers can raise almost anything for a damaged file.
         raise UserError(f"{path} cannot be read as weights ({type(error).__name__}): {remedy}") from error
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], file: WeightFile) -> None:
-    """Give all of `module`'s parameters and buffers their values, as fp32; what else is in `state` is left alone.
+    """Set all of `module`'s parameters and buffers, in fp32; other entries of `state` are ignored.
 
-    Raises UserError if a value is missing or of another shape.
+    Raises UserError if a value is missing or has another shape.
     """
     own = module.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # not in files of before 2018, and unused
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # missing in files before 2018, and unused
     missing = [name for name in own if name not in state and name not in counters]
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     if missing or wrong:
-        reason = f"misses {missing[0]}" if missing else f"has another shape of {wrong[0]}"
+        reason = f"lacks {missing[0]}" if missing else f"has another shape for {wrong[0]}"
         raise UserError(f"{file.path} is not the expected file: it {reason}; put the one from {file.source} there")
     values = {name: state[name].float() for name in own if name not in counters}
     values |= {name: torch.zeros((), dtype=torch.int64) for name in counters}

@@ -1,4 +1,4 @@
-"""The sampler as a Ray actor: it holds one copy of the policy and samples with the version that it is told to hold."""
+"""The sampler as a Ray actor: it holds one copy of the policy and samples with the version it was last synced to."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from stylevar.wire import AdapterWire
 
 
 class WrongVersion(RuntimeError):
-    """A worker was given work for weights that it does not hold."""
+    """A worker got work for a policy version that it does not hold."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SyncInfo(CallInfo):
-    """A sync: which weights are held now (a hash, if it was asked for), and how many bytes came."""
+    """The result of a sync: the weights now held (a hash, if requested), and the number of bytes received."""
 
     nbytes: int = 0
     fingerprint: str | None = None
 
 
 class RolloutWorker:
-    """`setup`, then `sync` before the first `sample` and whenever the weights change."""
+    """Call `setup`, then `sync` before the first `sample` and whenever the weights change."""
 
     def __init__(self, name: str) -> None:
         self.name, self._log = name, RoleLog(name)
@@ -51,10 +51,10 @@ class RolloutWorker:
         """Load the run's base.
 
         Args:
-            heldout: how samples are drawn for scoring policies against each other.
-            detail: what the credit needs to know of the rewards of training.
+            heldout: sampling settings for held-out evaluation.
+            detail: the additional reward output that the credit needs in training.
         Raises:
-            UserError: for files that cannot be used.
+            UserError: files cannot be used.
         """
         keep_freed_memory()
         torch.set_num_threads(threads)
@@ -69,11 +69,11 @@ class RolloutWorker:
         return self._policy.describe()
 
     def sync(self, merges: Sequence[Any], adapters: Sequence[Any], version: PolicyVersion, hashed: bool) -> SyncInfo:
-        """Replay merges, then hold the adapters of `version`.
+        """Replay merges, then load the adapters of `version`.
 
         Args:
             merges: references to the snapshots (`AdapterWire`) of the merges that this worker has not replayed, in order.
-            adapters: a reference to the adapters; in a list, so that fetching them counts as part of the sync.
+            adapters: a reference to the adapters, in a list, so that the time to fetch them counts as part of the sync.
             hashed: also hash the effective weights.
         """
         start = time.perf_counter()
@@ -95,10 +95,10 @@ class RolloutWorker:
     def sample(
         self, batch: ConditionBatch, step: int, version: PolicyVersion, group: int | None = None
     ) -> tuple[tuple[ConditionBatch, Trajectories], Tensor, CallInfo]:
-        """Trajectories of the conditions; with `group`, that many, for scoring policies against each other.
+        """Sample trajectories for the conditions; `group` sets their number per condition, for evaluation.
 
-        Returns, on CPU: for the learner the conditions with the VQ tokens of content and style and the trajectories
-        without images; for the reward the images that its detail needs (see `images_to_score`). Raises WrongVersion.
+        Returns, on CPU: for the learner, the conditions with the VQ tokens of content and style, and the trajectories
+        without images; for the reward, the images to score (see `images_to_score`). Raises WrongVersion.
         """
         start, self._log.step = time.perf_counter(), step
         if version != self._version:

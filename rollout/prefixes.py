@@ -1,4 +1,4 @@
-"""What trajectories look like before they are complete."""
+"""Images of unfinished trajectories."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stylevar.vqvae import VQVAE
 
 @torch.no_grad()
 def images_to_score(vae: VQVAE, drawn: Trajectories, detail: RewardDetail, at_once: int = 0) -> Tensor:
-    """The images that a reward needs for its `detail`: those of the trajectories, uint8 [B, G, 3, H, W], or for "prefixes"
-    the image after every scale, uint8 [B, G, S, 3, H, W], of which the last is the trajectory's.
+    """The images to score for `detail`: those of the trajectories, uint8 [B, G, 3, H, W], or for "prefixes" the image after
+    each scale, uint8 [B, G, S, 3, H, W]; the last one is the trajectory's.
 
-    `at_once`: images that pass through the decoder together; 0 for all of one scale.
+    `at_once`: number of images decoded together; 0 for all of one scale.
     """
     if detail != "prefixes":
         return drawn.images

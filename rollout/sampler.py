@@ -1,4 +1,4 @@
-"""Sampling groups of trajectories: the plain class behind the rollout worker."""
+"""Sample groups of trajectories: the class behind the rollout worker."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ class RolloutConfig(SamplingConfig):
     logprob: Literal["full", "support"] = "full"
     """Log-probs under the full softmax (as published), or renormalised over the tokens that could be drawn."""
     rollout_batch: Annotated[int, Ge(0)] = 0
-    """The most trajectories that are sampled at once; 0 for as many as the memory budget holds."""
+    """Most trajectories sampled at once; 0 for as many as fit the memory budget."""
     decode_batch: Annotated[int, Ge(0)] = 0
-    """The most images that pass through the VQ-VAE at once; 0 for as many as the memory budget holds."""
+    """Most images in the VQ-VAE at once; 0 for as many as fit the memory budget."""
     cuda_graphs: bool = False
-    """Record the kernels of a rollout once per shape and replay them: fewer waits between small ones; takes memory."""
+    """Record the kernels of a rollout once per shape and replay them: less launch overhead for more memory."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         super().__post_init__()
 
     def at_once(self, conditions: int) -> int:
-        """Of so many conditions, how many are sampled together, at least one; without a bound all of them."""
+        """How many of the conditions to sample together, at least one; all of them without a limit."""
         return conditions_at_once(self.rollout_batch, conditions, self.group)
 
 
 class ConditionCache:
-    """What depends on conditions only, kept for the batches used last: sampler and learner of one process share it.
+    """Caches the encoded conditions of the last batches. The sampler and learner of one process share it.
 
-    It outlives updates and merges, since the adapters touch nothing that it holds.
+    It stays valid across updates and merges, because nothing in it depends on the adapters.
     """
 
     def __init__(self, model: StyleVAR, batches: int = 2, images: int = 0) -> None:
-        """`images` bounds how many pass through encoders and VQ-VAE at once; a condition has two. 0 for no bound."""
+        """`images` limits how many images are encoded at once (0 for no limit); a condition has two."""
         self.model, self.batches = model, batches
         self._at_once = max(1, images // 2) if images else None
         self._states: dict[tuple[str, ...], ConditionState] = {}
@@ -74,7 +74,7 @@ class ConditionCache:
 
     @torch.no_grad()
     def tokenized(self, batch: ConditionBatch) -> ConditionBatch:
-        """`batch` with the VQ tokens of contents and styles, int16 [B, 3, L] on CPU; -1 where a target's are not known."""
+        """`batch` with the VQ tokens of contents and styles, int16 [B, 3, L] on CPU; -1 for unknown target tokens."""
         if batch.tokens is not None:
             return batch
         device, vae = self.model.device, self.model.vae
@@ -86,7 +86,7 @@ class ConditionCache:
         return dataclasses.replace(batch, tokens=torch.cat(rows))
 
     def _spans(self, batch: ConditionBatch) -> list[slice]:
-        """The conditions of `batch` in parts that are encoded at once."""
+        """Split the conditions of `batch` into parts to encode at once."""
         size = self._at_once or len(batch)
         return [slice(at, at + size) for at in range(0, len(batch), size)]
 
@@ -105,7 +105,7 @@ class GroupSampler(Sampler):
     ) -> None:
         """`streams` and `clock`: see `Sampler`.
 
-        With `cuda_graphs` the policy's effective weights must stay where they are (`Adapters.keep_in_place`).
+        With `cuda_graphs` the policy's effective weights must keep their memory addresses (`Adapters.keep_in_place`).
         """
         super().__init__(
             model,
@@ -125,7 +125,7 @@ class GroupSampler(Sampler):
     def sample(
         self, batch: ConditionBatch, seed: int, step: int, version: PolicyVersion, group: int | None = None
     ) -> Trajectories:
-        """Trajectories of all conditions of `batch`; equal (seed, step, key, g) give equal random numbers anywhere.
+        """Sample trajectories for all conditions of `batch`. Random numbers depend only on (seed, step, key, g).
 
         `group` replaces the configured size, for evaluation.
         """
@@ -143,7 +143,7 @@ class GroupSampler(Sampler):
         group: int,
         alphas: Tensor | None = None,
     ) -> Generation:
-        """See `Sampler.draw`; with `cuda_graphs`, recorded for the shape of the group at its first call."""
+        """See `Sampler.draw`. With `cuda_graphs`, the first call for each group shape records the kernels."""
         draw, depth = super().draw, len(queries)
         if not (self._graphs and isinstance(stream, UniformStream)):
             return draw(state, queries, stream, group, alphas)

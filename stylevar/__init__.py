@@ -14,7 +14,7 @@ __all__ = ["ModelConfig", "UserError", "build_vae_stylevar"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late: the model pulls in seconds of imports that a process which only reads or scores images does without.
+    # Imported late: the model takes seconds to import, and processes that only read or score images do not need it.
     if name == "build_vae_stylevar":
         from stylevar.build import build_vae_stylevar
 

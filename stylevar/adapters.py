@@ -25,8 +25,8 @@ AdapterState = dict[str, Tensor]
 class Adapters:
     """The trainable part of a policy: rank-r adapters on every block of `model`; everything else is frozen.
 
-    The base weights stay as they are beneath (they are the reference policy) until `bake` adds the adapters to them.
-    With `keep_in_place` the effective weights stay at one place in memory, for kernels that were recorded with them.
+    The base weights (the reference policy) do not change until `bake` adds the adapters to them. With `keep_in_place`
+    the effective weights keep their memory addresses, as recorded kernels require.
     """
 
     def __init__(self, model: StyleVAR, rank: int = 256, alpha_over_rank: float = 2.0, seed: int = 0) -> None:
@@ -48,12 +48,12 @@ class Adapters:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def off(self) -> AbstractContextManager[None]:
-        """Inside, the model is the reference policy."""
+        """Inside the context, the model is the reference policy."""
         return self.peft.disable_adapter()
 
     @contextmanager
     def effective_weights(self) -> Iterator[None]:
-        """Inside, each layer's effective weight W + s B A is kept. If the adapters change, call `refresh`."""
+        """Inside the context, each layer keeps its effective weight W + s B A. Call `refresh` when the adapters change."""
         try:
             self.refresh()
             yield
@@ -62,7 +62,7 @@ class Adapters:
                 keep_effective(layer, None)
 
     def refresh(self) -> None:
-        """Inside `effective_weights`: compute them again, from the adapters as they are now."""
+        """Inside `effective_weights`: recompute the effective weights from the current adapters."""
         rows = {}
         for name, module in self.model.named_modules():
             if isinstance(module, BlendedAttention):
@@ -75,7 +75,7 @@ class Adapters:
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Fresh adapters without effect: A uniform as PEFT starts it, from its own stream of `seed`, and B zero."""
+        """Reset to adapters without effect: A uniform as in PEFT, drawn from a stream of its own for `seed`; B zero."""
         if self.model.device.type == "meta":
             return
         generator = torch.Generator().manual_seed(seed)
@@ -91,10 +91,10 @@ class Adapters:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], source: str = "adapters") -> None:
-        """Set the adapters, every tensor accounted for and of the right shape."""
+        """Set the adapters. UserError unless `state` has exactly this model's names and shapes."""
         own = {k: v.shape for k, v in get_peft_model_state_dict(self.peft).items()}
         if {k: v.shape for k, v in state.items()} != own:
-            raise UserError(f"{source} do not fit this model: give adapters of its depth, width and --lora-rank")
+            raise UserError(f"{source} do not fit this model: give adapters for its depth, width and --lora-rank")
         set_peft_model_state_dict(self.peft, dict(state))
 
     @torch.no_grad()
@@ -104,12 +104,12 @@ class Adapters:
             base_weight(layer).copy_(effective_rows(layer, slice(None)))
 
     def base_state(self) -> dict[str, Tensor]:
-        """The base model's full state under the released names, adapters left out (not copied)."""
+        """The base model's full state under the released names, without adapters. Tensors are not copied."""
         state = self.model.state_dict()
         return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
     def baked_state(self) -> dict[str, Tensor]:
-        """The policy's full state under the released names, adapters added to the base; the model stays as it is."""
+        """The policy's full state under the released names, adapters added to the base. The model does not change."""
         state = self.base_state()
         for name, layer in self.layers.items():
             state[f"{name}.weight"] = effective_rows(layer, slice(None))
@@ -120,11 +120,11 @@ class Adapters:
         self.peft.save_pretrained(str(folder))
 
     def load_folder(self, folder: Path) -> None:
-        """Read what `save` wrote. UserError if it is missing, unreadable or of another shape."""
+        """Load adapters written by `save`. UserError if they are missing, unreadable or of another shape."""
         self.load(read_file(folder / "adapter_model.safetensors"), source=f"adapters in {folder}")
 
     def fingerprint(self) -> str:
-        """A hash of all effective weights, to the last bit: workers with equal fingerprints hold the same policy."""
+        """A bit-exact hash of all effective weights: workers with equal fingerprints hold the same policy."""
         return fingerprint(
             tensor if layer is None else effective_rows(layer, slice(None))
             for name, tensor in self.base_state().items()

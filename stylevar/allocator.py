@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: on CPU a training step frees and takes the same large blocks over and over."""
+"""Keep freed memory in the process: on CPU, a training step frees and reallocates the same large blocks repeatedly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MIB = 1 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc not to return big blocks to the system; True if it took the settings.
+    """Tell glibc's malloc not to return large blocks to the system. Returns True if it accepted the settings.
 
-    Without it every activation is mapped, page-faulted and unmapped anew, which was measured to cost up to three
-    quarters of a small convolutional training step. Other C libraries are left alone.
+    Otherwise every activation is mapped, page-faulted and unmapped again, which took up to three quarters of a small
+    convolutional training step. Does nothing with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return False

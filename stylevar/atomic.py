@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, brought to the disk, renamed."""
+"""Atomic writes of files and folders: write to a hidden path, sync to disk, rename."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from stylevar.text import NAME_BYTES, shortened
 
 ASIDE = ".aside-"
-"""Prefix of what is being written or removed; an entry of this name was left by a process that was cut short."""
+"""Prefix of entries that are being written or removed. A leftover one comes from a process that was killed."""
 
 
 @contextmanager
 def file_aside(target: Path) -> Iterator[Path]:
     """Yield a hidden path beside `target`; the file written there replaces it if the block ends without an error.
 
-    Whoever writes it, the file gets the permissions of any new file (safetensors makes files for the owner alone).
+    The file gets the default permissions of a new file (safetensors creates files that only the owner can read).
     """
     aside = _beside(target)
     aside.unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
     """
     aside = _beside(target)
     remove(aside)
-    aside.mkdir()  # without its parents: a folder that was removed must not come back with one file in it
+    aside.mkdir()  # without parents: a deleted folder must not reappear with one file in it
     try:
         yield aside
         permissions = aside.stat().st_mode & 0o666
@@ -56,7 +56,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
     except BaseException:
         remove(aside)
         raise
-    if target.exists():  # a rewound run comes by again
+    if target.exists():  # a run that was rewound writes the same folder again
         old = _beside(target, "old-")
         os.replace(target, old)
         os.replace(aside, target)
@@ -67,15 +67,15 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
 
 def _beside(target: Path, what: str = "") -> Path:
-    """The hidden path for `target`, whose name is shortened where that of `target` leaves no room for more."""
+    """The hidden path for `target`. Its name is shortened if it would exceed the file system's limit."""
     whole = f"{ASIDE}{what}{target.name}"
-    # The ending stays, since many a library takes the format from it.
+    # Keep the extension: many libraries derive the format from it.
     ending = target.suffix if len(target.suffix) <= 16 else ""
     return target.parent / f"{shortened(whole.removesuffix(ending), NAME_BYTES - len(ending))}{ending}"
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder, if there is one; a folder is first renamed, so that nobody reads half of it."""
+    """Remove a file, link or folder if it exists. A folder is renamed first, so that nobody reads half of it."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.startswith(ASIDE):
             hidden = _beside(path, "old-")
@@ -88,7 +88,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries, to the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

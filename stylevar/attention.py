@@ -1,7 +1,7 @@
 """Blended cross-attention: style and content queries over the keys and values of the target tokens.
 
-Shapes: B conditions, G trajectories of each, T tokens (of one scale, or all L), C width, H heads of 64. Queries lie scale by
-scale, a scale's style queries before its content queries, so that what attends together lies together.
+Shapes: B conditions, G trajectories of each, T tokens (of one scale, or all L), C width, H heads of 64. Queries are ordered
+by scale, with a scale's style queries before its content queries, so that queries that attend together are contiguous.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_SCALE_MUL = math.log(100)
 class Span(NamedTuple):
     """Scales whose queries attend together to the first `keys` keys.
 
-    `tokens` are the scales' numbers of tokens, t together; `bias` [2t, keys] is added to the scores.
+    `tokens` holds the number of tokens of each scale, t in total; `bias` [2t, keys] is added to the scores.
     """
 
     tokens: tuple[int, ...]
@@ -44,19 +44,19 @@ class BlendedAttention(nn.Module):
         if l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), 4.0).log())
         for side in ("guide", "target"):
-            # The guide gives no values and the target no queries: those biases are only there for the checkpoints.
+            # The guide gives no values and the target no queries: those biases exist only because checkpoints contain them.
             self.register_parameter(f"q_bias_{side}", nn.Parameter(torch.zeros(width), requires_grad=side == "guide"))
             self.register_parameter(f"v_bias_{side}", nn.Parameter(torch.zeros(width), requires_grad=side == "target"))
             self.register_buffer(f"zero_k_bias_{side}", torch.zeros(width))
         self.mat_qkv_guide = nn.Linear(width, 3 * width, bias=False)
         self.mat_qkv_target = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
-        # Of both matrices only these rows are ever multiplied.
+        # Only these rows of the two matrices are ever multiplied.
         self.q_rows, self.kv_rows = slice(0, width), slice(width, 3 * width)
 
     @property
     def used_rows(self) -> dict[str, slice]:
-        """The live rows of the partly used layers, by their name."""
+        """{layer name: rows in use} of the layers that are only partly used."""
         return {"mat_qkv_guide": self.q_rows, "mat_qkv_target": self.kv_rows}
 
     def queries(self, guides: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class BlendedAttention(nn.Module):
         q = q.unflatten(-1, (self.heads, HEAD_DIM)).transpose(1, 2)
         if not self.l2_norm:
             return q * (0.25 / math.sqrt(HEAD_DIM))
-        # In fp32: the scale, up to 100, multiplies any rounding.
+        # In fp32: the scale, up to 100, would amplify rounding errors.
         scaled = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.clamp_max(MAX_SCALE_MUL).exp()
         return scaled.to(q.dtype)
 
@@ -78,13 +78,13 @@ class BlendedAttention(nn.Module):
         return (F.normalize(k.float(), dim=-1).to(k.dtype) if self.l2_norm else k), v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Attend with both streams in one call, blend, project once (`proj` is linear, so blending first is the same).
+        """Attend with both streams in one call, blend, then project once (`proj` is linear, so the order does not matter).
 
         Args:
             q: [B, H, 2T, 64], shared by the G trajectories.
             k, v: [B, G, H, K, 64].
             alpha: [T, 1], weight of the style stream.
-            spans: who attends to what; together all T tokens, in their order.
+            spans: which queries attend to which keys; together they cover all T tokens, in order.
         Returns:
             [B, G, T, C].
         """

@@ -53,7 +53,7 @@ class Block(nn.Module):
         width = config.width
         self.shared_aln = config.shared_aln
         self.recompute = False
-        """Keep only the inputs for the backward pass, which computes the rest again (see `recompute.py`)."""
+        """Keep only the inputs for the backward pass, which recomputes the rest (see `recompute.py`)."""
         self.attn = BlendedAttention(width, config.depth, config.attn_l2_norm)
         self.ffn = FeedForward(width)
         self.drop_path = DropPath(drop_path)
@@ -63,7 +63,7 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def adaln(self, cond: Tensor) -> Tensor:
-        """cond [B, C] (with `shared_aln`: the shared projection [B, 6C]) -> [6, B, 1, 1, C]: gamma, scale, shift pairs."""
+        """cond [B, C] (or the shared projection [B, 6C] with `shared_aln`) -> [6, B, 1, 1, C]: gamma, scale, shift pairs."""
         vectors = (cond + self.ada_gss.flatten()) if self.shared_aln else self.ada_lin(cond)
         return vectors.view(cond.shape[0], 6, 1, 1, -1).transpose(0, 1)
 
@@ -80,7 +80,7 @@ class Block(nn.Module):
         spans: Sequence[Span],
         cache: BlockCache | None = None,
     ) -> Tensor:
-        """x [B, G, T, C] -> [B, G, T, C]; with a `cache` while generating scale by scale."""
+        """x [B, G, T, C] -> [B, G, T, C]; pass a `cache` when generating scale by scale."""
         if self.recompute:
             return checkpoint(self._forward, x, adaln, q, alpha, spans, cache, use_reentrant=False)
         return self._forward(x, adaln, q, alpha, spans, cache)
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """The blocks in order; a ModuleList that tells type checkers what it holds."""
+    """The blocks in order: a ModuleList whose items type checkers know to be blocks."""
 
     if TYPE_CHECKING:
 

@@ -1,4 +1,4 @@
-"""Bounds of settings, declared beside the field that they hold for: `lr: Annotated[float, Gt(0)] = 1e-5`.
+"""Bounds of settings, declared in the field's type: `lr: Annotated[float, Gt(0)] = 1e-5`.
 
 Every number of a config must be finite, with or without bounds. Where infinity means "no limit", the upper bound
 includes it: `grad_clip: Annotated[float, Gt(0), Le(inf)] = 1.0`.
@@ -22,14 +22,14 @@ from stylevar.errors import UserError
 
 @dataclass(frozen=True)
 class Remedy:
-    """Advice that follows the bound in the message: `Annotated[float, Ge(0), Lt(1), Remedy("try 0.99")]`."""
+    """Advice that follows the bound in the error message: `Annotated[float, Ge(0), Lt(1), Remedy("try 0.99")]`."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The interval that a number must lie in. NaN lies in none, and infinity only in one that is closed there."""
+    """The interval that a number must lie in. It never contains NaN, and infinity only if it is closed at infinity."""
 
     low: float = -inf
     low_closed: bool = False
@@ -39,7 +39,7 @@ class Limits:
 
     @staticmethod
     def of(metadata: Sequence[Any]) -> Limits:
-        """The limits that the metadata of an `Annotated` type declare. What belongs to other libraries is skipped."""
+        """The limits declared by the metadata of an `Annotated` type. Metadata of other libraries is skipped."""
         given: dict[str, Any] = {}
         for item in metadata:
             match item:
@@ -58,14 +58,14 @@ class Limits:
         return Limits(**given)
 
     def hold(self, number: Any) -> bool:
-        """Whether `number` is one, and within the limits."""
+        """Whether `number` is a number within the limits."""
         if not _is_number(number):
             return False
         at_end = (self.low_closed and number == self.low) or (self.high_closed and number == self.high)
         return at_end or self.low < number < self.high
 
     def demand(self, number: Any) -> str:
-        """What a number that is not within the limits must be, and the remedy."""
+        """The text for a number outside the limits: the bound and the remedy."""
         if not _is_number(number):
             return f"must be a number{self.remedy}"
         if isfinite(self.low) and isfinite(self.high):
@@ -82,22 +82,22 @@ class Limits:
 
 
 def as_flag(name: str, value: object, why: str) -> UserError:
-    """The error about a setting that is given as a flag."""
+    """The error for a setting given as a flag."""
     return UserError(f"--{name.replace('_', '-')} {value}: {why}")
 
 
 def as_named(name: str, value: object, why: str) -> UserError:
-    """The error about a setting that stands in a file."""
+    """The error for a setting read from a file."""
     return UserError(f"{name} {value}: {why}")
 
 
 def check_bounds(config: object, refusal: Callable[[str, object, str], UserError] = as_flag) -> None:
-    """Raise UserError for the first number of a dataclass that its field's type does not allow.
+    """Raise UserError for the first number in a dataclass that violates the bounds of its field.
 
-    Called in `__post_init__`. Checks fields of type int and float, optional ones, and tuples and dicts of them; None passes.
-    `refusal` makes the error of the field's name, its value, and the bound with the remedy.
+    Call it in `__post_init__`. It checks int and float fields, optional ones, and tuples and dicts of them; None passes.
+    `refusal` builds the error from the field's name, its value, and the text with the bound and the remedy.
     """
-    kind: Any = type(config)  # to mypy, classes have no hash
+    kind: Any = type(config)  # mypy does not consider classes hashable
     for name, hint in _hints(kind).items():
         value = getattr(config, name)
         for number, limits in _numbers(value, hint):
@@ -113,13 +113,13 @@ def _is_number(value: Any) -> bool:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields. Kept, since they are strings in the code and take long to evaluate."""
+    """The types of a dataclass's fields. Cached, because they are strings in the code and slow to evaluate."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _numbers(value: Any, hint: Any, limits: Limits = Limits()) -> Iterator[tuple[Any, Limits]]:
-    """What stands in `value` where its type `hint` has numbers, each with its own limits, or those of what it is part of."""
+    """The items of `value` that the type `hint` declares as numbers, each with its own or its container's limits."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (int, float):
         yield value, limits
@@ -139,7 +139,7 @@ def _numbers(value: Any, hint: Any, limits: Limits = Limits()) -> Iterator[tuple
 
 
 def _shown(value: Any) -> str:
-    """A value as the words that follow its flag."""
+    """A value as it is typed after its flag."""
     if isinstance(value, dict):
         value = tuple(value.items())
     return " ".join(map(_shown, value)) if isinstance(value, tuple) else str(value)

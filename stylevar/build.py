@@ -1,4 +1,4 @@
-"""Build the tokenizer and the transformer, every weight initialised."""
+"""Build the tokenizer and the transformer with initialised weights."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def build_vae_stylevar(
 
     Args:
         patch_nums ... style_enc_dim, ch_mult: see `ModelConfig`.
-        flash_if_available, fused_if_available: accepted for compatibility; torch picks its attention kernel by itself.
-        init_adaln, init_adaln_gamma, init_head: scale of the initial adaLN projection (its scale and shift rows, its
-            gamma rows) and of the head.
-        init_std: standard deviation of the initial weights; negative means sqrt(1 / (3 C)).
-        alpha_nums: style weight of each scale; the published curve by default.
+        flash_if_available, fused_if_available: accepted for compatibility; torch chooses the attention kernel.
+        init_adaln, init_adaln_gamma, init_head: initial scale of the adaLN projection's scale and shift rows, of its
+            gamma rows, and of the head.
+        init_std: standard deviation of the initial weights; a negative value means sqrt(1 / (3 C)).
+        alpha_nums: style weight of each scale; by default the published curve.
     """
     patch_nums = tuple(patch_nums)
     alphas = default_alphas(len(patch_nums)) if alpha_nums is None else tuple(alpha_nums)
@@ -66,14 +66,14 @@ def build_vae_stylevar(
 
 
 def build_from_config(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[VQVAE, ReleasedStyleVAR]:
-    """The two modules for `config`, initialised with the default settings, frozen VQ-VAE, eval mode."""
+    """The frozen VQ-VAE and the transformer for `config`, with the default initialisation, in eval mode."""
     vae, model = _modules(config, device)
     init_weights(model)
     return vae, model
 
 
 def _modules(config: ModelConfig, device: torch.device | str) -> tuple[VQVAE, ReleasedStyleVAR]:
-    """Both modules, the transformer not yet initialised."""
+    """Both modules; the transformer is not initialised yet."""
     with torch.device(device):
         vae = VQVAE(config)
         model = ReleasedStyleVAR(vae, config)
@@ -88,7 +88,7 @@ def init_weights(
     init_head: float = 0.02,
     init_std: float = -1.0,
 ) -> None:
-    """Initialise the transformer; the two image encoders keep what they were built or loaded with."""
+    """Initialise the transformer. The two image encoders keep their weights."""
     width, depth = model.arch.width, model.arch.depth
     std = math.sqrt(1 / width / 3) if init_std < 0 else init_std
     for name, module in model.named_modules():
@@ -105,7 +105,7 @@ def init_weights(
     _projection(model.head_nm.ada_lin).mul_(init_adaln)
     projections = [_projection(model.shared_ada_lin)] if model.arch.shared_aln else []
     for block in model.blocks:
-        # Residual branches start small: their number grows with the depth.
+        # Residual branches start smaller in deeper models, because there are more of them.
         block.attn.proj.weight.div_(math.sqrt(2 * depth))
         block.ffn.fc2.weight.div_(math.sqrt(2 * depth))
         if block.shared_aln:

@@ -11,14 +11,14 @@ from stylevar.config import HEAD_DIM
 
 
 class BlockCache(NamedTuple):
-    """One block's keys and values [B, G, H, L, 64], of which the first `filled` tokens are there."""
+    """One block's keys and values [B, G, H, L, 64]; the first `filled` tokens are valid."""
 
     keys: Tensor
     values: Tensor
     filled: int
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a scale's keys and values [B, G, H, T, 64] and return all so far."""
+        """Store a scale's keys and values [B, G, H, T, 64]; returns all keys and values so far."""
         end = self.filled + k.shape[-2]
         self.keys[..., self.filled : end, :] = k
         self.values[..., self.filled : end, :] = v
@@ -35,7 +35,7 @@ class KVCache:
         self.filled = 0
 
     def block(self, number: int) -> BlockCache:
-        """Where a block stores this scale."""
+        """The cache of one block, at the current scale."""
         keys, values = self.store[number]
         return BlockCache(keys, values, self.filled)
 

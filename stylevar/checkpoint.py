@@ -1,7 +1,7 @@
-"""What a checkpoint is: reading released and own weights, refusing incomplete ones, and saving.
+"""Checkpoints: read released weights and our own, refuse incomplete ones, and save.
 
-Everything is read with `weights_only=True`. A state must account for every key of the model: a missing, unexpected or
-wrongly shaped one is an error that names the first few.
+Everything is read with `weights_only=True`. A state must match the model key by key: missing, unexpected or wrongly shaped
+keys are an error that names the first few.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ State = dict[str, Tensor]
 LORA_SCALE = 2.0  # alpha / r of the released adapters
 _PEFT = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts of names that torch.compile, FSDP and recomputation put anywhere."""
-_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # what torch's refusal to unpickle a class or function names
+"""Name components that torch.compile, FSDP and activation checkpointing insert at any level."""
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # the class or function that torch refused to unpickle
 _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
 
 
 def read_file(path: Path) -> Any:
-    """The content of a `.safetensors` or torch file. UserError if it cannot be read, or needs arbitrary code to be."""
+    """The content of a `.safetensors` or torch file. UserError if it cannot be read without running arbitrary code."""
     if path.suffix == ".safetensors":
         check_path(path, "checkpoint", utf8=True)
     try:
@@ -50,46 +50,46 @@ def read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
-    except Exception as error:  # Damaged files make the parsers fail in a dozen ways.
+    except Exception as error:  # Parsers raise many kinds of errors for damaged files.
         named = _FORBIDDEN.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named and _spells_out(path, named[1]):
             raise UserError(
-                f"{path} holds more than tensors ({named[1]}), and reading that could run code: "
-                f"save its state dict alone, or give a .safetensors file"
+                f"{path} contains more than tensors ({named[1]}), and reading it could run code: "
+                f"save only its state dict, or give a .safetensors file"
             ) from error
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
         reason = reason.splitlines()[0]
-        raise UserError(f"{path} is no readable checkpoint ({reason}): it may be truncated; fetch it again") from error
+        raise UserError(f"{path} is not a readable checkpoint ({reason}): it may be truncated; download it again") from error
 
 
 def _spells_out(path: Path, name: str) -> bool:
-    """Whether the file holds this pickled class name in full; if not, it was cut within the name of a harmless one."""
+    """Whether the file contains this pickled class name in full. If not, it was truncated inside a harmless class name."""
     module, _, attribute = name.rpartition(".")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(f"c{module}\n{attribute}\n".encode()) >= 0
 
 
 def find_state(content: Any, landmark: str, source: str) -> State | None:
-    """The state that holds the key `landmark`, whatever it is wrapped in; None if there is none.
+    """The state dict that contains the key `landmark`, at any level of nesting; None if there is none.
 
-    It may lie within nested dicts (`"model"`, `"state_dict"`, a trainer's state) and be a part of a larger module, as in
-    DDP (`module.`), Lightning (`model.`) and PEFT; names within it may be those of compiled, sharded or recomputed
-    modules. Raises UserError if there are several that differ.
+    It may be inside nested dicts (`"model"`, `"state_dict"`, a trainer's state) or part of a larger module, as with DDP
+    (`module.`), Lightning (`model.`) and PEFT. Its names may be those of compiled, sharded or checkpointed modules.
+    Raises UserError if there are several different ones.
     """
-    found = _states(content, landmark, source, "")
-    if not found:
+    states = _states(content, landmark, source, "")
+    if not states:
         return None
-    (first, state), *others = found.items()
+    (first, state), *others = states.items()
     if different := [where for where, other in others if not _same(state, other)]:
         raise UserError(
-            f"{source} holds {len(different) + 1} different models ({_some([first, *different])}): save the state dict of "
-            "the one that is meant alone, and give that"
+            f"{source} contains {len(different) + 1} different models ({_some([first, *different])}): save the state dict "
+            "of the one you want to its own file"
         )
     return state
 
 
 def _states(content: Any, landmark: str, source: str, where: str) -> dict[str, State]:
-    """{place: state} of all that hold `landmark`."""
+    """{location: state} of all state dicts that contain `landmark`."""
     if not isinstance(content, Mapping):
         return {}
     tensors: State = {}
@@ -97,16 +97,16 @@ def _states(content: Any, landmark: str, source: str, where: str) -> dict[str, S
         if isinstance(key, str) and isinstance(value, Tensor):
             name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
             if name in tensors:
-                raise UserError(f"{source} holds {name} twice, wrapped and not: save the state dict of one model alone")
+                raise UserError(f"{source} contains {name} twice, wrapped and unwrapped: save only one model's state dict")
             tensors[name] = value
     prefixes = [key.removesuffix(landmark) for key in tensors if f".{key}".endswith(f".{landmark}")]
-    found = {
+    states = {
         f"{where}{prefix}*": {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         for prefix in prefixes
     }
     for key, value in content.items():
-        found |= _states(value, landmark, source, f"{where}{key}/")
-    return found
+        states |= _states(value, landmark, source, f"{where}{key}/")
+    return states
 
 
 def _same(one: State, other: State) -> bool:
@@ -121,7 +121,7 @@ def _has_adapters(content: Any) -> bool:
 
 
 def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
-    """Replace `base_weight`, `lora_A`, `lora_B` beside each other by W + s B A. A state without them comes back as it is.
+    """Replace each `base_weight`, `lora_A`, `lora_B` of one layer by W + s B A. A state without them is returned unchanged.
 
     Raises UserError for adapters without their base.
     """
@@ -136,7 +136,7 @@ def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
     without_base = [name for name, parts in layers.items() if "base" not in parts]
     if without_base:
         raise UserError(
-            f"{source} holds adapters without a base ({without_base[0]} and {len(without_base) - 1} more have no "
+            f"{source} contains adapters without a base ({without_base[0]} and {len(without_base) - 1} more have no "
             f"base_weight): merge them into their base first, or give the merged checkpoint"
         )
     for name, parts in layers.items():
@@ -145,22 +145,22 @@ def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
         if lora_a is not None and lora_b is not None:
             if weight.shape != (lora_b.shape[0], lora_a.shape[1]) or lora_a.shape[0] != lora_b.shape[1]:
                 shapes = [list(t.shape) for t in (weight, lora_a, lora_b)]
-                raise UserError(f"{source}: base, lora_A and lora_B of {name} do not fit together, they are {shapes}")
+                raise UserError(f"{source}: base, lora_A and lora_B of {name} do not fit together, with shapes {shapes}")
             by = float(parts["scaling"]) if "scaling" in parts else scale
             weight = torch.addmm(weight, lora_b, lora_a, alpha=by)
         elif lora_a is not None or lora_b is not None:
-            raise UserError(f"{source} holds only one of lora_A and lora_B of {name}: give a complete checkpoint")
+            raise UserError(f"{source} contains only one of lora_A and lora_B of {name}: give a complete checkpoint")
         plain[f"{name}.weight"] = weight
     return plain
 
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
-    """Load `state` into `module`, every key accounted for and of the right shape; floats are cast to the module's type."""
+    """Load `state` into `module`; all keys and shapes must match. Floats are cast to the module's dtype."""
     module.load_state_dict(fitted(module, state, source), strict=True)
 
 
 def load_matching(module: nn.Module, state: State) -> list[str]:
-    """Load what fits in name and shape into `module`, to start another shape from it; the names that keep their own."""
+    """Load the tensors that match in name and shape, to start a model of another shape; returns the names not loaded."""
     own = module.state_dict()
     fits = {name: state[name] for name, value in own.items() if name in state and state[name].shape == value.shape}
     module.load_state_dict(fits, strict=False)
@@ -168,9 +168,9 @@ def load_matching(module: nn.Module, state: State) -> list[str]:
 
 
 def fitted(module: nn.Module, state: State, source: str) -> State:
-    """`state` in the order and the types of `module`, which is only looked at.
+    """`state` in the order and with the dtypes of `module`, which does not change.
 
-    UserError if a key or a shape is off, or a value is not finite.
+    UserError if a key or a shape does not match, or a value is not finite.
     """
     own = module.state_dict()
     missing = [k for k in own if k not in state]
@@ -182,27 +182,25 @@ def fitted(module: nn.Module, state: State, source: str) -> State:
             if names
         ]
         raise UserError(
-            f"{source} does not fit this model, keys: {'; '.join(parts)}. "
+            f"{source} does not fit this model: {'; '.join(parts)}. "
             f"Give a complete checkpoint of this architecture (see its config.json)"
         )
     wrong = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if state[k].shape != v.shape]
     if wrong:
-        raise UserError(
-            f"{source} is of another size: {_some(wrong)}. Give a checkpoint of this width, depth and image size"
-        )
+        raise UserError(f"{source} has another size: {_some(wrong)}. Give a checkpoint of this width, depth and image size")
     check_finite(module, state, source)
     return {k: state[k].to(v.dtype) for k, v in own.items()}
 
 
 def check_finite(module: nn.Module, state: State, source: str) -> None:
-    """UserError if a weight or a running statistic in `state` is NaN or infinite; `module` says which keys are those."""
+    """UserError if a weight or running statistic in `state` is NaN or infinite; `module` says which keys are checked."""
     weights = [name for name, _ in module.named_parameters()]
     statistics = [name for name, _ in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
     for name in (*weights, *statistics):
         values = state[name]
-        # The least and the greatest of values with a NaN are NaN; this needs no memory, as isfinite does.
+        # Minimum and maximum are NaN if any value is; unlike isfinite, this needs no extra memory.
         if values.is_floating_point() and values.numel() and not all(end.isfinite() for end in values.aminmax()):
-            raise UserError(f"{source} holds values of {name} that are not finite: take an earlier checkpoint of its run")
+            raise UserError(f"{source} has values in {name} that are not finite: use an earlier checkpoint of its run")
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:
@@ -210,7 +208,7 @@ def _some(names: Sequence[str], count: int = 3) -> str:
 
 
 def infer_config(state: State, vae_state: State, alphas: Sequence[float] | None = None) -> ModelConfig:
-    """The architecture that a pair of states was made for, read from names and shapes; alphas are not in them."""
+    """The architecture of a pair of states, inferred from names and shapes. States do not contain alphas."""
     per_level = Counter(state["lvl_1L"].flatten().tolist())
     patch_nums = tuple(round(per_level[s] ** 0.5) for s in sorted(per_level))
     return ModelConfig(
@@ -227,7 +225,7 @@ def infer_config(state: State, vae_state: State, alphas: Sequence[float] | None 
 
 
 def _vae_shape(vae_state: State) -> dict[str, Any]:
-    """What the VQ-VAE's own weights say of its architecture."""
+    """The part of the config that can be inferred from the VQ-VAE's weights."""
     ch = vae_state["encoder.conv_in.weight"].shape[0]
     levels = 1 + max(int(k.split(".")[2]) for k in vae_state if k.startswith("encoder.down."))
     shared = sum(k.startswith("quantize.quant_resi.qresi_ls") and k.endswith(".weight") for k in vae_state)
@@ -239,13 +237,13 @@ def _vae_shape(vae_state: State) -> dict[str, Any]:
 
 
 def load_tokenizer(source: str, patch_nums: tuple[int, ...]) -> VQVAE:
-    """A frozen VQ-VAE without its transformer; the sides of its token maps are not in the weights."""
+    """A frozen VQ-VAE without a transformer. Its weights do not contain the sides of its token maps, `patch_nums`."""
     state = read_vae_state(fetch(source, VAE_FILE))
     vocab, channels = state["quantize.embedding.weight"].shape
     try:
         shape = _vae_shape(state)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{source} is no complete VQ-VAE (missing: {error}): copy it again") from error
+        raise UserError(f"{source} is not a complete VQ-VAE (missing: {error}): copy it again") from error
     config = ModelConfig(patch_nums=patch_nums, V=vocab, Cvae=channels, alphas=default_alphas(len(patch_nums)), **shape)
     vae = VQVAE(config).requires_grad_(False).eval()
     load_into(vae, state, source)
@@ -253,13 +251,13 @@ def load_tokenizer(source: str, patch_nums: tuple[int, ...]) -> VQVAE:
 
 
 def read_model_state(path: Path) -> State:
-    """The transformer's state in `path`, unwrapped and with LoRA baked in."""
+    """The transformer's state in `path`, unwrapped, with LoRA baked in."""
     content = read_file(path)
     state = find_state(content, "pos_1LC", str(path))
     if state is None:
         if _has_adapters(content):
             raise UserError(adapters_only(path))
-        raise UserError(f"{path} holds no StyleVAR weights (no key pos_1LC at any level): give a model checkpoint")
+        raise UserError(f"{path} contains no StyleVAR weights (no key pos_1LC at any level): give a model checkpoint")
     return bake_lora(state, str(path))
 
 
@@ -267,13 +265,13 @@ def read_vae_state(path: Path) -> State:
     """The VQ-VAE's state in `path`."""
     state = find_state(read_file(path), "quantize.embedding.weight", str(path))
     if state is None:
-        raise UserError(f"{path} holds no VQ-VAE (no key quantize.embedding.weight): give the tokenizer's checkpoint")
+        raise UserError(f"{path} contains no VQ-VAE (no key quantize.embedding.weight): give the tokenizer's checkpoint")
     return state
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A transformer as it was read: `state` has the released names in their order, adapters baked in, all fp32."""
+    """A transformer's weights: `state` has the released names in their order, adapters baked in, all in fp32."""
 
     files: ModelFiles
     state: State
@@ -283,12 +281,12 @@ class ModelWeights:
 def load_pair(
     init: str, vae: str | None = None, alphas: Sequence[float] | None = None, revision: str | None = None
 ) -> tuple[VQVAE, StyleVAR]:
-    """Load a VQ-VAE and a StyleVAR, on CPU, in eval mode: whatever a user calls a model, see `locate`.
+    """Load a VQ-VAE and a StyleVAR on CPU, in eval mode.
 
     Args:
-        init: the model, a `source` of `locate`.
-        vae: a file, a folder, or a hub id `owner/name[:file]`; by default the one beside the model, or that of its run.
-        alphas: style weight per scale; by default those of `config.json` beside the model, else the published ones.
+        init: the model, as the `source` of `locate`.
+        vae: a file, a folder, or a hub id `owner/name[:file]`; by default the one beside the model or the one of its run.
+        alphas: style weight per scale; by default from `config.json` beside the model, else the published ones.
         revision: hub revision of both.
     """
     files = locate(init, revision)
@@ -301,9 +299,9 @@ def load_pair(
 
 
 def read_model(files: ModelFiles, vae: str | None = None, alphas: Sequence[float] | None = None) -> ModelWeights:
-    """Read a transformer; arguments as of `load_pair`. Without a config beside it, its VQ-VAE tells the architecture.
+    """Read a transformer; see `load_pair`. Without a config beside it, the architecture is inferred with its VQ-VAE.
 
-    UserError for weights that are incomplete, or are not those that a checkpoint was saved from.
+    UserError if the weights are incomplete, or differ from those that the checkpoint was saved from.
     """
     state = _read_state(files)
     arch = _own_config(files) or _inferred(files, state, vae)
@@ -320,40 +318,40 @@ def _read_state(files: ModelFiles) -> State:
         return _with_adapters(_read_state(files.base), files.weights)
     state = read_model_state(files.weights)
     if is_vanilla_var(state):
-        raise UserError(f"{files.name} is a vanilla VAR checkpoint, the start of SFT, not a StyleVAR: train it first")
+        raise UserError(f"{files.name} is a vanilla VAR checkpoint, from which SFT starts, not a StyleVAR: train it first")
     return state
 
 
 def _with_adapters(state: State, folder: Path) -> State:
-    """W + s B A for every layer that the PEFT adapters in `folder` are made for, as the policy itself computes it."""
+    """Apply the PEFT adapters in `folder`: W + s B A for each adapted layer, computed as in the policy."""
     try:
         settings = json.loads((folder / "adapter_config.json").read_text())
         scale = settings["lora_alpha"] / settings["r"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no readable adapter_config.json ({error}): take another checkpoint") from error
+        raise UserError(f"{folder} has no readable adapter_config.json ({error}): use another checkpoint") from error
     adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / "adapter_model.safetensors").items()}
     layers = {name.rpartition(".lora_")[0] for name in adapters}
     if unknown := sorted(layer for layer in layers if f"{layer}.weight" not in state):
-        raise UserError(f"{folder} holds adapters for {unknown[0]}, which its base lacks: their sizes do not fit")
+        raise UserError(f"{folder} has adapters for {unknown[0]}, which its base lacks: their sizes do not fit")
     parted = {(f"{k[:-7]}.base_weight" if k[:-7] in layers and k.endswith(".weight") else k): v for k, v in state.items()}
     return bake_lora({**parted, **adapters}, str(folder), scale)
 
 
 def _check_fingerprint(files: ModelFiles, state: State) -> None:
-    """Refuse weights that are not those that were saved: their base is another one now.
+    """Refuse weights that differ from those that were saved, because their base has changed.
 
-    On a GPU sums come out differently in the last bits, so that only what a CPU saved can be told for sure.
+    Sums on a GPU differ in the last bits, so only checkpoints saved on a CPU can be checked reliably.
     """
     facts = json.loads((files.weights.parent / FACTS).read_text())
     if facts.get("device") == "cpu" and fingerprint(state.values()) != facts["fingerprint"]:
         raise UserError(
-            f"{files.name} does not give the weights it was saved from: its base is another model now; name the old one "
+            f"{files.name} does not give the weights it was saved from, because its base has changed: name the old base "
             "with launch/export.py --base"
         )
 
 
 def fingerprint(weights: Iterable[Tensor]) -> str:
-    """A hash of a policy's effective weights, in the model's order and types: to the last bit."""
+    """A bit-exact hash of a policy's effective weights, in the model's order and dtypes."""
     digest = hashlib.sha256()
     for tensor in weights:
         digest.update(tensor.detach().cpu().flatten().numpy().data)
@@ -364,7 +362,7 @@ def _inferred(files: ModelFiles, state: State, vae: str | None) -> ModelConfig:
     try:
         vae_file = files.vae_file(vae)
     except BadSetting as error:
-        why = f"{files.name} has no {CONFIG_FILE} beside it: give its VQ-VAE, which tells the rest"
+        why = f"{files.name} has no {CONFIG_FILE} beside it: give its VQ-VAE, to infer the architecture"
         raise BadSetting("vae", None, why) from error
     try:
         return infer_config(state, read_vae_state(vae_file))
@@ -375,31 +373,31 @@ def _inferred(files: ModelFiles, state: State, vae: str | None) -> ModelConfig:
 
 
 def read_architecture(init: str, vae: str | None = None, revision: str | None = None) -> ModelConfig:
-    """The architecture of `load_pair`'s model: from the config beside it, or else from the weights, which are then read."""
+    """The architecture of `load_pair`'s model: from the config beside it, or else inferred from the weights."""
     files = locate(init, revision)
     return _own_config(files) or read_model(files, vae).arch
 
 
 def config_beside(init: str, revision: str | None) -> ModelConfig | None:
-    """The config that was saved with a model, if it was."""
+    """The config saved with a model, or None."""
     return _own_config(locate(init, revision))
 
 
 def _own_config(files: ModelFiles) -> ModelConfig | None:
-    """The config beside a model; None if there is none, or another program's (checkpoints on the hub often carry one)."""
+    """The config beside a model; None if there is none or it is another program's, as is common on the hub."""
     path = files.beside(CONFIG_FILE)
     if path is None:
         return None
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is no readable config ({error}): restore it, or remove it to use the defaults") from error
+        raise UserError(f"{path} is not a readable config ({error}): restore it, or remove it to use defaults") from error
     ours = isinstance(content, dict) and {"patch_nums", "alphas"} <= set(content)
     return ModelConfig.load(path) if ours else None
 
 
 def load_vae(source: str, config: ModelConfig) -> VQVAE:
-    """A frozen VQ-VAE of `config`'s shape from a file, folder or hub id."""
+    """Load a frozen VQ-VAE of `config`'s shape from a file, folder or hub id."""
     vae = VQVAE(config).requires_grad_(False).eval()
     path = fetch(source, VAE_FILE)
     load_into(vae, read_vae_state(path), str(path))
@@ -407,16 +405,16 @@ def load_vae(source: str, config: ModelConfig) -> VQVAE:
 
 
 def is_vanilla_var(state: State) -> bool:
-    """Whether `state` is a class-conditional VAR, the start of SFT."""
+    """Whether `state` is a class-conditional VAR, from which SFT starts."""
     return "blocks.0.attn.mat_qkv.weight" in state
 
 
 def load_vanilla_var(model: StyleVAR, state: State, source: str, image_encoder: State) -> None:
-    """Start SFT from a vanilla VAR: its attention fills guide and target, `feat_emb` keeps its fresh initialisation.
+    """Start SFT from a vanilla VAR: its attention initialises guide and target; `feat_emb` keeps its random initialisation.
 
     Args:
         state: the vanilla model's state, e.g. of `var_d20.pth`.
-        image_encoder: a torchvision ResNet-18 state (ImageNet weights); both encoders start from it, as loaded.
+        image_encoder: a torchvision ResNet-18 state (ImageNet weights); both encoders start from it.
     """
     own = model.state_dict()
     mapped: State = {k: own[k] for k in own if k.startswith("feat_emb.") or ".zero_k_bias_" in k}
@@ -440,7 +438,7 @@ def load_vanilla_var(model: StyleVAR, state: State, source: str, image_encoder: 
 
 
 def compact(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> State:
-    """The state on CPU as it is stored: matrices of floats as `dtype`, if that is smaller; all else as it is."""
+    """The state on CPU as it is saved: float matrices are cast to `dtype` if that is smaller; the rest is unchanged."""
 
     def stored(v: Tensor) -> Tensor:
         v = v.detach().cpu().contiguous()
@@ -462,7 +460,7 @@ def save_vae(vae: VQVAE, path: Path, half: bool = False) -> None:
 
 
 def save_torch(content: Any, path: Path) -> None:
-    """`torch.save`, but a file that cannot be written is an OSError that says why, not a RuntimeError of torch's."""
+    """`torch.save` that raises an OSError with the cause, not torch's RuntimeError, if the file cannot be written."""
     with path.open("wb") as file:
         try:
             torch.save(content, file)

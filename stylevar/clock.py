@@ -1,4 +1,4 @@
-"""How code tells whoever measures it which part of its work begins and ends."""
+"""Clocks: code marks the phases of its work, and the caller measures them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 Clock = Callable[[str], AbstractContextManager[None]]
-"""`with clock("decode"): ...`; parts may lie inside one another."""
+"""`with clock("decode"): ...`; phases may be nested."""
 
 
 def untimed(phase: str) -> AbstractContextManager[None]:
-    """The clock of those whom nobody measures."""
+    """A no-op clock."""
     return nullcontext()

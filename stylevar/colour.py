@@ -1,4 +1,4 @@
-"""ICC profiles: pictures in the colours of a camera, screen or press, as sRGB."""
+"""ICC profiles: convert pictures to sRGB."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Mode of the pixels that a profile of each colour space describes."""
+"""{a profile's colour space: the mode of the pixels that it describes}."""
 _DEVICES = ("scnr", "mntr", "prtr", "spac")
-"""Classes of profiles that say what a picture's own numbers mean; the others (links, effects, names) do not."""
-_BLACK_POINT_COMPENSATION = 0x2000  # a flag of LittleCMS that older Pillows have no name for
+"""Profile classes that define the colours of a picture's pixels; the others (links, effects, names) do not."""
+_BLACK_POINT_COMPENSATION = 0x2000  # a flag of LittleCMS without a name in older versions of Pillow
 _ROUNDING = 2
-"""Levels of 255 by which an sRGB profile's transform may differ from doing nothing."""
+"""The transform of an sRGB profile may change a channel by up to this many of 255 levels."""
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A picture of any mode with a plain meaning in RGB -> mode RGB, in sRGB; transparency is dropped.
+    """Convert a picture of any mode that maps to RGB to mode RGB in sRGB; transparency is dropped.
 
-    A profile that is broken or made for another kind of pixels is ignored, and so is one of sRGB itself, which leaves
-    the pixels exactly as they are.
+    A profile that is broken or made for other modes is ignored. So is an sRGB profile, so that its pixels stay exact.
     """
-    found = _transform(profile) if profile else None
-    if found is None or not _fits(image.mode, found[0]):
+    conversion = _transform(profile) if profile else None
+    if conversion is None or not _fits(image.mode, conversion[0]):
         return image.convert("RGB")
-    mode, transform = found
+    mode, transform = conversion
     converted = ImageCms.applyTransform(image.convert(mode), transform)
-    assert converted is not None  # which it is only if it is done in place
+    assert converted is not None  # it is None only for in-place transforms
     return converted
 
 
 def _fits(pixels: str, mode: str) -> bool:
-    """Whether pixels of one mode are what a profile for another describes; grey ones are a case of RGB, too."""
+    """Whether a profile for `mode` applies to pixels of mode `pixels`; grey pixels also fit an RGB profile."""
     if "CMYK" in (pixels, mode):
         return pixels == mode
     return mode == "RGB" or pixels in ("1", "L", "LA")
@@ -41,7 +40,7 @@ def _fits(pixels: str, mode: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
-    """The mode that the profile is for, and its transform to sRGB; None if there is nothing to be done."""
+    """The mode that the profile applies to, and its transform to sRGB; None if no conversion is needed."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _SPACES.get(source.profile.xcolor_space)
@@ -66,7 +65,7 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
 
 
 def _samples(mode: str) -> Image.Image:
-    """Colours from all over the space, as a picture."""
+    """A picture with a grid of colours from the whole colour space."""
     levels = np.arange(0, 256, 17, dtype=np.uint8)
     if mode == "L":
         return Image.fromarray(levels[None])

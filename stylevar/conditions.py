@@ -1,4 +1,4 @@
-"""What a condition contributes, computed once and shared by all of its trajectories."""
+"""The parts of the forward pass that depend only on the condition, computed once for all of its trajectories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stylevar.transformer import StyleVAR, without_autocast
 
 @dataclass(frozen=True)
 class ConditionState:
-    """Everything about B conditions that no adapter changes: it stays valid across updates of the adapters.
+    """The encoded state of B conditions. It does not depend on the adapters, so it stays valid across updates.
 
     start      [B, 1, C]            the content token that opens the sequence
     guides     [B, 2L, C]           guide tokens, scale by scale: its style tokens, then its content tokens
@@ -38,7 +38,7 @@ class ConditionState:
 
     @staticmethod
     def join(parts: Sequence[ConditionState]) -> ConditionState:
-        """The state of all conditions of `parts`, in their order."""
+        """Concatenate `parts`, in order."""
         if len(parts) == 1:
             return parts[0]
         return ConditionState(
@@ -52,16 +52,16 @@ class ConditionState:
 def encode_conditions(
     model: StyleVAR, style_pm1: Tensor, content_pm1: Tensor, idx_Bl: Sequence[Tensor] | None = None
 ) -> ConditionState:
-    """Encoders, VQ tokens, guide tokens and adaLN vectors of B conditions; images [B, 3, H, W] in [-1, 1].
+    """Compute the encoders, VQ tokens, guide tokens and adaLN vectors of B conditions; images [B, 3, H, W] in [-1, 1].
 
-    `idx_Bl`, one int64 [2B, p*p] per scale, are the tokens of the style and then the content images, if already known.
+    `idx_Bl`, one int64 [2B, p*p] per scale, holds the tokens of the style and then the content images, if known.
     """
     size = model.arch.image_size
     for name, image in (("style", style_pm1), ("content", content_pm1)):
         if tuple(image.shape[1:]) != (3, size, size):
             raise ValueError(f"{name} images are {tuple(image.shape)}, this model takes [B, 3, {size}, {size}]")
     batch = style_pm1.shape[0]
-    # Some CPU kernels return garbage gradients for small bfloat16 convolutions, and the encoders cost next to nothing.
+    # Some CPU kernels return garbage gradients for small bfloat16 convolutions, and the encoders are cheap.
     with without_autocast(style_pm1):
         cond = model.feat_emb(model.style_encoder(style_pm1).flatten(1))
         start = model.feat_emb(model.content_encoder(content_pm1).flatten(1))
@@ -83,7 +83,7 @@ def encode_conditions(
 
 @torch.no_grad()
 def encode_batch(model: StyleVAR, batch: ConditionBatch) -> ConditionState:
-    """`encode_conditions` of a batch as it passes between the roles, with the tokens that it brings, if any."""
+    """`encode_conditions` for a `ConditionBatch`, using its tokens if it has them."""
     device = model.device
     style, content = (u8_to_pm1(to_device(image, device)) for image in (batch.style, batch.content))
     if batch.tokens is None:
@@ -94,7 +94,7 @@ def encode_batch(model: StyleVAR, batch: ConditionBatch) -> ConditionState:
 
 
 def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:
-    """Style and content queries of every block, depth x [B, H, 2L, 64]. These do depend on the adapters."""
+    """Style and content queries of every block, depth x [B, H, 2L, 64]. Unlike the state, they depend on the adapters."""
     return [block.queries(state.guides, adaln) for block, adaln in zip(model.blocks, state.adaln, strict=True)]
 
 
@@ -118,7 +118,7 @@ def teacher_forced_features(
     alphas: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """What the head sees [B, G, L, C] for `tokens` (integers [B, G, L]), each given the true tokens of earlier scales.
+    """The head's input [B, G, L, C] for `tokens` (integers [B, G, L]), each given the true tokens of earlier scales.
 
     `alphas` [L, 1] replaces the model's own style weights. `recompute` keeps only each block's input for the backward
     pass.

@@ -1,4 +1,4 @@
-"""What a model is: the numbers that fix its shapes, and the blend weights that a checkpoint does not hold."""
+"""The config of a model: the numbers that determine its shapes, and the blend weights, which checkpoints lack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Alpha = Annotated[float, Ge(0), Le(1)]
 
 
 def default_alphas(scales: int) -> tuple[float, ...]:
-    """Style weight of each scale: the published ten values, or the same curve read at `scales` equally spaced points."""
+    """Style weight of each scale: the ten published values, or their curve sampled at `scales` equally spaced points."""
     if scales == len(PAPER_ALPHAS):
         return PAPER_ALPHAS
     at = np.linspace(0.0, len(PAPER_ALPHAS) - 1.0, scales)
@@ -56,11 +56,11 @@ class ModelConfig:
     attn_l2_norm: bool = True
     """L2-normalised queries and keys with a learned scale per head."""
     style_enc_dim: int = 512
-    """Features of the content and style encoders: 512 is ResNet-18, 128 a ResNet-18 of a quarter of the channels."""
+    """Features of the content and style encoders: 512 is ResNet-18, 128 a ResNet-18 with a quarter of the channels."""
     alphas: tuple[Alpha, ...] = PAPER_ALPHAS
     """Weight of the style stream at each scale, in [0, 1]; the content stream gets the rest."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """How this model is best sampled: no part of its shape, but what its users start from."""
+    """The default sampling settings of this model."""
 
     def __post_init__(self) -> None:
         check_bounds(self, as_named)
@@ -95,7 +95,7 @@ class ModelConfig:
         return self.patch_nums[-1] * 2 ** (len(self.ch_mult) - 1)
 
     def scale_slices(self) -> list[slice]:
-        """Where each scale lies among the L tokens."""
+        """The slice of each scale in the L tokens."""
         slices, start = [], 0
         for p in self.patch_nums:
             slices.append(slice(start, start + p * p))
@@ -103,7 +103,7 @@ class ModelConfig:
         return slices
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; of `sampling` only what is not as published."""
+        """Plain values; `sampling` contains only settings that differ from the published ones."""
         values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         published, own = asdict(SamplingConfig()), values.pop("sampling")
         if changed := {k: v for k, v in own.items() if v != published[k]}:
@@ -115,7 +115,7 @@ class ModelConfig:
         """Inverse of `to_dict`. Unknown keys raise UserError."""
         known = {f.name for f in fields(ModelConfig)}
         if unknown := sorted(set(values) - known):
-            raise UserError(f"unknown keys in the model config: {unknown}; known are {sorted(known)}")
+            raise UserError(f"unknown keys in the model config: {unknown}; known keys are {sorted(known)}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "sampling" in arguments:
             try:
@@ -129,8 +129,8 @@ class ModelConfig:
 
     @staticmethod
     def load(path: Path) -> ModelConfig:
-        """Read what `save` wrote. UserError if the file is something else."""
+        """Read a config written by `save`. UserError if the file is not one."""
         try:
             return ModelConfig.from_dict(json.loads(path.read_text()))
         except (UserError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is no config of a StyleVAR model: {error}") from error
+            raise UserError(f"{path} is not the config of a StyleVAR model: {error}") from error

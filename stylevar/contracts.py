@@ -1,4 +1,4 @@
-"""What passes between the roles: plain dataclasses of tensors. Group tensors are condition-major, [B, G, ...]."""
+"""The data that the roles exchange: plain dataclasses of tensors. Group tensors are condition-major, [B, G, ...]."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ConditionBatch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> ConditionBatch:
-        """The images on `device`; tokens stay where they are."""
+        """Move the images to `device`; tokens stay on theirs."""
         moved = {name: getattr(self, name).to(device) for name in ("content", "style", "target")}
         return replace(self, **moved)
 
@@ -50,9 +50,9 @@ class ConditionBatch:
 
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> ConditionBatch:
-        """Stack single conditions of one image size; a mixture of sizes raises ValueError.
+        """Stack conditions of one image size; raises ValueError for mixed sizes.
 
-        The batch has tokens if all of the conditions have.
+        The batch has tokens if all conditions have them.
         """
         sizes = {tuple(image.shape) for c in conditions for image in (c.content, c.style, c.target)}
         if len(sizes) != 1:
@@ -68,7 +68,7 @@ class ConditionBatch:
 
 
 class PolicyVersion(NamedTuple):
-    """Which weights: merges of adapters into the base, and changes of the adapters (updates, rollbacks) since the start."""
+    """Identifies weights by the number of merges into the base and of adapter changes (updates, rollbacks) so far."""
 
     merges: int
     updates: int
@@ -76,12 +76,12 @@ class PolicyVersion(NamedTuple):
 
 @dataclass(frozen=True)
 class Trajectories:
-    """G sampled token maps for each of B conditions, with what the learner needs to weigh them.
+    """G sampled token maps for each of B conditions, with the numbers that the learner needs.
 
     tokens     int16 [B, G, L]   VQ indices, scales concatenated, row-major within a scale
     logp       fp32 [B, G, L]    log-prob of each token under the full softmax at the sampling temperature 1
     kept_mass  fp32 [B, G, L]    log of the probability mass that top-k and top-p kept (0 where nothing was cut)
-    images     uint8 [B, G, 3, H, W], or [B, 0, 3, H, W] where they went elsewhere, to be scored
+    images     uint8 [B, G, 3, H, W], or [B, 0, 3, H, W] if they were sent to the scorer instead
     seeds      int64 [B, G]      the seed of each trajectory's random stream
     support    uint8 [B, G, L, ceil(V / 8)] or None: the sets the tokens were drawn from, packed (`--logprob support`)
     """
@@ -96,31 +96,31 @@ class Trajectories:
     support: Tensor | None = None
 
     def select(self, rows: slice) -> Trajectories:
-        """Those of some of the conditions."""
+        """The trajectories of some of the conditions."""
         columns = ("tokens", "logp", "kept_mass", "images", "seeds")
         chosen = {name: getattr(self, name)[rows] for name in columns}
         support = None if self.support is None else self.support[rows]
         return replace(self, keys=self.keys[rows], support=support, **chosen)
 
     def to(self, device: torch.device | str) -> Trajectories:
-        """All tensors but the seeds on `device`."""
+        """Move all tensors except the seeds to `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("tokens", "logp", "kept_mass", "images")}
         return replace(self, support=None if self.support is None else self.support.to(device), **moved)
 
     def without_images(self) -> Trajectories:
-        """What the learner needs."""
+        """The trajectories as the learner needs them, with no images."""
         return replace(self, images=self.images[:, :0])
 
 
 RewardDetail = Literal["none", "gradient", "map", "prefixes"]
-"""What a reward can tell beside its value; each method of credit assignment says which of it it needs."""
+"""Additional outputs of a reward; each method of credit assignment declares the one it needs."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards fp32 [B, G] (higher is better) and the components they were made of, each fp32 [B, G].
+    """Rewards fp32 [B, G] (higher is better) and their components, each fp32 [B, G].
 
-    `detail` is what was asked for beside them, a `RewardDetail`:
+    `detail` is the requested additional output, by `RewardDetail`:
 
     none      None
     gradient  bf16 [B, G, 3, H, W]  of the reward with respect to the image in [0, 1]
@@ -135,10 +135,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class TrajectoryRows:
-    """What is kept of B groups of G trajectories of one step.
+    """The record of B groups of G trajectories of one step.
 
     rewards, advantages  float [B, G]
-    components           {name: float [B, G]}, what the rewards were made of
+    components           {name: float [B, G]}, the components of the rewards
     logp                 float [B, G], log-prob summed over the tokens
     kl                   float [B, G], PANW-weighted estimate before beta
     seeds                int64 [B, G]
@@ -155,7 +155,7 @@ class TrajectoryRows:
 
     @staticmethod
     def of(trajectories: Trajectories, scores: Scores, advantages: Tensor, kl: Tensor) -> TrajectoryRows:
-        """Rows of trajectories that were scored and learned from; `advantages` and `kl` are float [B, G] on the CPU."""
+        """The rows of scored trajectories after the update; `advantages` and `kl` are float [B, G] on the CPU."""
         return TrajectoryRows(
             keys=trajectories.keys,
             rewards=scores.rewards.cpu(),
@@ -169,7 +169,7 @@ class TrajectoryRows:
 
     @staticmethod
     def join(parts: Sequence[TrajectoryRows]) -> TrajectoryRows:
-        """Several groups of rows of one version as one."""
+        """Concatenate rows of one policy version."""
         return TrajectoryRows(
             keys=tuple(key for part in parts for key in part.keys),
             rewards=torch.cat([part.rewards for part in parts]),
@@ -184,7 +184,7 @@ class TrajectoryRows:
 
 @dataclass(frozen=True)
 class CallInfo:
-    """What a worker says of a call, small enough for the driver to look at: the seconds that it worked on it."""
+    """A worker's summary of a call, small enough to send to the driver: the seconds that the call took."""
 
     seconds: float
 

@@ -1,12 +1,12 @@
-"""The exceptions that stand for a user's mistake."""
+"""Exceptions for user errors."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad input: the message names the value, the bound and the remedy.
+    """A user error. The message names the value, the bound and the remedy.
 
-    The programs in `launch/` print it as one line and exit with code 2; anything else is a bug and keeps its traceback.
+    The programs in `launch/` print it as one line and exit with code 2. Any other exception is a bug and shows a traceback.
     """
 
     def for_command_line(self) -> str:
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class BadSetting(UserError):
-    """A setting that is refused: in Python it goes by its argument's name, on a command line by its flag's."""
+    """A setting that is refused. In Python the message names the argument, on a command line the flag."""
 
     def __init__(self, name: str, value: object, why: str) -> None:
         super().__init__(name, value, why)
@@ -25,6 +25,6 @@ class BadSetting(UserError):
         return f"{self.name}={self.value!r}: {self.why}"
 
     def for_command_line(self) -> str:
-        """The message with the flag; a flag that is missing has no value."""
+        """The message with the flag; a missing flag has no value."""
         value = "" if self.value is None else f" {self.value}"
         return f"--{self.name.replace('_', '-')}{value}: {self.why}"

@@ -20,7 +20,7 @@ from stylevar.transformer import StyleVAR
 
 @dataclass(frozen=True)
 class Generation:
-    """tokens int16 [B, G, L]; logp and kept_mass fp32 [B, G, L]; f_hat [B * G, D, h, h]; logits and support on request."""
+    """tokens int16 [B, G, L]; logp and kept_mass fp32 [B, G, L]; f_hat [B * G, D, h, h]; logits and support if requested."""
 
     tokens: Tensor
     logp: Tensor
@@ -31,10 +31,10 @@ class Generation:
 
 
 def _paper_bias(earlier: int, now: int, like: Tensor) -> Tensor | None:
-    """Attention bias [2T, K] of the released cache, which holds every earlier scale twice in the style stream.
+    """Attention bias [2T, K] that reproduces the released cache, which holds every earlier scale twice.
 
-    A doubled key is the same as a single one with log 2 added to its score. In the content stream all keys are
-    doubled alike, which softmax does not see.
+    A doubled key is equivalent to a single one with log 2 added to its score. In the content stream all keys are
+    doubled, which cancels in the softmax.
     """
     if earlier == 0:
         return None
@@ -44,7 +44,7 @@ def _paper_bias(earlier: int, now: int, like: Tensor) -> Tensor | None:
 
 
 class Scale(NamedTuple):
-    """One scale as it was sampled: raw logits [B, G, T, V], the tokens drawn, and f_hat [B * G, D, h, h] with them."""
+    """One sampled scale: raw logits [B, G, T, V], the tokens drawn, and f_hat [B * G, D, h, h] up to this scale."""
 
     logits: Tensor
     draw: Draw
@@ -61,7 +61,7 @@ def generate_scales(
     sampling: SamplingConfig,
     alphas: Tensor | None = None,
 ) -> Iterator[Scale]:
-    """Sample `group` trajectories for each of the B conditions of `state`, one scale at a time; arguments of `generate`."""
+    """Sample `group` trajectories per condition of `state` and yield each scale; arguments as in `generate`."""
     arch, quantize = model.arch, model.vae.quantize
     batch = state.start.shape[0]
     cache = KVCache(arch.depth, batch, group, arch.depth, arch.tokens, model.device, model.compute_dtype)
@@ -101,10 +101,10 @@ def generate(
 
     Args:
         queries: `guide_queries(model, state)`.
-        stream: where the randomness comes from.
-        alphas: [L, 1] style weights, the model's own by default.
+        stream: the source of randomness.
+        alphas: [L, 1] style weights; by default the model's own.
         keep_logits: also return raw logits [B, G, L, V].
-        keep_support: also return the drawn-from sets, packed uint8 [B, G, L, ceil(V / 8)].
+        keep_support: also return the sets of tokens that could be drawn, packed uint8 [B, G, L, ceil(V / 8)].
     """
     draws, logits_all, support = [], [], []
     for scale in generate_scales(model, state, queries, group, stream, sampling, alphas):

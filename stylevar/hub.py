@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local file or folder, or a model on the Hugging Face hub."""
+"""Fetch checkpoints: a local file or folder, or a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from stylevar.errors import UserError
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w./-]+))?")
 ANSWER_SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5)
-"""How long a hub may take to say that it is there."""
+"""How long to wait for the hub to answer."""
 LINKS = ("latest", "best")
-"""Names that a run gives to checkpoints."""
+"""Aliases of checkpoints in a run."""
 _FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 
 
@@ -28,11 +28,11 @@ def fetch(
 
     Args:
         source: a file, a folder that holds `default_file`, or a hub id `owner/name` or `owner/name:file`.
-        default_file: what to take from a folder or a hub repository that names no file.
+        default_file: the file to take from a folder, or from a hub id without a file.
         revision: branch, tag or commit on the hub.
-        accepted: what the error tells the user to give.
+        accepted: the accepted sources, for the error message.
     Raises:
-        UserError: no such file, and no such model on the hub (or the hub is out of reach and nothing is cached).
+        UserError: there is no such file, and no such model on the hub (or the hub is unreachable and nothing is cached).
     """
     path = followed(Path(source))
     names_hub_file = ":" in source
@@ -49,9 +49,9 @@ def fetch(
 
 
 def followed(path: Path) -> Path:
-    """The checkpoint that a run's `latest` or `best` names; any other path as it is.
+    """The checkpoint that a run's `latest` or `best` points to; any other path is returned unchanged.
 
-    They are symbolic links, or small files on file systems that have none.
+    They are symbolic links, or small files on file systems without links.
     """
     if path.name not in LINKS or path.parent.name != "checkpoints":
         return path
@@ -61,10 +61,10 @@ def followed(path: Path) -> Path:
 
 
 def adapters_only(source: Path) -> str:
-    """What to tell a user who gave adapters where a whole model is needed."""
+    """The error message for adapters given in place of a whole model."""
     return (
-        f"{source} holds adapters only, without their base: give the checkpoint of the run that they lie in, continue that "
-        "run with --resume, or give a merged checkpoint (runs/NAME/model, or a folder of runs/NAME/merges)"
+        f"{source} holds adapters only, without their base: give the checkpoint folder of their run, continue that run with "
+        "--resume, or give a merged checkpoint (runs/NAME/model, or a folder in runs/NAME/merges)"
     )
 
 
@@ -72,14 +72,14 @@ def _no_model_in(folder: Path, default_file: str, accepted: str) -> str:
     if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
         return adapters_only(folder)
     names = sorted(entry.name for entry in folder.iterdir())
-    found = f"only {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "it is empty"
-    return f"folder {folder} holds no {default_file} ({found}): give {accepted}"
+    content = f"only {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "it is empty"
+    return f"folder {folder} holds no {default_file} ({content}): give {accepted}"
 
 
 def fetch_beside(source: str, fetched: Path, name: str, revision: str | None = None) -> Path | None:
-    """The file `name` in the folder of the file that `fetch(source, ...)` returned, or None if there is none.
+    """The file `name` beside the file that `fetch(source, ...)` returned, or None if there is none.
 
-    Where that came from the hub, the hub (or, out of its reach, the cache) is asked for `name` too.
+    If that file came from the hub, `name` is fetched from there too, or from the cache if the hub is unreachable.
     """
     beside = fetched.parent / name
     if beside.is_file():
@@ -101,24 +101,24 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub import errors as hub_errors
 
-    # Left to itself, the library asks a hub that is out of reach six times, for half a minute in all.
+    # By default the library retries an unreachable hub six times, for half a minute in total.
     silence = None if constants.HF_HUB_OFFLINE else _silence(constants.ENDPOINT)
     try:
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=silence is not None))
-    except Exception as error:  # Which classes it raises depends on its version and its HTTP client.
+    except Exception as error:  # The exception classes depend on the library's version and HTTP client.
         wanted = f"cannot get {file} of {repo} from {constants.ENDPOINT}"
         if silence is not None:
             raise UserError(
                 f"{wanted} ({silence}), and it is not in the cache {constants.HF_HUB_CACHE}: check the network, set "
-                "HF_HUB_OFFLINE=1 to use the cache alone, or give a local file"
+                "HF_HUB_OFFLINE=1 to use only the cache, or give a local file"
             ) from error
         missing = isinstance(error, hub_errors.LocalEntryNotFoundError)
         cause = error.__cause__ if missing and error.__cause__ else error
-        # Of the classes, the first that fits: some are subclasses of others.
+        # The first match counts: some classes are subclasses of others.
         reasons: dict[type[Exception], str] = {
-            hub_errors.OfflineModeIsEnabled: "it is not in the cache, and HF_HUB_OFFLINE forbids to fetch it",
-            hub_errors.GatedRepoError: "access to it has to be asked for on its page, and HF_TOKEN set",
-            hub_errors.RepositoryNotFoundError: "there is no such repository, or HF_TOKEN is needed to see it",
+            hub_errors.OfflineModeIsEnabled: "it is not in the cache, and HF_HUB_OFFLINE forbids downloads",
+            hub_errors.GatedRepoError: "it is gated: request access on its page, and set HF_TOKEN",
+            hub_errors.RepositoryNotFoundError: "there is no such repository, or it is private and needs HF_TOKEN",
             hub_errors.RevisionNotFoundError: f"it has no revision {revision}",
             hub_errors.EntryNotFoundError: f"revision {revision or 'main'} has no such file",
         }
@@ -129,7 +129,7 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
 
 @lru_cache
 def _silence(endpoint: str) -> str | None:
-    """Why the hub does not answer, or None if it does, be it with an error. A process asks each hub once."""
+    """Why the hub does not answer, or None if it does, even with an error. Each process asks each hub once."""
     from huggingface_hub.utils import get_session
 
     session = get_session()
@@ -138,10 +138,10 @@ def _silence(endpoint: str) -> str | None:
     def ask() -> None:
         try:
             session.head(endpoint, timeout=ANSWER_SECONDS)
-        except Exception as error:  # Of whatever HTTP client the library has.
+        except Exception as error:  # The classes depend on the library's HTTP client.
             failures.append((str(error).strip() or type(error).__name__).splitlines()[0])
 
-    # The time limit of a request is one for each address and leaves out the look-up of the name.
+    # A request's own timeout applies per address and excludes the DNS look-up.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(ANSWER_SECONDS)

@@ -22,7 +22,7 @@ def pm1_to_u8(image_pm1: Tensor) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; to a GPU through pinned memory, so that nobody waits for the copy."""
+    """Move `tensor` to `device`; to a GPU through pinned memory, so that the copy is asynchronous."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,7 +1,7 @@
-"""What the head says of sampled tokens, some rows at a time, so that not all logits are ever alive.
+"""Log-probs and other terms of sampled tokens, computed in chunks of rows, so that not all logits are in memory at once.
 
-The gradient with respect to the head's input follows from the probabilities, so that the forward pass leaves it behind and
-the backward pass needs no logits.
+The gradient with respect to the head's input follows from the probabilities, so the forward pass computes it and the
+backward pass needs no logits.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from stylevar.sampling import unpack_support
 
 CHUNK = 1 << 23
-"""Logits that are alive at once (32 MiB)."""
+"""Number of logits in memory at once (32 MiB)."""
 
 
 @dataclass(frozen=True)
 class TokenTerms:
     """fp32 [B, G, L] each.
 
-    logp     log-prob of the sampled token; with a gradient
-    entropy  of the token's distribution p
-    gain     sum over all codes v of p(v) A(v), A being constant: 0, with the gradient that the advantages ask for
+    logp     log-prob of the sampled token; differentiable
+    entropy  entropy of the token's distribution p
+    gain     sum over all codes v of p(v) A(v), with A constant: its value is 0, its gradient that of the advantages
     spread   standard deviation of A under p
-    kl       KL(p || reference) over all codes; with a gradient
+    kl       KL(p || reference) over all codes; differentiable
     """
 
     logp: Tensor
@@ -39,12 +39,12 @@ class TokenTerms:
 
 @dataclass(frozen=True)
 class CodeValues:
-    """A quadratic model of what each code would be worth in a token's place, up to a constant per token:
+    """A quadratic model of the value of each code in a token's place, up to a constant per token:
     value(v) = slope . e_v - curvature / 2 * |e_v - e_sampled|^2.
 
-    slopes     fp32 [B, G, L, D]  dR/dh, h being the token's vector
+    slopes     fp32 [B, G, L, D]  dR/dh, where h is the token's vector
     codebook   fp32 [V, D]        the vectors e_v
-    curvature  fp32 [L]           not negative
+    curvature  fp32 [L]           non-negative
     """
 
     slopes: Tensor
@@ -53,7 +53,7 @@ class CodeValues:
 
 
 class _Rows(torch.autograd.Function):
-    """`token_terms` of flattened rows: log-prob, entropy, gain, spread, KL; zeros for what was not asked for."""
+    """`token_terms` of flattened rows: log-prob, entropy, gain, spread, KL; terms that were not requested are zero."""
 
     @staticmethod
     def forward(
@@ -109,7 +109,7 @@ class _Rows(torch.autograd.Function):
                 kl[some] = (probs * difference).sum(-1)
                 if to_kl is not None:
                     to_kl[some] = ((probs * (difference - kl[some].unsqueeze(-1))) @ weight) / temperature
-        gain = 0 * spread  # not finite where the advantages are not, so that the step guard sees it
+        gain = 0 * spread  # not finite where the advantages are not, so that the step guard notices
         ctx.save_for_backward(to_logp, to_gain, to_kl)
         ctx.mark_non_differentiable(entropy, spread)
         return logp, entropy, gain, spread, kl
@@ -140,18 +140,18 @@ def token_terms(
     values: CodeValues | None = None,
     reference: Tensor | None = None,
 ) -> TokenTerms:
-    """What p = softmax(head(x) / temperature) says of `tokens`.
+    """The terms of `tokens` under p = softmax(head(x) / temperature).
 
     Args:
         head: frozen; gradients go to `x` only.
         x: fp32 [B, G, L, C].
         tokens: integers [B, G, L].
-        support: packed uint8 [B, G, L, ceil(V / 8)], the tokens that could be drawn, if the rest is to be left out.
-        values: what each code is worth, for `gain` and `spread`.
-        reference: the reference policy's input of the head, fp32 [B, G, L, C], for `kl`.
+        support: packed uint8 [B, G, L, ceil(V / 8)]: the tokens that could be drawn, to restrict p to them.
+        values: the value of each code, for `gain` and `spread`.
+        reference: the reference policy's input to the head, fp32 [B, G, L, C], for `kl`.
     """
     if head.weight.requires_grad:
-        raise ValueError("token_terms gives the head no gradient: freeze it")
+        raise ValueError("token_terms computes no gradient for the head: freeze it")
 
     def flat(rows: Tensor | None) -> Tensor | None:
         return None if rows is None else rows.flatten(0, 2)
@@ -184,6 +184,6 @@ def token_terms(
 def token_logprobs(
     head: nn.Linear, x: Tensor, tokens: Tensor, temperature: float = 1.0, support: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`token_terms`' log-probs and entropies alone."""
+    """Only the log-probs and entropies of `token_terms`."""
     terms = token_terms(head, x, tokens, temperature, support)
     return terms.logp, terms.entropy

@@ -1,9 +1,8 @@
-"""One projection for plain and LoRA-adapted linear layers, that multiplies only the rows that are used.
+"""One projection for plain and LoRA-adapted linear layers that multiplies only the rows in use.
 
-With adapters the forward multiplies by the effective weight W + s B A, and the backward keeps the gradient in factored form:
-dA = s (dy B)^T x and dB = s dy^T (x A^T), so neither a second matmul in the forward nor a dense dW is ever needed.
-
-Weights, adapters and their gradients stay fp32 whatever a layer multiplies in (`compute_in`).
+With adapters the forward pass multiplies by the effective weight W + s B A, and the backward pass keeps the gradient in
+factored form, dA = s (dy B)^T x and dB = s dy^T (x A^T), so neither a second matmul in the forward pass nor a dense dW is
+needed. Weights, adapters and their gradients stay fp32, whatever dtype a layer multiplies in (`compute_in`).
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ _COMPUTE = "_compute_dtype"
 class _FactoredLinear(torch.autograd.Function):
     """y = f(x) W_eff^T + bias with gradients for x, A and B; `effective` is W_eff, already computed, and `bias` is frozen.
 
-    The forward is the very call that a layer without adapters makes, so that adapters without effect change no bit. The
-    backward runs f, which is cheap, again, and so f(x) is not kept: a third of all that would be saved.
+    The forward pass makes the same call as a layer without adapters, so adapters without effect give identical bits. The
+    backward pass recomputes f, which is cheap: f(x) would be a third of all saved activations.
     """
 
     @staticmethod
@@ -82,27 +81,27 @@ def factors(layer: LoraLinear) -> tuple[Tensor, Tensor, float]:
 
 
 def compute_in(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Have `project` multiply in `dtype`, and return it; weights keep their own."""
+    """Make `project` multiply and return its result in `dtype`; weights keep their own dtype."""
     setattr(layer, _COMPUTE, dtype)
 
 
 def compute_dtype(layer: nn.Module) -> torch.dtype:
-    """What `project` multiplies in; the weight's own type unless `compute_in` was called."""
+    """The dtype that `project` multiplies in; the weight's own unless `compute_in` was called."""
     return getattr(layer, _COMPUTE, base_weight(layer).dtype)
 
 
 def keep_effective(layer: LoraLinear, weight: Tensor | None) -> None:
-    """Have `project` multiply by `weight`, the effective one [rows in use, in], until None has it compute its own again."""
+    """Make `project` use `weight`, the effective weight [rows in use, in]; with None it computes its own again."""
     setattr(layer, _EFFECTIVE, weight)
 
 
 def kept_effective(layer: LoraLinear) -> Tensor | None:
-    """What `keep_effective` was given last."""
+    """The weight last given to `keep_effective`."""
     return getattr(layer, _EFFECTIVE, None)
 
 
 def effective_rows(layer: LoraLinear, rows: slice) -> Tensor:
-    """Rows of W + s B A, detached, computed from the pristine base so that nothing drifts."""
+    """Rows of W + s B A, detached, always computed from the unchanged base so that errors do not accumulate."""
     lora_a, lora_b, scale = factors(layer)
     with torch.no_grad():
         return torch.addmm(base_weight(layer)[rows], lora_b[rows], lora_a, alpha=scale)
@@ -116,14 +115,14 @@ def project(
     prepare: Callable[..., Tensor] | None = None,
     constants: tuple[Tensor, ...] = (),
 ) -> Tensor:
-    """x [..., in] -> [..., len(rows)], of the layer's compute type: `layer` restricted to `rows` of its weight.
+    """x [..., in] -> [..., len(rows)] in the layer's compute dtype: `layer` restricted to `rows` of its weight.
 
     Args:
         layer: an `nn.Linear`, or PEFT's LoRA layer around one. Switched-off adapters are not applied.
-        rows: which outputs are wanted (all by default); the others are not multiplied.
-        bias: [len(rows)], in place of the layer's own.
-        prepare: what `prepare(x, *constants)` gives takes the place of x. It is not kept for the backward pass of an
-            adapted layer, which calls it again.
+        rows: the outputs to compute; all by default.
+        bias: [len(rows)], used in place of the layer's own.
+        prepare: `prepare(x, *constants)` replaces x. Its result is not kept for the backward pass of an adapted layer,
+            which calls it again.
     """
     rows = slice(None) if rows is None else rows
     if bias is None:
@@ -143,6 +142,6 @@ def project(
     if not torch.is_grad_enabled():
         return F.linear(ready(x, *constants), effective, bias)
     if any(constant.requires_grad for constant in constants):
-        raise ValueError("an adapted layer gives the constants of its `prepare` no gradient: freeze them")
+        raise ValueError("an adapted layer computes no gradient for the constants of `prepare`: freeze them")
     lora_a, lora_b, scale = factors(layer)
     return _FactoredLinear.apply(x, effective, bias, lora_a, lora_b[rows], scale, ready, *constants)

@@ -1,4 +1,4 @@
-"""Pictures as people have them: upright RGB, cut to the model's square, and back to their own shape."""
+"""Convert users' pictures: upright RGB, fitted to the model's square, and results back to the picture's shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Restore = Literal["aspect", "size", "square"]
 Size = tuple[int, int]
 
 MAX_PIXELS = 64_000_000
-"""More are neither decoded (a small file can unpack to gigabytes) nor written."""
+"""Larger pictures are neither decoded (a small file can unpack to gigabytes) nor written."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,8 +28,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation."""
-# Between them, these are what Pillow's decoders and its EXIF reader raise on damaged data.
+"""{EXIF orientation: the transpose that undoes it}."""
+# All exceptions that Pillow's decoders and EXIF reader raise for damaged data.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 OPAQUE_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
 ALPHA_MODES = ("RGBA", "LA", "PA")
@@ -37,7 +37,7 @@ DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class UnusableImage(ValueError):
-    """An image that cannot be decoded to what was asked for. `kind` is one of a few words, to count by."""
+    """An image that cannot be decoded as requested. `kind` is a short category, used for counting."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(f"{kind}: {reason}")
@@ -45,18 +45,17 @@ class UnusableImage(ValueError):
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any picture, decoded, as one of mode RGB that needs no turning; a second call changes nothing.
+    """Decode any picture to an upright one of mode RGB; a second call changes nothing.
 
-    Turned as its EXIF orientation says; its ICC profile's colours are converted to sRGB; transparency is laid on white;
-    grey, palette and CMYK are converted; 16-bit grey is scaled to 8 bits. Of an animation it is the frame that the image
-    stands at, the first of a file.
-    Raises UnusableImage of the kind "not RGB" for modes without a plain meaning in RGB (32 bits a channel, CIELAB).
+    Applies the EXIF orientation, converts the colours of an ICC profile to sRGB, puts transparency on white, converts
+    grey, palette and CMYK, and scales 16-bit grey to 8 bits. Takes an animation's current frame, the first one of a file.
+    Raises UnusableImage of the kind "not RGB" for modes that do not map to RGB (32 bits per channel, CIELAB).
     """
     profile = image.info.get("icc_profile")
     turn = UPRIGHT.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode in DEEP_MODES or (image.mode == "I" and image.format == "PNG"):  # which PNG's grey is in older Pillows
+    if image.mode in DEEP_MODES or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey PNGs in older Pillows
         image = _eight_bits(image)
     if image.mode not in OPAQUE_MODES + ALPHA_MODES:
         raise UnusableImage("not RGB", f"the mode is {image.mode}")
@@ -66,21 +65,21 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image.putalpha(alpha)
         image, profile = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image), None
     image = to_srgb(image, profile)  # a copy, even of RGB
-    image.info.clear()  # the orientation among it has been seen to
+    image.info.clear()  # includes the orientation, which has been applied
     return image
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 5 and above lie on their side."""
-    # Not ImageOps.exif_transpose: that also writes the other EXIF fields anew, which fails on odd ones.
+    """The EXIF orientation, 1 (upright) to 8; from 5 on, width and height are swapped."""
+    # Not ImageOps.exif_transpose: it rewrites the other EXIF fields too, and fails on unusual ones.
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except DAMAGE:  # the pixels are whole, and nobody knows of a turn
+    except DAMAGE:  # the pixels are intact; the orientation is unknown
         return 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey picture, scaled to mode L, or LA where one grey stands for transparency."""
+    """Scale a 16-bit grey picture to mode L, or to LA if one grey value marks transparency."""
     deep = np.asarray(image).astype(np.float64)
     grey = Image.fromarray((deep / 257).round().clip(0, 255).astype(np.uint8))
     clear = image.info.get("transparency")
@@ -91,7 +90,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def to_u8(image: Image.Image) -> Tensor:
     """A picture of mode RGB -> uint8 [3, H, W] in [0, 255]."""
-    # Band by band is half the time of turning [H, W, 3] round.
+    # Copying band by band takes half the time of permuting [H, W, 3].
     return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
@@ -101,10 +100,10 @@ def from_u8(image_u8: Tensor) -> Image.Image:
 
 
 def square(image: Image.Image, side: int, fit: Fit) -> Image.Image:
-    """An RGB picture of any shape as side x side pixels (LANCZOS).
+    """Fit an RGB picture of any shape to side x side pixels (LANCZOS).
 
-    crop: its centre square. stretch: all of it, out of shape. pad: all of it, in shape, in the middle; the margins are
-    its own mirror image, since a plain colour would be taken for a part of the scene.
+    crop: the centre square. stretch: the whole picture, distorted. pad: the whole picture, undistorted and centred; the
+    margins are its mirror image, because the model would treat a plain colour as part of the scene.
     """
     if fit == "crop":
         return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
@@ -117,7 +116,7 @@ def square(image: Image.Image, side: int, fit: Fit) -> Image.Image:
 
 
 def padded_size(size: Size, side: int) -> Size:
-    """Width and height of the picture within a square that it is padded to: the longer is `side`."""
+    """Width and height of a picture inside its padded square; the longer one is `side`."""
     longer = max(size)
     return max(1, round(size[0] * side / longer)), max(1, round(size[1] * side / longer))
 
@@ -129,14 +128,14 @@ def _padded_box(size: Size, side: int) -> tuple[int, int, int, int]:
 
 
 def restored(result: Image.Image, size: Size, fit: Fit, to: Restore) -> Image.Image:
-    """Undo `square`: the result of a content picture of `size`, in that picture's shape.
+    """Undo `square`: give the result for a content picture of `size` that picture's shape.
 
     Args:
         result: side x side pixels.
-        to: "aspect" keeps the model's resolution: under crop the square as it is, under pad what is left when the
-            margins are cut off, under stretch a picture of `size`'s aspect ratio with as many pixels as the square.
-            "size" enlarges (or shrinks) that to `size`, under crop to a square of its shorter side; never to more than
-            64 megapixels. "square" is what the model drew.
+        to: "aspect" keeps the model's resolution: the square itself under crop, the picture without its margins under
+            pad, and under stretch a picture of `size`'s aspect ratio with as many pixels as the square. "size" resizes
+            that to `size` (under crop to a square of its shorter side), to at most 64 megapixels. "square" is the
+            model's output.
     """
     if to == "square":
         return result
@@ -154,7 +153,7 @@ def restored(result: Image.Image, size: Size, fit: Fit, to: Restore) -> Image.Im
 
 
 def _bounded(size: Size, pixels: int, enlarge: bool = False) -> Size:
-    """`size` shrunk in shape to about so many pixels if it has more, or with `enlarge` in any case."""
+    """Scale `size` to about `pixels` pixels, keeping its shape: only down, or also up with `enlarge`."""
     factor = (pixels / (size[0] * size[1])) ** 0.5
     if factor >= 1 and not enlarge:
         return size

@@ -1,4 +1,4 @@
-"""Stylising pictures from Python, e.g. in a notebook.
+"""Stylise pictures from Python, for example in a notebook.
 
 from PIL import Image
 from stylevar.pipeline import StyleVARPipeline
@@ -36,17 +36,17 @@ Pictures = Image.Image | Sequence[Image.Image]
 
 @dataclass(frozen=True)
 class Sampling(SamplingChoice):
-    """How results are drawn."""
+    """How results are sampled."""
 
     num_samples: Annotated[int, Ge(1)] = 1
     """Results per pair."""
     seed: int = 0
-    """Seed; a result depends on it, on the name of its pair and on its number, not on the other pairs."""
+    """Random seed. A result depends on the seed, its pair's name and its number, not on other pairs."""
 
 
 @dataclass(frozen=True)
 class Stylised:
-    """The results: `pairs[p][i]` is sample i of pair p, `images` are all of them in that order."""
+    """The results: `pairs[p][i]` is sample i of pair p, and `images` lists all of them in that order."""
 
     pairs: list[list[Image.Image]]
 
@@ -57,10 +57,10 @@ class Stylised:
 
 @dataclass(frozen=True)
 class Partial:
-    """The results as far as they are drawn: `number` of `total` scales, the last of `side` x `side` tokens.
+    """The results after `number` of `total` scales, the last one of `side` x `side` tokens.
 
-    `decode()` gives them as `Stylised.pairs`; it costs as much as decoding the results themselves. f_hat is the latent
-    [pairs * samples, D, h, h].
+    `decode()` returns them in the form of `Stylised.pairs`, and takes as long as decoding the final results. f_hat is the
+    latent [pairs * samples, D, h, h].
     """
 
     number: int
@@ -71,7 +71,7 @@ class Partial:
 
 
 class StyleVARPipeline:
-    """A model that is ready to stylise; `model.vae` is its tokenizer."""
+    """A model ready to stylise; `model.vae` is its tokenizer."""
 
     def __init__(self, model: StyleVAR, streams: Streams = TrajectoryStreams) -> None:
         """`streams`: see `Sampler`."""
@@ -92,11 +92,11 @@ class StyleVARPipeline:
         Args:
             model: a file of weights, the folder of a model, a run, one of its checkpoints or merges, or a hub id
                 `owner/name[:file]`.
-            vae: a file, a folder or a hub id; by default the `vqvae.safetensors` beside the model, or that of its run.
-            revision: branch, tag or commit on the hub, of both.
+            vae: a file, a folder or a hub id; by default `vqvae.safetensors` beside the model, or the VQ-VAE of its run.
+            revision: branch, tag or commit on the hub, for both.
             device: by default a GPU if there is one.
-            precision: bf16 has the blocks multiply and attend in bfloat16, and a GPU decode in it.
-            alphas: style weight per scale in place of those in the model's config.
+            precision: with bf16 the blocks multiply and attend in bfloat16, and a GPU also decodes in bfloat16.
+            alphas: style weight per scale, instead of those in the model's config.
         Raises:
             UserError: weights are missing or do not fit.
         """
@@ -110,7 +110,7 @@ class StyleVARPipeline:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the squares that the model sees and draws."""
+        """Side of the model's square inputs and outputs in pixels."""
         return self.model.arch.image_size
 
     def __call__(
@@ -133,13 +133,13 @@ class StyleVARPipeline:
         """Stylise pairs of pictures of any mode, shape and EXIF orientation.
 
         Args:
-            content, style: a picture each, or lists: then the first content goes with the first style, and so on. A
-                single picture goes with every one of a list.
+            content, style: one picture each, or lists that are paired in order. A single picture is paired with every
+                picture of a list.
             num_samples, ..., kv_cache: see `Sampling`.
-            fit: how pictures become square, see `prepared`; restore: what shape results have, see `pictures.restored`.
-            names: one for each pair. A pair's random numbers come from `seed` and its name alone, so that its results
-                are the same in any list. Without names all pairs get the same random numbers.
-            batch: results that are computed at once.
+            fit: how pictures become square, see `prepared`; restore: the shape of the results, see `pictures.restored`.
+            names: one per pair. A pair's random numbers depend only on `seed` and its name, so its results are the same
+                in any list. Without names all pairs get the same random numbers.
+            batch: number of results computed at once.
         Raises:
             UserError: a setting is out of bounds, or a picture cannot be used.
         """
@@ -167,7 +167,7 @@ class StyleVARPipeline:
         restore: Restore = "aspect",
         names: Sequence[str] | None = None,
     ) -> Iterator[Partial]:
-        """The same results as they come into being: one `Partial` after each scale, all pairs and samples at once."""
+        """Sample the same results scale by scale: one `Partial` after each scale, for all pairs and samples at once."""
         sampling = sampling or Sampling()
         pairs = self.prepared(content, style, fit)
         seeds = self._seeds(names or pairs.same_names(), len(pairs.sizes), sampling)
@@ -182,17 +182,17 @@ class StyleVARPipeline:
             yield Partial(s + 1, len(sides), sides[s], scale.f_hat, partial(decoded, scale.f_hat))
 
     def prepared(self, content: Pictures, style: Pictures, fit: Fit) -> Prepared:
-        """Pictures paired, upright, RGB and square.
+        """Pair the pictures and make them upright, RGB and square.
 
-        `fit` crop and stretch do the same to contents and styles. With pad only contents are padded, and styles cropped:
-        a margin would count as style.
+        `fit` crop and stretch apply to contents and styles alike. With pad only contents are padded and styles are
+        cropped, because a margin would count as style.
         """
         contents, styles = _listed(content, "content"), _listed(style, "style")
         if 1 in (len(contents), len(styles)):
             contents, styles = contents * max(1, len(styles)), styles * max(1, len(contents))
         if len(contents) != len(styles) or not contents:
             raise UserError(
-                f"{len(contents)} content and {len(styles)} style pictures make no pairs: give as many, or one of either"
+                f"{len(contents)} content and {len(styles)} style pictures cannot be paired: give as many, or one of either"
             )
         squares = [
             torch.stack([to_u8(square(image, self.image_size, how)) for image in images])
@@ -203,9 +203,9 @@ class StyleVARPipeline:
     def sample(
         self, content_u8: Tensor, style_u8: Tensor, names: Sequence[str], sampling: Sampling, at_once: int = 8
     ) -> Tensor:
-        """Results uint8 [B, num_samples, 3, S, S] on CPU of squares uint8 [B, 3, S, S] with names for their streams.
+        """Sample results uint8 [B, num_samples, 3, S, S] on CPU for squares uint8 [B, 3, S, S]; `names` seed the streams.
 
-        `at_once` bounds the results that are computed together; it changes none of them.
+        `at_once` limits the number of results computed together; it does not change them.
         """
         seeds = self._seeds(names, len(content_u8), sampling)
         parts = self._sampler(sampling, at_once).parts(lambda rows: self._encoded(content_u8[rows], style_u8[rows]), seeds)
@@ -233,7 +233,7 @@ class StyleVARPipeline:
 
 @dataclass(frozen=True)
 class Prepared:
-    """B pairs as the model sees them, uint8 [B, 3, S, S], and what it takes to give results their contents' shapes."""
+    """B pairs as the model's input, uint8 [B, 3, S, S], with the data needed to give results their contents' shapes."""
 
     content_u8: Tensor
     style_u8: Tensor
@@ -241,11 +241,11 @@ class Prepared:
     fit: Fit
 
     def same_names(self) -> list[str]:
-        """The name of every pair that is given none."""
+        """The same name for every pair, for pairs without names."""
         return ["pair"] * len(self.sizes)
 
     def restored(self, results_u8: Tensor, to: Restore) -> list[list[Image.Image]]:
-        """uint8 [B, G, 3, S, S] as pictures, see `pictures.restored`."""
+        """Convert uint8 [B, G, 3, S, S] to pictures, see `pictures.restored`."""
         return [
             [restored(from_u8(image), size, self.fit, to) for image in images]
             for images, size in zip(results_u8, self.sizes, strict=True)
@@ -253,17 +253,17 @@ class Prepared:
 
 
 def style_fit(fit: Fit) -> Fit:
-    """How style pictures become square when contents do by `fit`."""
+    """The fit of style pictures, given that of the contents."""
     return "crop" if fit == "pad" else fit
 
 
 def _listed(pictures: Pictures, role: str) -> list[Image.Image]:
-    found = []
+    listed = []
     for number, image in enumerate([pictures] if isinstance(pictures, Image.Image) else pictures):
         if not isinstance(image, Image.Image):
-            raise UserError(f"{role} {number} is a {type(image).__name__}: give pictures, as of PIL.Image.open(path)")
+            raise UserError(f"{role} {number} is a {type(image).__name__}: give PIL images, as from PIL.Image.open(path)")
         try:
-            found.append(upright_rgb(image))
-        except DAMAGE as error:  # a file that is read only now, or of a mode without meaning in RGB
+            listed.append(upright_rgb(image))
+        except DAMAGE as error:  # a file that Pillow reads only now, or a mode that does not map to RGB
             raise UserError(f"{role} {number} cannot be used ({error}): give an 8-bit RGB picture") from error
-    return found
+    return listed

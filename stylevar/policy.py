@@ -1,4 +1,4 @@
-"""The policy as every process of a run holds it: the model, its adapters, and which version of both."""
+"""The policy in each process of a run: the model, its adapters, and the version of both."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Where a run's weights come from: the same for all of its processes.
+    """The source of a run's weights, the same for all of its processes.
 
-    `base`, after merges, is the model (a file or folder) whose weights replace those of `init`; `version` is what the
-    weights then are.
+    After merges, `base` is the model (a file or folder) whose weights replace those of `init`; `version` is the version of
+    these weights.
     """
 
     init: str
@@ -41,9 +41,9 @@ class PolicySource:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether a GPU may round the inputs of fp32 products and convolutions to TF32, in the whole process.
+    """Set for the whole process whether a GPU may round the inputs of fp32 products and convolutions to TF32.
 
-    By itself torch allows it for convolutions, and so would let tokens and pictures differ from those of a CPU.
+    By default torch allows it for convolutions, which would make tokens and pictures differ from those of a CPU.
     """
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -57,12 +57,12 @@ def _load(source: PolicySource) -> StyleVAR:
 
 
 class Policy:
-    """One process's copy of the policy; adapters are fresh until `load` is called."""
+    """One process's copy of the policy. The adapters have no effect until `load` is called."""
 
     def __init__(self, source: PolicySource, device: torch.device, model: StyleVAR | None = None) -> None:
-        """Raises UserError for files that are missing or do not fit. Sets whether TF32 is used in the whole process.
+        """Raises UserError if files are missing or do not fit. Sets whether the whole process uses TF32.
 
-        `model`, with its VQ-VAE, takes the place of the files of `source`.
+        `model`, with its VQ-VAE, replaces the files of `source`.
         """
         allow_tf32(source.tf32)
         self.model = _load(source) if model is None else model
@@ -85,28 +85,28 @@ class Policy:
         return self.model.arch.image_size
 
     def describe(self) -> dict[str, int]:
-        """Numbers of parameters."""
+        """The numbers of parameters."""
         return {
             "model parameters": sum(p.numel() for p in self.model.parameters()),
             "trainable parameters": sum(p.numel() for p in self.adapters.parameters()),
         }
 
     def load(self, adapters: Mapping[str, Tensor], version: PolicyVersion) -> None:
-        """Set the adapters, which are those of `version`."""
+        """Set the adapters to those of `version`."""
         if version.merges != self.version.merges:
-            raise ValueError(f"adapters of {version} do not belong on the base of {self.version}: replay the merges first")
+            raise ValueError(f"adapters of {version} do not fit the base of {self.version}: replay the merges first")
         self.adapters.load(adapters)
         self.version = version
 
     def merge(self, snapshot: Mapping[str, Tensor]) -> None:
-        """Bake `snapshot` into the base and start fresh adapters: the same arithmetic on every worker."""
+        """Bake `snapshot` into the base and reset the adapters, with the same arithmetic on every worker."""
         self.adapters.load(snapshot)
         self.adapters.bake()
         self.version = self.version._replace(merges=self.version.merges + 1)
         self.restart()
 
     def restart(self) -> None:
-        """Fresh adapters without effect, the same in every process of the same version."""
+        """Reset to adapters without effect, identical in all processes at the same version."""
         self.adapters.reset(self._adapter_seed())
 
     def _adapter_seed(self) -> int:

@@ -1,4 +1,4 @@
-"""Multi-scale residual vector quantisation: an image as token maps of growing resolution (VAR, Tian et al. 2024)."""
+"""Multi-scale residual vector quantisation: an image as token maps of increasing resolution (VAR, Tian et al. 2024)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Phi(nn.Conv2d):
-    """Half identity, half 3x3 convolution: repairs what upsampling a coarse token map blurs."""
+    """Half identity, half 3x3 convolution: corrects the blur of upsampling a coarse token map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -28,7 +28,7 @@ class PhiShared(nn.Module):
         self.qresi_ls = nn.ModuleList(Phi(channels) for _ in range(count))
 
     def index(self, at: float) -> int:
-        # In float64 on purpose: two ties at ten scales are broken by rounding, and released weights depend on it.
+        # Must be float64: at ten scales rounding breaks two ties, and the released weights depend on the result.
         count = len(self.qresi_ls)
         inset = 1 / 3 / count if count == 4 else 1 / 2 / count
         return int(np.argmin(np.abs(np.linspace(inset, 1 - inset, count) - at)))
@@ -66,7 +66,7 @@ class MultiScaleQuantizer(nn.Module):
     """Codebook [V, D] and the residual recursion over the scales `patch_nums`.
 
     A latent f [B, D, h, h] (h = the last scale's side) is approximated by f_hat = sum over scales of
-    phi_s(bicubic(codebook[idx_s])), each idx_s chosen on the area-resized rest of the scales before.
+    phi_s(bicubic(codebook[idx_s])). Each idx_s quantises the residual of the scales before it, area-resized.
     """
 
     def __init__(self, vocab: int, channels: int, patch_nums: Sequence[int], share_quant_resi: int) -> None:
@@ -95,16 +95,16 @@ class MultiScaleQuantizer(nn.Module):
         return distance.argmin(dim=1)
 
     def tokenize_scale(self, rest: Tensor, s: int) -> Tensor:
-        """Rest [B, D, h, h] -> int64 [B, p*p], the token map of scale s."""
+        """Residual [B, D, h, h] -> int64 [B, p*p], the token map of scale s."""
         z = _resize(rest, self.patch_nums[s], "area")
         return self.nearest(z.permute(0, 2, 3, 1).flatten(0, 2)).view(rest.shape[0], -1)
 
     def embed(self, idx: Tensor, s: int) -> Tensor:
-        """Tokens [B, p*p] of scale s -> what they add to f_hat, [B, D, h, h]."""
+        """Tokens [B, p*p] of scale s -> their contribution to f_hat, [B, D, h, h]."""
         return self.embed_vectors(self.embedding(idx), s)
 
     def embed_vectors(self, vectors: Tensor, s: int) -> Tensor:
-        """`embed` of any vectors [B, p*p, D] in place of the codebook's."""
+        """`embed` for arbitrary vectors [B, p*p, D] instead of codebook rows."""
         p = self.patch_nums[s]
         h = vectors.transpose(1, 2).reshape(vectors.shape[0], -1, p, p)
         return self.phi(s)(_resize(h, self.patch_nums[-1], "bicubic"))
@@ -134,10 +134,10 @@ class MultiScaleQuantizer(nn.Module):
         return idx_Bl
 
     def straight_through(self, f: Tensor, commitment: float = 0.25) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Quantise for training: gradients of f_hat pass to f unchanged (van den Oord et al. 2017).
+        """Quantise for training: the gradient of f_hat passes to f unchanged (van den Oord et al. 2017).
 
         Returns:
-            f_hat [B, D, h, h]; the codebook and commitment loss, a mean over the scales; the token maps.
+            f_hat [B, D, h, h]; the sum of codebook and commitment loss, averaged over the scales; the token maps.
         """
         with torch.no_grad():
             idx_Bl = self.f_to_idxBl(f)
@@ -159,10 +159,10 @@ class MultiScaleQuantizer(nn.Module):
         return self.cumulative(idx_Bl)[-1]
 
     def guide_features(self, idx_Bl: Sequence[Tensor]) -> Tensor:
-        """f_hat after each scale, area-resized to that same scale: [B, L, D]."""
+        """f_hat after each scale, area-resized to that scale: [B, L, D]."""
         return torch.cat([self.at_scale(f_hat, s) for s, f_hat in enumerate(self.cumulative(idx_Bl))], dim=1)
 
     def teacher_input(self, idx_Bl: Sequence[Tensor]) -> Tensor:
-        """What predicts scales 1..S-1: f_hat after scale s, area-resized to scale s + 1, [B, L - 1, D]."""
+        """The input that predicts scales 1..S-1: f_hat after scale s, area-resized to scale s + 1, [B, L - 1, D]."""
         steps = [self.at_scale(f_hat, s + 1) for s, f_hat in enumerate(self.cumulative(idx_Bl)[:-1])]
         return torch.cat(steps, dim=1) if steps else self.empty(idx_Bl[0].shape[0]).flatten(2).transpose(1, 2)[:, :0]

@@ -1,4 +1,4 @@
-"""Activation checkpointing of transformer blocks: memory for a second forward pass (Chen et al. 2016)."""
+"""Activation checkpointing of transformer blocks: saves memory at the cost of a second forward pass (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from stylevar.block import Block
 
 @contextmanager
 def recomputed(blocks: Iterable[Block]) -> Iterator[None]:
-    """Forward passes inside keep only each block's inputs; the backward pass runs the block again for the rest.
+    """Forward passes inside the context keep only each block's inputs; the backward pass recomputes the rest.
 
-    The backward pass may come after the context has ended. Whatever the blocks read besides their inputs (weights, effective
-    weights) must be the same then.
+    The backward pass may run after the context has ended. Everything else that the blocks read (weights, effective weights)
+    must be unchanged by then.
     """
     chosen = list(blocks)
     try:

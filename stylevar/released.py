@@ -1,4 +1,4 @@
-"""The two entry points of the released code, for those who know it."""
+"""The two entry points of the released code, kept for compatibility."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stylevar.transformer import StyleVAR
 
 
 class ReleasedStyleVAR(StyleVAR):
-    """The model with the methods of the released code. Every model that `stylevar.build` makes is one."""
+    """The model with the methods of the released code. `stylevar.build` always builds this class."""
 
     def teacher_forced_logits(self, idx_list: list[Tensor], style_img: Tensor, content_img: Tensor) -> Tensor:
-        """Logits of every token given the true tokens of the earlier scales.
+        """The logits of every token, given the true tokens of the earlier scales.
 
         Args:
             idx_list: one int64 [B, p*p] per scale.
@@ -48,7 +48,7 @@ class ReleasedStyleVAR(StyleVAR):
             g_seed: seed of the random stream; None draws from torch's global one.
             top_k, top_p: truncation of the distribution, 0 for none.
             style_strength: see `alphas`.
-            kv_cache: "exact", or "paper" as the released weights were sampled.
+            kv_cache: "exact", or "paper" to sample like the released code.
             return_tokens: also return the token maps, one int64 [B, p*p] per scale.
         Returns:
             Images [B, 3, H, W] in [0, 1].

@@ -1,4 +1,4 @@
-"""Log lines of a worker process that say which role wrote them, at which step."""
+"""Worker logs whose lines name the role and its step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 class RoleLog:
-    """Gives every log line of this process the name of the role and the step that it works on."""
+    """Adds the name of the role and its current step to every log line of this process."""
 
     def __init__(self, name: str) -> None:
         self.name, self.step = name, -1

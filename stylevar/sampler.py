@@ -18,15 +18,15 @@ from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
 Streams = type[TrajectoryStreams | CoupledStreams]
-"""What turns seeds into tokens."""
+"""Creates the random streams for given seeds."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """G samples of each of B conditions.
+    """G samples for each of B conditions.
 
-    tokens int16 [B, G, L]; logp and kept_mass fp32 [B, G, L]; images uint8 [B, G, 3, H, W]; support, if it was asked for,
-    packed uint8 [B, G, L, ceil(V / 8)].
+    tokens int16 [B, G, L]; logp and kept_mass fp32 [B, G, L]; images uint8 [B, G, 3, H, W]; support, if requested, packed
+    uint8 [B, G, L, ceil(V / 8)].
     """
 
     tokens: Tensor
@@ -37,7 +37,7 @@ class Samples:
 
     @staticmethod
     def join(parts: Sequence[Samples], dim: int = 0) -> Samples:
-        """The samples of all `parts`: of more conditions (dim 0), or more of the same (dim 1)."""
+        """Concatenate `parts` along conditions (dim 0) or samples (dim 1)."""
 
         def joined(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in parts], dim)
@@ -47,7 +47,7 @@ class Samples:
 
 
 class Sampler:
-    """Draws groups of samples from a model's current weights."""
+    """Samples groups from a model's current weights."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class Sampler:
         """
         Args:
             style_strength: see `StyleVAR.alphas`.
-            streams: what turns seeds into tokens; CoupledStreams costs more, and makes policies comparable.
-            at_once, decode_at_once: bounds on how many samples are drawn and decoded together, 0 for none. They change
-                no sample.
+            streams: the kind of random stream; CoupledStreams is slower but makes policies comparable.
+            at_once, decode_at_once: limits on the samples drawn and decoded together, 0 for none. They do not change the
+                samples.
             keep_support: also return the sets of tokens that could be drawn.
-            clock: told of the phase "decode".
+            clock: times the phase "decode".
         """
         self.model, self.config, self.style_strength, self.streams = model, config, style_strength, streams
         self.at_once, self.decode_at_once, self.keep_support = at_once, decode_at_once, keep_support
@@ -76,9 +76,9 @@ class Sampler:
 
     @torch.no_grad()
     def parts(self, encoded: Callable[[slice], ConditionState], seeds: Tensor) -> Iterator[Samples]:
-        """Samples for seeds int64 [B, G], of as many conditions at a time as `at_once` allows; at least one.
+        """Yield samples for seeds int64 [B, G], for as many conditions at a time as `at_once` allows, but at least one.
 
-        `encoded` gives the state of some of the conditions, when their turn comes.
+        `encoded` is called for the state of each slice of conditions just before it is sampled.
         """
         group = seeds.shape[1]
         conditions = conditions_at_once(self.at_once, len(seeds), group)
@@ -91,7 +91,7 @@ class Sampler:
 
     @torch.no_grad()
     def scales(self, state: ConditionState, seeds: Tensor) -> Iterator[Scale]:
-        """The same samples as they come into being, all conditions of `state` at once."""
+        """Yield the same samples scale by scale, for all conditions of `state` at once."""
         yield from generate_scales(
             self.model,
             state,
@@ -110,15 +110,15 @@ class Sampler:
         group: int,
         alphas: Tensor | None = None,
     ) -> Generation:
-        """Everything of `group` samples but their images.
+        """Draw `group` samples per condition without decoding images.
 
-        `queries` are the state's `guide_queries`; `alphas` [L, 1] replace those of the model and the style strength.
+        `queries` are the state's `guide_queries`; `alphas` [L, 1] replace those of the model and of the style strength.
         """
         alphas = self.model.alphas(self.style_strength) if alphas is None else alphas
         return generate(self.model, state, queries, group, stream, self.config, alphas, keep_support=self.keep_support)
 
     def images(self, f_hat: Tensor, seeds: Tensor) -> Tensor:
-        """Latents [B * G, D, h, h] of samples with these seeds [B, G] -> uint8 [B, G, 3, H, W]."""
+        """Decode latents [B * G, D, h, h] of samples with seeds [B, G] to uint8 [B, G, 3, H, W]."""
         return decode(self.model.vae, f_hat, self.decode_at_once).unflatten(0, tuple(seeds.shape))
 
     def _run(self, state: ConditionState, queries: Sequence[Tensor], seeds: Tensor) -> Samples:
@@ -132,11 +132,11 @@ class Sampler:
 
 
 def conditions_at_once(samples: int, conditions: int, group: int) -> int:
-    """Of so many conditions, how many are drawn together if `samples` may be, at least one; 0 is no bound."""
+    """How many conditions to draw together if at most `samples` samples may be (0 for no limit); at least one."""
     return max(1, samples // group if samples else conditions)
 
 
 @torch.no_grad()
 def decode(vae: VQVAE, f_hat: Tensor, at_once: int = 0) -> Tensor:
-    """Quantised latents [N, D, h, w] -> images uint8 [N, 3, H, W], `at_once` at a time (0 for all)."""
+    """Decode quantised latents [N, D, h, w] to images uint8 [N, 3, H, W], `at_once` at a time (0 for all)."""
     return torch.cat([pm1_to_u8(vae.fhat_to_img(some)) for some in f_hat.split(at_once or len(f_hat))])

@@ -1,4 +1,4 @@
-"""From logits to tokens: truncation, random streams, and what is recorded of the distribution."""
+"""From logits to tokens: truncation, random streams, and the recorded log-probs and kept sets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from stylevar.sampling_config import SamplingConfig
 
 
 def support_of(logits: Tensor, top_k: int, top_p: float) -> Tensor | None:
-    """Which tokens may be drawn: the `top_k` best, and of those the smallest set that holds a share `top_p`. 0 is off.
+    """Which tokens may be drawn: of the `top_k` most likely, the smallest set with a probability of `top_p`. 0 is off.
 
-    Logits [..., V] -> bool [..., V], or None where nothing is cut. The largest logit always stays, and tokens that tie
-    with the last one kept are kept too.
+    Logits [..., V] -> bool [..., V], or None if nothing is cut. The largest logit is always kept, and so are tokens
+    that tie with the last one kept.
     """
     vocab = logits.shape[-1]
     k = top_k if 0 < top_k < vocab else vocab
     if not 0.0 < top_p < 1.0:
         return None if k == vocab else logits >= logits.topk(k, dim=-1).values[..., -1:]
     best = logits.topk(k, dim=-1).values  # descending
-    # Ties with the k-th value all stay, so the shares are taken over everything at or above it.
+    # All ties with the k-th value are kept, so the shares are relative to everything at or above it.
     ties = (logits >= best[..., -1:]).sum(-1, keepdim=True) - k
     total = torch.logaddexp(best.logsumexp(-1, keepdim=True), best[..., -1:] + ties.log())
     tied_extra = 1.0 - (best - total).exp().sum(-1, keepdim=True)
@@ -36,7 +36,7 @@ def support_of(logits: Tensor, top_k: int, top_p: float) -> Tensor | None:
 
 
 class Stream(Protocol):
-    """A source of tokens: draws from probabilities [B, G, T, V] the indices [B, G, T] of the tokens `at` of the sequence."""
+    """A random source: draws token indices [B, G, T] from probabilities [B, G, T, V] for positions `at` of the sequence."""
 
     def draw(self, probs: Tensor, at: slice) -> Tensor: ...
 
@@ -53,23 +53,23 @@ class SharedStream:
 
 
 class UniformStream:
-    """Tokens from inverting the cumulative distribution at one uniform number per token, `uniform` fp32 [B, G, L]."""
+    """Inverts the cumulative distribution at one uniform number per token, `uniform` fp32 [B, G, L]."""
 
     def __init__(self, uniform: Tensor) -> None:
         self.uniform = uniform
 
     def draw(self, probs: Tensor, at: slice) -> Tensor:
         cumulative = probs.cumsum(-1)
-        if probs.device.type != "cpu":  # the CPU adds in order; elsewhere the last bits need not grow with the index
+        if probs.device.type != "cpu":  # a CPU adds in order; elsewhere rounding can make the sum decrease
             cumulative = level_over_cut(cumulative, probs)
         total = cumulative[..., -1:]
-        # Strictly below the total, or rounding could land on a token that was cut.
+        # Strictly below the total; otherwise rounding could select a token that was cut.
         point = torch.minimum(self.uniform[..., at].unsqueeze(-1) * total, total * (1 - 2**-23))
         return torch.searchsorted(cumulative, point.contiguous(), right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
 
 
 class TrajectoryStreams(UniformStream):
-    """One stream per trajectory: its numbers depend on its own seed only, not on batch shape, workers or order."""
+    """One stream per trajectory. Its numbers depend only on its own seed, not on batch shape, workers or order."""
 
     def __init__(self, seeds: Tensor, length: int, device: torch.device) -> None:
         """`seeds` int64 [B, G]; `length` = L tokens per trajectory."""
@@ -78,14 +78,14 @@ class TrajectoryStreams(UniformStream):
 
 
 class CoupledStreams:
-    """One stream per trajectory, for scoring two policies against each other with the same random numbers.
+    """One stream per trajectory, for comparing two policies with the same random numbers.
 
-    A token is argmax probs / e with e ~ Exp(1) per entry of the vocabulary (Gumbel-max): policies that are close draw
-    mostly the same tokens, and the noise of their difference shrinks. Costs V random numbers a token, not one.
+    A token is argmax probs / e with e ~ Exp(1) per vocabulary entry (Gumbel-max). Similar policies then draw mostly the
+    same tokens, which reduces the noise of their difference. It takes V random numbers per token instead of one.
     """
 
     def __init__(self, seeds: Tensor, length: int, device: torch.device) -> None:
-        """`seeds` int64 [B, G]; `length` and `device` as of `TrajectoryStreams`."""
+        """`seeds` int64 [B, G]; `length` and `device` as in `TrajectoryStreams`."""
         self.generators = [torch.Generator().manual_seed(int(s)) for s in seeds.flatten()]
         self.drawn = 0
 
@@ -99,7 +99,7 @@ class CoupledStreams:
 
 
 def level_over_cut(cumulative: Tensor, probs: Tensor) -> Tensor:
-    """`cumulative` without rounding noise: it never falls, and stays level where `probs` is 0: no draw ends there."""
+    """`cumulative` without rounding noise: it never decreases and is flat where `probs` is 0, so no draw ends there."""
     return cumulative.where(probs > 0, 0.0).cummax(-1).values
 
 
@@ -110,13 +110,13 @@ def trajectory_seed(seed: int, step: int, key: str, g: int) -> int:
 
 
 def trajectory_seeds(seed: int, step: int, keys: tuple[str, ...], group: int) -> Tensor:
-    """Seeds int64 [B, G] of G trajectories for each condition key."""
+    """The seeds int64 [B, G] of G trajectories for each condition key."""
     return torch.tensor([[trajectory_seed(seed, step, key, g) for g in range(group)] for key in keys])
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Tokens int64 [B, G, T], their full-softmax log-probs, the log of the kept mass (fp32), and the kept set if any."""
+    """Tokens int64 [B, G, T], their full-softmax log-probs, the log of the kept mass (fp32), and the kept set, if any."""
 
     tokens: Tensor
     logp: Tensor
@@ -125,9 +125,10 @@ class Draw:
 
 
 def draw_tokens(logits: Tensor, sampling: SamplingConfig, stream: Stream, at: slice) -> Draw:
-    """Sample one scale. `logits` fp32 [B, G, T, V]; `at` is where its tokens lie in the sequence.
+    """Sample one scale. `logits` fp32 [B, G, T, V]; `at` is the slice of its tokens in the sequence.
 
-    The policy is softmax(logits / temperature); truncation changes what is drawn, and `kept_mass` says by how much.
+    The policy is softmax(logits / temperature). Truncation changes the sampling distribution; `kept_mass` records by how
+    much.
     """
     logits = logits if sampling.temperature == 1.0 else logits / sampling.temperature
     logp_all = logits.log_softmax(-1)

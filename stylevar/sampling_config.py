@@ -1,4 +1,4 @@
-"""How a model is sampled: the settings of rollouts, evaluation, the pipeline and `autoregressive_infer`."""
+"""Sampling settings of rollouts, evaluation, the pipeline and `autoregressive_infer`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TopP = Annotated[float, Ge(0), Le(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How tokens are drawn; by default as published. Raises BadSetting for what is out of bounds."""
+    """How tokens are drawn; the defaults are the published values. Raises BadSetting for values out of bounds."""
 
     temperature: Temperature = 1.0
     """The policy is softmax(logits / temperature)."""
     top_k: TopK = 900
-    """Only the best K tokens may be drawn; 0 for all."""
+    """Sample only from the K most likely tokens; 0 for all."""
     top_p: TopP = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
+    """Sample only from the smallest set of tokens with this probability; 0 for all."""
     kv_cache: KvCache = "exact"
-    """exact samples from the policy that the learner sees; paper reproduces the released cache."""
+    """exact samples from the policy that is trained; paper reproduces the cache of the released code."""
 
     def __post_init__(self) -> None:
         check_bounds(self, BadSetting)
@@ -37,24 +37,24 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingChoice:
-    """How a trained model is sampled. None leaves a setting to the model's config.json. Raises BadSetting as above."""
+    """Sampling settings for a trained model. None takes the value in the model's config.json. Raises BadSetting as above."""
 
     style_strength: Annotated[float, Ge(-1), Le(1)] = 0.0
-    """From -1 (more content) to 1 (more style); best with a model trained with --alpha-jitter."""
+    """From -1 (more content) to 1 (more style); works best with a model trained with --alpha-jitter."""
     top_k: TopK | None = None
-    """Only the best K tokens may be drawn; 0 for all. By default what the model's config.json says, else 900."""
+    """Sample only from the K most likely tokens; 0 for all. By default the value in the model's config.json, else 900."""
     top_p: TopP | None = None
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all. By default the model's, else 0.96."""
+    """Sample only from the smallest set of tokens with this probability; 0 for all. By default the model's, else 0.96."""
     temperature: Temperature | None = None
-    """Higher for more varied, lower for safer results. By default the model's, else 1."""
+    """Higher values give more varied, lower ones safer results. By default the model's, else 1."""
     kv_cache: KvCache | None = None
-    """paper reproduces how the released weights were sampled. By default the model's, else exact."""
+    """exact, or paper to sample like the released code. By default the model's, else exact."""
 
     def __post_init__(self) -> None:
         check_bounds(self, BadSetting)
         self.over(SamplingConfig())
 
     def over(self, own: SamplingConfig) -> SamplingConfig:
-        """The settings that hold for a model whose own are `own`."""
+        """These settings on top of a model's own."""
         chosen = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         return replace(own, **{name: value for name, value in chosen.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What a user may call a model, and where its files lie: weights, a run or a part of it, or a model on the hub."""
+"""Locate a model's files from a user's path: weights, a run or a part of it, or a model on the hub."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from stylevar.yaml_files import read_yaml
 
 MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
 ADAPTER, FACTS = "adapter", "worker.json"
-"""In a checkpoint of a GRPO run: the folder of adapters, and the file that says which base they stand on."""
+"""In a checkpoint of a GRPO run: the folder of adapters, and the file that names their base."""
 ACCEPTED = "a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id owner/name[:file]"
 Take = Literal["final", "best", "latest"]
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model's parts lie.
+    """The locations of a model's parts.
 
-    name     what to call the model
-    weights  a file with all of its weights; or, with `base`, a folder of adapters
-    run      the run that it comes from, if any; `settings` are that run's
-    revision of what lies on the hub
-    base     the model that the adapters stand on
+    name      the model's name in messages
+    weights   a file with all weights or, with `base`, a folder of adapters
+    run       the run that the model comes from, if any; `settings` are that run's
+    revision  of the files on the hub
+    base      the base model of the adapters
     """
 
     name: str
@@ -38,11 +38,11 @@ class ModelFiles:
     base: ModelFiles | None = None
 
     def beside(self, file: str) -> Path | None:
-        """The file of this name beside the weights, on the hub too; None if there is none."""
+        """The file of this name beside the weights, locally or on the hub; None if there is none."""
         return fetch_beside(self.name, self.weights, file, self.revision)
 
     def vae_file(self, vae: str | None = None) -> Path:
-        """The file of the VQ-VAE `vae`; by default of the one beside the weights, or of the one that the run started with.
+        """The file of the VQ-VAE `vae`; by default the one beside the weights, or the one that the run started with.
 
         BadSetting if none is known.
         """
@@ -55,14 +55,14 @@ class ModelFiles:
 
 
 def locate(source: str, revision: str | None = None, base: str | None = None, take: Take = "final") -> ModelFiles:
-    """The files of the model that `source` names. Nothing is read but settings.
+    """Locate the files of the model `source`. Reads only settings.
 
     Args:
         source: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
             `owner/name[:file]`.
         revision: branch, tag or commit on the hub; by default the run's.
-        base: where the model that adapters stand on lies, if it has moved since.
-        take: of a run, its finished model, or its best or latest checkpoint.
+        base: the base model of adapters, if it has moved.
+        take: for a run, whether to take its finished model, or its best or latest checkpoint.
     Raises:
         UserError: there is no model, or a checkpoint's base is missing.
     """
@@ -78,12 +78,12 @@ def locate(source: str, revision: str | None = None, base: str | None = None, ta
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run, of GRPO or SFT."""
+    """Whether this is the folder of a GRPO or SFT run."""
     return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
 def run_of(path: Path) -> Path | None:
-    """The run's folder that `path` is, or lies in."""
+    """The run's folder that `path` is or is inside."""
     if not path.exists():
         return None
     if is_run(path):
@@ -92,25 +92,25 @@ def run_of(path: Path) -> Path | None:
 
 
 def merged_base(checkpoint: Path) -> str | None:
-    """The merge of its run that a GRPO checkpoint's adapters stand on; None if that is the run's --init."""
+    """The merge that is the base of a GRPO checkpoint's adapters; None if the base is the run's --init."""
     base = json.loads((checkpoint / FACTS).read_text())["base"]
     return None if base == "init" else str(checkpoint.parent.parent / base)
 
 
 def _taken(run: Path, take: Take) -> Path:
-    """The part of a run that `take` names. UserError, with those that are there, if it is not."""
+    """The part of a run that `take` names. If it does not exist, UserError lists those that do."""
     places = {"final": run / "model", **{name: run / "checkpoints" / name for name in LINKS}}
     there = {name: place for name, place in places.items() if followed(place).is_dir()}
     if take in there:
         return followed(there[take])
     if not there:
-        raise UserError(f"run {run} holds neither a finished model nor a checkpoint yet: let it go on to its first one")
+        raise UserError(f"run {run} has neither a finished model nor a checkpoint yet: let it run to its first checkpoint")
     what = "finished model" if take == "final" else f"{take} checkpoint"
     raise UserError(f"run {run} has no {what} yet: give {' or '.join(map(str, there.values()))}")
 
 
 def _settings(path: Path, run: Path | None) -> dict[str, Any]:
-    """The settings that a model was made with; without any run none."""
+    """The settings of a model's run; empty without a run."""
     files = [path / "run_config.yaml", *([] if run is None else [run / "config.yaml"])]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
@@ -120,16 +120,16 @@ def _settings(path: Path, run: Path | None) -> dict[str, Any]:
 
 
 def _base(checkpoint: Path, settings: Mapping[str, Any], base: str | None) -> ModelFiles:
-    """The model that a GRPO checkpoint's adapters stand on."""
+    """The base model of a GRPO checkpoint's adapters."""
     base = base or merged_base(checkpoint) or settings.get("init")
     if base is None:
         raise UserError(
-            f"{checkpoint} holds adapters, and no config.yaml of their run lies above it: put it back into its run, or name "
-            "the model that they stand on with launch/export.py --base"
+            f"{checkpoint} holds adapters, but the config.yaml of their run is missing: put the checkpoint back into its "
+            "run, or name the adapters' base model with launch/export.py --base"
         )
     try:
         return locate(base, settings.get("revision"))
     except UserError as error:
         raise UserError(
-            f"the base of {checkpoint}: {error}; if it has moved, name its new place with launch/export.py --base"
+            f"the base of {checkpoint}: {error}; if it has moved, give its new path with launch/export.py --base"
         ) from error

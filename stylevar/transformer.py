@@ -1,8 +1,8 @@
 """The StyleVAR transformer: next-scale prediction with blended style and content cross-attention.
 
 Shapes: B conditions, G trajectories of each, T tokens (of one scale, or all L), C width, H heads of 64, D latent channels.
-Everything that depends on the condition only (encoders, guides, adaLN vectors, guide queries) is computed once per
-condition in `conditions.py`; the blocks here see the target tokens of B x G trajectories.
+Everything that depends only on the condition (encoders, guides, adaLN vectors, guide queries) is computed once per
+condition in `conditions.py`; the blocks here process the target tokens of B x G trajectories.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from stylevar.vqvae import VQVAE
 
 MIN_SPAN = 64
-"""Tokens of the scales that share an attention call: below, calls cost more than the masked part of their square."""
+"""Small scales share a call until it has this many tokens: below, another call costs more than the masked scores."""
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Inside, operations on the device of `x` keep the types of their inputs (on meta nothing changes them)."""
+    """Inside the context, operations on the device of `x` keep their inputs' dtypes (on meta they always do)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -73,7 +73,7 @@ class StyleVAR(nn.Module):
         super().__init__()
         width, length = config.width, config.tokens
         self.arch = config
-        # In a tuple, so that the frozen tokenizer is no part of this module's parameters and state.
+        # In a tuple, so that the frozen tokenizer is not part of this module's parameters and state.
         self._vae = (vae,)
         self.pos_start = nn.Parameter(torch.empty(1, 1, width))
         self.pos_1LC = nn.Parameter(torch.empty(1, length, width))
@@ -81,7 +81,7 @@ class StyleVAR(nn.Module):
         self.register_buffer("lvl_1L", level)
         causal = torch.where(level.view(-1, 1) >= level.view(1, -1), 0.0, -torch.inf)
         self.register_buffer("attn_bias_for_masking", causal.view(1, 1, length, length))
-        # Checkpoints carry the two above; what is computed with follows from the config alone.
+        # The two buffers above exist for the checkpoints; the computation uses only the config.
         self.register_buffer("level", level[0].clone(), persistent=False)
         self.register_buffer("causal_bias", causal.clone(), persistent=False)
         self.style_encoder = encoder_trunk(config.style_enc_dim)
@@ -106,24 +106,24 @@ class StyleVAR(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the blocks multiply and attend in. Residual stream, norms and logits are fp32 in any case."""
+        """The dtype that the blocks multiply and attend in. Residual stream, norms and logits are always fp32."""
         return compute_dtype(next(iter(self.blocks)).ffn.fc1)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Have all blocks multiply and attend in `dtype`, and a GPU decode images in it."""
+        """Make all blocks multiply and attend in `dtype`, and a GPU decode images in it."""
         for layer in self._products():
             compute_in(layer, dtype)
         self.vae.decode_in(dtype)
 
     def hold_in(self, dtype: torch.dtype) -> None:
-        """As `compute_in`, but convert the weights that the blocks multiply by: for inference."""
+        """Like `compute_in`, but also convert the blocks' weights, for inference."""
         for layer in self._products():
             layer.to(dtype)
         self.vae.decode_in(dtype)
 
     def compile_blocks(self) -> None:
-        """Compile the blocks, once per scale and batch shape, when they are first used: minutes, for speed afterwards."""
-        # All blocks share the compiled code, which dynamo would give up on after eight shapes.
+        """Compile the blocks on first use, once per scale and batch shape. This takes minutes; later calls are faster."""
+        # All blocks share the compiled code; by default dynamo gives up after eight shapes.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * self.arch.scales)
         for block in self.blocks:
             block.compile(dynamic=False)
@@ -134,15 +134,15 @@ class StyleVAR(nn.Module):
             yield from (attn.mat_qkv_guide, attn.mat_qkv_target, attn.proj, ffn.fc1, ffn.fc2)
 
     def level_positions(self) -> Tensor:
-        """Level plus position embedding of every token, [1, L, C]."""
+        """The sum of level and position embedding of every token, [1, L, C]."""
         return self.lvl_embed(self.level) + self.pos_1LC
 
     def alphas(self, style_strength: float = 0.0, values: Sequence[float] | None = None) -> Tensor:
         """Weight of the style stream per token, [L, 1].
 
         Args:
-            style_strength: in [-1, 1]; adds half of itself to every alpha, clamped to [0.01, 0.99]. 0 changes nothing.
-            values: one alpha per scale in place of the model's own.
+            style_strength: in [-1, 1]; adds half of it to every alpha, clamped to [0.01, 0.99]. 0 changes nothing.
+            values: one alpha per scale, instead of the model's own.
         """
         per_scale = torch.tensor(self.arch.alphas if values is None else values, device=self.device)
         if style_strength:
@@ -150,9 +150,9 @@ class StyleVAR(nn.Module):
         return per_scale[self.level].unsqueeze(1)
 
     def causal_spans(self) -> list[Span]:
-        """All tokens, each attending to its own scale and the earlier ones, without the masked part of the square.
+        """The spans in which every token attends to its own and earlier scales, with few masked scores.
 
-        A scale needs no mask of its own. The first few, tiny ones share a masked call.
+        A scale on its own needs no mask. The first few scales are tiny and share one masked call.
         """
         slices = self.arch.scale_slices()
         together = next((s for s, at in enumerate(slices) if at.stop >= MIN_SPAN), len(slices) - 1) + 1
@@ -163,8 +163,8 @@ class StyleVAR(nn.Module):
         return spans
 
     def head_input(self, x: Tensor, head_adaln: Tensor) -> Tensor:
-        """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> what `head` is applied to, fp32 [B, G, T, C]."""
-        # Logits differ by less than bfloat16 resolves.
+        """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> the input of `head`, fp32 [B, G, T, C]."""
+        # In fp32: logits differ by less than bfloat16 can resolve.
         with without_autocast(x):
             return modulate(x.float(), head_adaln[0].float(), head_adaln[1].float())
 

@@ -14,9 +14,9 @@ from stylevar.quantizer import MultiScaleQuantizer
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm that computes in fp32 where autocast hands it bfloat16, on a CPU as on a GPU.
+    """GroupNorm that computes in fp32 when autocast gives it bfloat16, on CPU and GPU.
 
-    A CPU's own bfloat16 kernel takes four to five times as long in the backward pass.
+    The CPU's bfloat16 kernel takes four to five times as long in the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, twice, with a 1x1 shortcut where the channels change."""
+    """Twice norm, SiLU, conv, with a 1x1 shortcut if the number of channels changes."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution; the padding is on the right and at the bottom only."""
+    """Halve the resolution, with padding only on the right and at the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then the change of resolution; only the lowest has attention, after every block."""
+    """The blocks of one resolution, then the resampling. Only the lowest resolution has attention, after every block."""
 
     def __init__(
         self,
@@ -185,21 +185,21 @@ class VQVAE(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def to(self, *args: Any, **kwargs: Any) -> VQVAE:
-        """`nn.Module.to`, with the layout that is faster where the weights then are; shapes and names stay the same.
+        """`nn.Module.to`, with the memory layout that is faster on the new device; shapes and names do not change.
 
-        Channels last on a CPU. Not on a GPU, where GroupNorm turns every map round and back: decoding took 1.1 (fp32) to
-        1.4 (bf16) times as long on an H200.
+        Channels last on a CPU. Not on a GPU, where GroupNorm permutes every feature map back and forth: decoding took 1.1
+        (fp32) to 1.4 (bf16) times as long on an H200.
         """
         super().to(*args, **kwargs)
         on_gpu = next(self.parameters()).is_cuda
         return super().to(memory_format=torch.contiguous_format if on_gpu else torch.channels_last)
 
     def decode_in(self, dtype: torch.dtype) -> None:
-        """Have a GPU decode images in `dtype`. A CPU decodes in fp32: without bf16 units it would take longer otherwise."""
+        """Make a GPU decode images in `dtype`. A CPU always decodes in fp32, which is faster without bf16 units."""
         self._decode_dtype = dtype
 
     def fingerprint(self) -> str:
-        """A hash of the weights and scales, to the last bit: equal ones give equal tokens."""
+        """A bit-exact hash of the weights and scales: equal fingerprints give equal tokens."""
         digest = hashlib.sha256(repr(self.config.patch_nums).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())

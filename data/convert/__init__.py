@@ -1,1 +1,1 @@
-"""Corpora as they are distributed, read as triplets of pictures and rejects with a reason; the demo set is made here too."""
+"""Convert corpora, as they are distributed, to shards of triplets; also makes the demo set."""

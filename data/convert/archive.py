@@ -1,4 +1,4 @@
-"""Members of folders and uncompressed tars as pieces, without extracting anything."""
+"""List the files in folders and uncompressed tars as pieces, without extracting anything."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 
 
 def check_end(block: bytes) -> None:
-    """Raise ReadError unless the `block` after an archive's last member is zeros.
+    """Raise ReadError unless the `block` after an archive's last member is all zeros.
 
-    tarfile itself takes a damaged header, and a cut between two members, for the end.
+    tarfile treats a damaged header, or a truncation between two members, as the end.
     """
     if block != bytes(TAR_BLOCK):
         raise tarfile.ReadError("no end mark")
 
 
 def safe_name(member: tarfile.TarInfo) -> str | None:
-    """The member's name if it is a plain file below the archive's root, else None. Nothing is ever written there."""
+    """The member's name if it is a regular file below the archive's root, else None."""
     path = PurePosixPath(member.name)
     inside = member.isfile() and not path.is_absolute() and ".." not in path.parts and path.name
     return str(path) if inside else None
 
 
 def is_litter(name: str) -> bool:
-    """Whether a member or file is what a desktop leaves behind: hidden files, `._` copies of macOS, thumbnails."""
+    """Whether a member or file is desktop litter: hidden files, the `._` files of macOS, thumbnails."""
     path = PurePosixPath(name)
     return path.name.startswith(".") or path.name.lower() in LITTER or MACOS_FOLDER in path.parts
 
 
 def list_files(folder: Path) -> dict[str, Piece]:
-    """{path within `folder`: piece} of all files, sorted by name, through links to folders; see `is_litter`."""
-    found = []
+    """{path within `folder`: piece} of all files but litter, sorted by name; follows links to folders."""
+    paths = []
     for at, folders, files in os.walk(folder, followlinks=True):
         above = {os.path.realpath(parent) for parent in (Path(at), *Path(at).parents)}
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(at, name)) not in above]  # no circles
-        found += [path for path in (Path(at, name) for name in files) if path.is_file()]
-    names = {path: path.relative_to(folder).as_posix() for path in sorted(found)}
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(at, name)) not in above]  # no cycles
+        paths += [path for path in (Path(at, name) for name in files) if path.is_file()]
+    names = {path: path.relative_to(folder).as_posix() for path in sorted(paths)}
     return {name: Piece((path,)) for path, name in names.items() if not is_litter(name)}
 
 
 def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
-    """{member name: piece} of one tar, or of one that is split into `paths`; only headers are read.
+    """{member name: piece} of a tar, which may be split into several `paths`. Reads only headers.
 
-    Members outside the archive's root, links, devices and second members of one name are rejected, and so is what
-    follows a cut or damage.
+    Rejects members outside the archive's root, links, devices, repeated names, and everything after a truncation or
+    damage.
     """
     pieces: dict[str, Piece] = {}
     rejects: list[Reject] = []
@@ -71,7 +71,7 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
                     elif name is not None:
                         pieces[name] = Piece(paths, member.offset_data, member.size)
                     else:
-                        rejects.append(Reject(member.name, "unsafe member", f"{label}: a link, or a path outside"))
+                        rejects.append(Reject(member.name, "unsafe member", f"{label}: a link, or a path outside it"))
             reader.seek(end)
             check_end(reader.read(TAR_BLOCK))
         except (tarfile.TarError, EOFError, OSError) as error:
@@ -80,9 +80,9 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
 
 
 def open_collection(source: Path, *names: str) -> tuple[dict[str, Piece], list[Reject]]:
-    """Files of the first of `names` that `source` has as a folder, NAME.tar, or NAME.tar.part_aa, part_ab ...
+    """List the files of the first of `names` that `source` has as a folder, NAME.tar, or NAME.tar.part_aa, part_ab ...
 
-    The keys are file names without folders; of two files with one name the first stands and the second is rejected.
+    The keys are file names without folders. If two files have the same name, the second is rejected.
     Raises UserError if there is none.
     """
     for name in names:

@@ -1,4 +1,4 @@
-"""The last step of a conversion: parts of shards joined to shards of one size, and the manifest of all."""
+"""The last step of a conversion: join parts into shards of equal size, and write the manifest."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from data.shard_writer import PARTS, TAR_BLOCK, padded
 from stylevar.atomic import file_aside
 
 END = bytes(2 * TAR_BLOCK)
-"""Two blocks of zeros end a tar."""
+"""The end mark of a tar: two blocks of zeros."""
 
 Row = dict[str, Any]
 
 
 def assemble(blocks: list[str], parts: Path, out: Path, dataset: str, shard_bytes: int) -> tuple[dict[str, int], int]:
-    """Join the parts of `blocks` to OUT/SPLIT-DATASET-NNNNN.tar and write OUT/manifest.parquet, as the very last file.
+    """Join the parts of `blocks` into OUT/SPLIT-DATASET-NNNNN.tar and write OUT/manifest.parquet, as the last file.
 
-    Returns the number of triplets of every split, and of shards. Interrupted, it is simply done again.
+    Returns the number of triplets of each split, and the number of shards. After an interruption, start it again.
     """
     rows: list[Row] = []
     for name in blocks:
@@ -46,13 +46,13 @@ def assemble(blocks: list[str], parts: Path, out: Path, dataset: str, shard_byte
 
 
 def span(row: Row) -> tuple[int, int]:
-    """(start, end) of all of a triplet's members in its shard, headers and padding included."""
+    """(start, end) of a triplet's members in its shard, including headers and padding."""
     places = [(row[f"{part}_offset"], row[f"{part}_size"]) for part in PARTS if row[f"{part}_offset"] is not None]
     return min(offset for offset, _ in places) - TAR_BLOCK, max(offset + padded(size) for offset, size in places)
 
 
 def _cut(rows: list[Row], shard_bytes: int) -> Iterator[list[Row]]:
-    """`rows` in their order, in lists of about `shard_bytes` (never more, unless one triplet alone is)."""
+    """Split `rows`, in order, into lists of at most `shard_bytes` (more only for a single larger triplet)."""
     some: list[Row] = []
     size = 0
     for row in rows:
@@ -67,7 +67,7 @@ def _cut(rows: list[Row], shard_bytes: int) -> Iterator[list[Row]]:
 
 
 def _join(rows: list[Row], parts: Path, path: Path) -> None:
-    """Copy the members of `rows` into the shard `path`, and let `rows` say where they are now."""
+    """Copy the members of `rows` into the shard `path`, and update their positions in `rows`."""
     with file_aside(path) as aside, open(aside, "wb") as shard:
         for part, some in groupby(rows, key=lambda row: row["shard"]):
             with open(parts / part, "rb") as source:

@@ -1,4 +1,4 @@
-"""One block of a corpus converted: its triplets as parts of shards, and a table of what lies where."""
+"""Convert one block of a corpus: its triplets as parts of shards, and a table of their positions."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from stylevar.errors import UserError
 from stylevar.text import clipped, printable
 
 FILTERED = "filtered"
-"""Kind of those that the user did not want: listed with the rejects, but nothing is wrong with them."""
+"""Kind of reject for triplets excluded by the user's filters; nothing is wrong with them."""
 DATASET_LENGTH = 40
-"""Of a corpus's name in keys, which must fit the 100 characters of a tar's header."""
+"""Longest corpus name in keys, which must fit the 100 characters of a tar header."""
 KEPT_PICTURES = 4096
-"""Prepared pictures that a process keeps for the next triplet with the same content or style: some 150 MB."""
+"""Number of prepared pictures that a process caches for triplets with the same content or style: about 150 MB."""
 
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Triplets to leave out by what their corpus says of them."""
+    """Exclude triplets by their flags and scores in the corpus."""
 
     drop_flag: tuple[str, ...] = ()
-    """Leave out triplets with one of these artifact flags."""
+    """Exclude triplets with any of these artifact flags."""
     min_score: dict[str, float] = field(default_factory=dict)
-    """Leave out triplets of which a score is missing or lower, e.g. --min-score aesthetic 5."""
+    """Exclude triplets with a lower or missing score, e.g. --min-score aesthetic 5."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def refusal(self, triplet: RawTriplet) -> str | None:
-        """Why `triplet` is unwanted, or None."""
+        """Why `triplet` is excluded, or None."""
         for flag in self.drop_flag:
             if triplet.flags.get(flag):
                 return f"flag {flag}"
@@ -56,7 +56,7 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What decides the bytes of a prepared set, besides its source."""
+    """The settings that, with the source, determine the bytes of a prepared set."""
 
     dataset: str
     picture: PictureConfig
@@ -65,7 +65,7 @@ class ConvertConfig:
 
 
 class PictureCache:
-    """Prepares pictures, and keeps those that lie in a file or archive, since other triplets may have them too."""
+    """Prepares pictures, and caches those from files or archives, because other triplets may use them too."""
 
     def __init__(self, config: PictureConfig) -> None:
         self.config = config
@@ -75,17 +75,17 @@ class PictureCache:
         """Raises UnusableImage."""
         piece = picture.data if keep and isinstance(picture.data, Piece) else None
         if piece is None or piece not in self._kept:
-            found = self._prepare(picture)
+            prepared = self._prepare(picture)
             if piece is not None:
-                self._kept[piece] = found
+                self._kept[piece] = prepared
                 if len(self._kept) > KEPT_PICTURES:
                     self._kept.popitem(last=False)
         else:
-            found = self._kept[piece]
+            prepared = self._kept[piece]
             self._kept.move_to_end(piece)
-        if isinstance(found, UnusableImage):
-            raise found
-        return found
+        if isinstance(prepared, UnusableImage):
+            raise prepared
+        return prepared
 
     def _prepare(self, picture: Picture) -> Prepared | UnusableImage:
         try:
@@ -99,9 +99,9 @@ class PictureCache:
 def convert_block(
     block: Block, config: ConvertConfig, pictures: PictureCache, parts: Path, tick: Callable[[], object]
 ) -> tuple[int, int]:
-    """Write `parts`/NAME.SPLIT.tar, NAME.rejects.parquet and, last, NAME.parquet, which says that the block is done.
+    """Write `parts`/NAME.SPLIT.tar, NAME.rejects.parquet and, last, NAME.parquet, which marks the block as done.
 
-    Returns how many triplets it gave and how many it rejected, not counting those that were filtered.
+    Returns the numbers of triplets and of rejects, not counting filtered triplets.
     """
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
@@ -141,17 +141,17 @@ def _prepared(
 def _triplet(
     key: str, raw: RawTriplet, config: ConvertConfig, pictures: PictureCache
 ) -> Reject | tuple[EncodedTriplet, dict[str, Any]]:
-    found: dict[str, Prepared] = {}
+    prepared: dict[str, Prepared] = {}
     names: dict[str, str] = {}
     for role, picture in (("content", raw.content), ("style", raw.style), ("target", raw.target)):
         if picture is None:
             continue
         try:
-            found[role] = pictures.get(picture, keep=role != "target")
+            prepared[role] = pictures.get(picture, keep=role != "target")
         except UnusableImage as error:
             return Reject(raw.name, error.kind, f"{role} {picture.name}: {error}")
         names[f"{role}_name"] = printable(picture.name)
-    ids = {f"{role}_id": prepared.id for role, prepared in found.items()}
+    ids = {f"{role}_id": picture.id for role, picture in prepared.items()}
     known = {
         "dataset": config.dataset,
         "split": config.split.split(ids["content_id"], ids["style_id"]),
@@ -160,14 +160,14 @@ def _triplet(
         "flags": dict(raw.flags),
         "scores": dict(raw.scores),
     }
-    jpegs = {role: prepared.jpeg for role, prepared in found.items()}
+    jpegs = {role: picture.jpeg for role, picture in prepared.items()}
     triplet = EncodedTriplet(key, jpegs["content"], jpegs["style"], jpegs.get("target"), known)
     return triplet, {"key": key, **known, "flags": list(raw.flags.items()), "scores": list(raw.scores.items())}
 
 
 def check_dataset(name: str) -> None:
-    """A dataset's name becomes part of keys and file names."""
+    """UserError unless `name` can be part of keys and file names."""
     if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
-        raise UserError(f"--dataset {name!r}: only letters, digits, - and _ can stand in keys")
+        raise UserError(f"--dataset {name!r}: only letters, digits, - and _ are allowed in keys")
     if len(name) > DATASET_LENGTH:
-        raise UserError(f"--dataset {clipped(name, DATASET_LENGTH)}: at most {DATASET_LENGTH} characters can stand in keys")
+        raise UserError(f"--dataset {clipped(name, DATASET_LENGTH)}: keys allow at most {DATASET_LENGTH} characters")

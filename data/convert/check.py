@@ -1,4 +1,4 @@
-"""Reading a prepared set in full: does every shard hold what the manifest says, and is nothing there twice or leaked?"""
+"""Read a prepared set in full: compare its shards with the manifest, and look for duplicates and split leaks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found; `problems` are listed in the file `listed`."""
+    """The result of a check; `problems` are listed in the file `listed`."""
 
     triplets: int
     shards: int
@@ -41,14 +41,14 @@ class CheckResult:
 
     def summary(self) -> str:
         kinds = Counter(kind for _, kind, _ in self.problems)
-        found = [f"  {count} {kind}" for kind, count in sorted(kinds.items())]
+        lines = [f"  {count} {kind}" for kind, count in sorted(kinds.items())]
         return "\n".join(
-            [f"{self.triplets} triplets in {self.shards} shards: {'as the manifest says' if not found else ''}", *found]
+            [f"{self.triplets} triplets in {self.shards} shards: {'as in the manifest' if not lines else ''}", *lines]
         )
 
 
 def check(folder: Path, workers: int = 1) -> CheckResult:
-    """Compare shards and manifest, decode all pictures, and look for duplicates and split leaks.
+    """Compare the shards with the manifest, decode all pictures, and look for duplicates and split leaks.
 
     Writes the problems to FOLDER/check.parquet. Raises UserError if there is no readable manifest.
     """
@@ -61,8 +61,8 @@ def check(folder: Path, workers: int = 1) -> CheckResult:
     sizes: Counter[tuple[int, int]] = Counter()
     jobs = [(folder / shard, some) for shard, some in sorted(by_shard.items())]
     with tqdm(total=len(rows), desc="checking", unit="triplet") as bar:
-        for found, count, seen in _results(jobs, workers):
-            problems += found
+        for new, count, seen in _results(jobs, workers):
+            problems += new
             sizes += seen
             bar.update(count)
     if len(sizes) > 1:
@@ -82,15 +82,15 @@ def _results(jobs: list[tuple[Path, list[Row]]], workers: int) -> Iterator[tuple
         return
     with process_pool(min(workers, max(1, len(jobs)))) as pool:
         with starting_workers():
-            found = pool.map(check_shard, *zip(*jobs, strict=True))
-        yield from found
+            results = pool.map(check_shard, *zip(*jobs, strict=True))
+        yield from results
 
 
 def check_shard(path: Path, rows: list[Row]) -> tuple[list[Problem], int, Counter]:
-    """Problems of one shard, how many rows it should have, and how often each picture size occurs."""
+    """The problems of one shard, the number of rows it should have, and the number of pictures of each size."""
     sizes: Counter[tuple[int, int]] = Counter()
     try:
-        found = index_shard(path)
+        members = index_shard(path)
     except UserError as error:
         return [(path.name, "damaged shard", str(error))], len(rows), sizes
     problems: list[Problem] = []
@@ -99,14 +99,14 @@ def check_shard(path: Path, rows: list[Row]) -> tuple[list[Problem], int, Counte
             wanted = {
                 part: (row[f"{part}_offset"], row[f"{part}_size"]) for part in PARTS if row[f"{part}_offset"] is not None
             }
-            places = found.pop(row["key"], None)
+            places = members.pop(row["key"], None)
             if places is None:
                 problems.append((row["key"], "not in shard", f"{path.name} has no such triplet"))
             elif places != wanted:
-                problems.append((row["key"], "other place", f"{path.name} holds it elsewhere than the manifest says"))
+                problems.append((row["key"], "other place", f"{path.name} has it at another position than in the manifest"))
             else:
                 problems += _check_triplet(file, row, wanted, sizes)
-    problems += [(key, "not in manifest", f"{path.name} holds it, the manifest does not") for key in found]
+    problems += [(key, "not in manifest", f"{path.name} has it, but the manifest does not") for key in members]
     return problems, len(rows), sizes
 
 
@@ -118,7 +118,7 @@ def _check_triplet(file: Any, row: Row, places: dict[str, tuple[int, int]], size
             try:
                 meta = json.loads(data)
                 if any(meta[f"{role}_id"] != row[f"{role}_id"] for role in ROLES if row[f"{role}_id"] is not None):
-                    yield row["key"], "other ids", "its JSON has other ids than the manifest"
+                    yield row["key"], "other ids", "its JSON and the manifest have different ids"
             except (ValueError, KeyError, TypeError) as error:
                 yield row["key"], "bad json", f"{type(error).__name__}: {error}"
         else:
@@ -132,7 +132,7 @@ def _check_triplet(file: Any, row: Row, places: dict[str, tuple[int, int]], size
 def _strangers(folder: Path, known: set[str]) -> Iterator[Problem]:
     for path in sorted(folder.glob("*.tar")):
         if path.name not in known and not is_litter(path.name):
-            yield printable(path.name), "unknown shard", "the manifest has no row of it"
+            yield printable(path.name), "unknown shard", "the manifest has no row for it"
 
 
 def _duplicates(rows: list[Row]) -> Iterator[Problem]:
@@ -146,7 +146,7 @@ def _duplicates(rows: list[Row]) -> Iterator[Problem]:
 
 
 def _leaks(rows: list[Row]) -> Iterator[Problem]:
-    """Held-out contents, styles and pairs that are trained on too."""
+    """Held-out contents, styles and pairs that are also in the training split."""
     train = [row for row in rows if row["split"] == "train"]
     trained = {
         "val_content": {row["content_id"] for row in train},

@@ -1,11 +1,11 @@
-"""Makes the demo set: photographs x pretrained style networks -> triplets of 80 x 80 px.
+"""Make the demo set: photographs x pretrained style networks -> triplets of 80 x 80 px.
 
 A triplet is a crop of a photograph (content), the same crop stylised (target), and another photograph's stylised crop
 in the same style (style reference). Three sets:
 
-train    18 photographs x 18 styles, less the pairings kept for `heldout`
-heldout  new crops, and photograph x style pairings that `train` does not have
-novel    4 photographs and 4 styles that neither of the others has
+train    18 photographs x 18 styles, except the pairings reserved for `heldout`
+heldout  new crops, and photograph x style pairings that are not in `train`
+novel    4 photographs and 4 styles that are in neither of the others
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from data.triplets import load_rgb
 from stylevar.errors import UserError
 
 ATTRIBUTION_FIELDS = ("title", "author", "licence", "source", "novel")
-STYLISE_SIZE = 256  # The networks' strokes have a fixed width in pixels: much below 256 they bury the content.
+STYLISE_SIZE = 256  # The networks' strokes have a fixed width in pixels: far below 256 they hide the content.
 COUNTS = {"train": 1100, "heldout": 96, "novel": 64}
 SHARD_SAMPLES = 275
 MAX_OVERLAP = 0.8  # A held-out crop and a training crop of one photograph overlap less than this (IoU).
-RESERVED_EVERY = 7  # Every 7th photograph x style pairing is kept for `heldout`.
-# The largest a JPEG may be, in bytes: whole tar blocks, so that nothing is lost to padding.
+RESERVED_EVERY = 7  # Every 7th photograph x style pairing is reserved for `heldout`.
+# Largest size of a JPEG in bytes: whole tar blocks, so that no space is lost to padding.
 CONTENT_BYTES, STYLISED_BYTES = 3 * 512, 4 * 512
 
-# Styles of the 26-style network, and blends of two of them. Left out are 1, 3, 6, 9, 15, 16, 17 and 21, which leave
-# too little of a small picture's content.
+# Styles of the 26-style network, and blends of two of them. Styles 1, 3, 6, 9, 15, 16, 17 and 21 are excluded: too
+# little of a small picture's content remains recognisable.
 NOVEL_STYLES = ({5: 1.0}, {12: 1.0}, {18: 1.0}, {24: 1.0})
 KNOWN_STYLES = (
     *({style: 1.0} for style in (0, 2, 4, 7, 8, 10, 11, 13, 14, 19, 20, 22, 23, 25)),
@@ -50,7 +50,7 @@ KNOWN_STYLES = (
 Style = dict[int, float]
 """Weights of the network's numbered styles."""
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels of the photograph; right and bottom are outside."""
+"""Left, top, right, bottom in pixels of the photograph; right and bottom are exclusive."""
 Styliser = Callable[[Image.Image, Style], Image.Image]
 
 
@@ -66,7 +66,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Picture:
-    """One crop of one photograph in one style: the content and target of a triplet."""
+    """One crop of a photograph in one style: the content and target of a triplet."""
 
     photo: Photo
     box: Box
@@ -75,17 +75,17 @@ class Picture:
 
     @property
     def content_id(self) -> str:
-        """Identity of the content image: photograph, crop window and flip."""
+        """The identity of the content image: photograph, crop window and flip."""
         return digest(f"{self.photo.digest} {self.box} {self.flip}")
 
 
 def load_photos(folder: Path) -> list[Photo]:
-    """Read the photographs that `ATTRIBUTION.json` in `folder` lists, in order of name."""
+    """Read the photographs listed in `ATTRIBUTION.json` in `folder`, in order of name."""
     table_path = folder / "ATTRIBUTION.json"
     try:
         table = json.loads(table_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{table_path} is needed to say where each photograph comes from: {error}") from error
+        raise UserError(f"{table_path} is needed for the source of each photograph: {error}") from error
     photos = []
     for name, entry in sorted(table.items()):
         missing = [field for field in ATTRIBUTION_FIELDS if field not in entry]
@@ -108,12 +108,12 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def held_out_pairing(photo: int, style: int) -> bool:
-    """Whether known photograph number `photo` in known style number `style` is kept for `heldout`."""
+    """Whether known photograph number `photo` in known style number `style` is reserved for `heldout`."""
     return (photo + style) % RESERVED_EVERY == 0
 
 
 def plan(photos: Sequence[Photo], counts: Mapping[str, int], seed: int) -> dict[str, list[Picture]]:
-    """Choose the pictures of each set: pairings dealt out evenly, crops at random and all different."""
+    """Choose the pictures of each set: evenly distributed pairings, and random crops that are all different."""
     rng = np.random.default_rng(seed)
     known, novel = [p for p in photos if not p.novel], [p for p in photos if p.novel]
     pairs: dict[str, list[tuple[Photo, Style]]] = {"heldout": [], "train": [], "novel": []}
@@ -125,7 +125,7 @@ def plan(photos: Sequence[Photo], counts: Mapping[str, int], seed: int) -> dict[
     pictures: dict[str, list[Picture]] = {}
     held: dict[str, list[Box]] = defaultdict(list)
     seen: set[str] = set()
-    # Held-out crops come first: the training crops then keep their distance from them.
+    # Held-out crops come first, so that the training crops can avoid them.
     for name in ("heldout", "train", "novel"):
         pictures[name] = []
         if counts[name] and not pairs[name]:
@@ -142,7 +142,7 @@ def plan(photos: Sequence[Photo], counts: Mapping[str, int], seed: int) -> dict[
 
 
 def _draw(rng: np.random.Generator, photo: Photo, style: Style, seen: set[str], avoid: Sequence[Box]) -> Picture:
-    """A random square crop (55 % to 100 % of the short side, flipped or not) that is new and away from `avoid`."""
+    """Draw a random square crop (55 % to 100 % of the short side, flipped or not) that is new and avoids `avoid`."""
     width, height = photo.image.size
     for _ in range(1000):
         side = int(rng.integers(int(0.55 * min(width, height)), min(width, height) + 1))
@@ -156,7 +156,7 @@ def _draw(rng: np.random.Generator, photo: Photo, style: Style, seen: set[str], 
 def build(
     photos: Sequence[Photo], out: Path, size: int, seed: int, stylise: Styliser, counts: Mapping[str, int] = COUNTS
 ) -> None:
-    """Stylise everything and write `out/{train,heldout,novel}-NNNNN.tar`. The same input makes the same bytes."""
+    """Stylise all pictures and write `out/{train,heldout,novel}-NNNNN.tar`. The same input gives the same bytes."""
     if not 32 <= size <= STYLISE_SIZE:
         raise UserError(f"size is {size}: it must be 32 to {STYLISE_SIZE} px")
     pictures = plan(photos, counts, seed)
@@ -192,7 +192,7 @@ def _triplets(
         style = style_name(picture.style)
         others = [j for j in by_style[style] if pictures[j].photo.name != picture.photo.name]
         if not others:
-            raise UserError(f"style {style} has one photograph in {name}: a style reference needs a second one")
+            raise UserError(f"style {style} has only one photograph in {name}: a style reference needs a second one")
         j = int(rng.choice(others))
         meta: dict[str, Any] = {
             "dataset": f"demo-{name}",
@@ -228,8 +228,8 @@ def style_name(style: Style) -> str:
 
 
 def encode_within(image: Image.Image, limit: int) -> bytes:
-    """The best JPEG of a square picture in about `limit` bytes, a bound meant for 80 px that grows with the area."""
-    # A JPEG's tables alone take some 400 bytes, however small the picture.
+    """The best JPEG of a square picture in about `limit` bytes at 80 px; the limit grows with the area."""
+    # A JPEG's tables alone take about 400 bytes, however small the picture is.
     limit = max(1024, round(limit * (image.width / 80) ** 2))
     for quality in range(95, 10, -1):
         buffer = io.BytesIO()
@@ -240,5 +240,5 @@ def encode_within(image: Image.Image, limit: int) -> bytes:
 
 
 def digest(identity: str | bytes) -> str:
-    """A short name of an identity, the same everywhere."""
+    """A short hash of an identity, the same on every machine."""
     return hashlib.sha256(identity.encode() if isinstance(identity, str) else identity).hexdigest()[:16]

@@ -1,12 +1,12 @@
-"""The demo's training corpus: as many triplets as wanted from collected pictures, for training the demo's models.
+"""The demo's training corpus: any number of triplets from collected pictures, for training the demo's models.
 
 It is built, never committed. A group is `GROUP` scenes in one style; each scene is the style reference of another. A
-scene is a crop of a photograph, or some cut-outs in front of one. Three kinds of style: those of the demo set, random
-blends of them, and those of paintings, through the network that takes any picture as its style.
+scene is a crop of a photograph, or some cut-outs in front of one. There are three kinds of style: those of the demo set,
+random blends of them, and paintings, through the network that accepts any picture as a style.
 
-Disjoint from the demo's held-out sets: a crop of a photograph that both use overlaps no held-out crop by
-`MAX_OVERLAP` or more, held-out pairings of photograph and style do not occur (blends with such a style neither), and
-neither do the photographs and styles of `novel`.
+The corpus is disjoint from the demo's held-out sets: no crop overlaps a held-out crop of the same photograph by
+`MAX_OVERLAP` or more, it has no held-out pairing of photograph and style (nor a blend with such a style), and it has
+none of the photographs and styles of `novel`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from stylevar.errors import UserError
 GROUP = 4
 SHARD_GROUPS = 64
 STYLE_SHARES = {"known": 0.6, "blend": 0.22, "painting": 0.18}
-"""How often a group's style is one of the demo set's, a random blend of them, or a painting's."""
+"""Probabilities that a group's style is one of the demo set's, a random blend of them, or a painting's."""
 COLLAGE_SHARE = 0.35
-"""How many of the scenes have cut-outs in front."""
+"""Share of the scenes with cut-outs in front."""
 SMALLEST_CROP = 0.4
-"""Share of a photograph's short side that a crop takes at least."""
+"""Smallest side of a crop, as a share of the photograph's short side."""
 JPEG_QUALITY = 90
 
 
@@ -67,7 +67,7 @@ def load_networks(threads: int) -> Networks:
 
 @dataclass(frozen=True)
 class Scene:
-    """A square picture of `STYLISE_SIZE`, the photograph behind it, and what identifies it."""
+    """A square picture of side `STYLISE_SIZE`, its background photograph, and its identity."""
 
     image: Image.Image
     photo: str
@@ -75,7 +75,7 @@ class Scene:
 
 
 class CorpusPlan:
-    """Draws scenes and styles. All random numbers of a shard follow from (seed, number of the shard)."""
+    """Draws scenes and styles. All random numbers of a shard depend only on (seed, shard number)."""
 
     def __init__(self, demo: Sequence[Photo], collection: Collection, demo_seed: int) -> None:
         """`demo`: the photographs of the demo set; its held-out crops follow from `demo_seed`."""
@@ -83,7 +83,7 @@ class CorpusPlan:
         self.collection = collection
         self.photographs = {photo.name: photo.image for photo in known} | dict(collection.photographs)
         if clash := {photo.name for photo in demo} & set(collection.photographs):
-            raise UserError(f"the photographs {sorted(clash)} are in the demo set, too: give them other names")
+            raise UserError(f"the photographs {sorted(clash)} are also in the demo set: rename them")
         self.held: dict[str, list[Box]] = {photo.name: [] for photo in known}
         for picture in plan(demo, COUNTS, demo_seed)["heldout"]:
             self.held[picture.photo.name].append(picture.box)
@@ -93,7 +93,7 @@ class CorpusPlan:
         }
 
     def style(self, rng: np.random.Generator) -> Style | str:
-        """Weights of numbered styles, or the name of a painting."""
+        """Draw a style: weights of numbered styles, or the name of a painting."""
         kind = rng.choice(list(STYLE_SHARES), p=list(STYLE_SHARES.values()))
         if kind == "painting" and self.collection.paintings:
             return str(rng.choice(list(self.collection.paintings)))
@@ -107,13 +107,13 @@ class CorpusPlan:
         return {number: float(weight) for number, weight in zip(numbers, weights, strict=True)}
 
     def allowed(self, photo: str, style: Style | str) -> bool:
-        """Whether this pairing is none that the demo set holds out."""
+        """Whether the demo set does not hold out this pairing."""
         if isinstance(style, str):
             return True
         return not any(set(style) & set(reserved) for reserved in self.reserved.get(photo, []))
 
     def scene(self, rng: np.random.Generator, style: Style | str, without: Sequence[str]) -> Scene:
-        """A scene whose photograph goes with `style` and is none of `without`."""
+        """Draw a scene whose photograph is allowed with `style` and not in `without`."""
         names = [name for name in self.photographs if name not in without and self.allowed(name, style)]
         name = str(rng.choice(names))
         image = self.photographs[name]
@@ -139,7 +139,7 @@ class CorpusPlan:
         raise UserError(f"photograph {name} has no room for a crop away from the held-out ones: leave it out")
 
     def _collage(self, rng: np.random.Generator, background: Image.Image) -> tuple[Image.Image, str]:
-        """One to three cut-outs in front of a background, which is out of focus every second time."""
+        """Paste one to three cut-outs onto a background, which is blurred half of the time."""
         canvas = background.filter(ImageFilter.GaussianBlur(6)) if rng.random() < 0.5 else background.copy()
         pasted = []
         for _ in range(int(rng.integers(1, 4))):
@@ -158,9 +158,9 @@ class CorpusPlan:
 
 
 def build_corpus(corpus: CorpusPlan, out: Path, size: int, seed: int, count: int, networks: Networks) -> list[Path]:
-    """Write at least `count` triplets as `out/train-NNNNN.tar`; the shards.
+    """Write at least `count` triplets as `out/train-NNNNN.tar`; returns the shards.
 
-    Shards that are there already are kept: an interrupted build goes on, and a larger `count` adds to a smaller one.
+    Existing shards are kept: an interrupted build continues, and a larger `count` adds to a smaller one.
     """
     per_shard = GROUP * SHARD_GROUPS
     paths = [out / f"train-{shard:05d}.tar" for shard in range(-(-count // per_shard))]
@@ -205,7 +205,7 @@ def _group(
 
 
 def style_label(style: Mapping[int, float]) -> str:
-    """The demo set's name of a style that it has; a random blend is named with its weights."""
+    """The name of a style in the demo set, or a name with the weights of a random blend."""
     if dict(style) in KNOWN_STYLES:
         return style_name(dict(style))
     return "magenta-" + "+".join(f"{number:02d}x{weight:.2f}" for number, weight in sorted(style.items()))

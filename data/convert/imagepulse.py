@@ -1,4 +1,4 @@
-"""ImagePulse-StyleTransfer: `.tar.gz` archives of PNGs, and of JSON files that say which of them form a triplet."""
+"""ImagePulse-StyleTransfer: `.tar.gz` archives of PNGs and of JSON files that combine them to triplets."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from stylevar.text import printable
 
 FIELDS = {"content": "image_1", "style": "image_2", "target": "image_4"}
 KEY_PART = 40
-"""Characters of an archive's name in keys, which must fit the 100 of a tar's header."""
+"""Longest archive name in keys, which must fit the 100 characters of a tar header."""
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
 def blocks(source: Path, dataset: str = "imagepulse") -> list[Block]:
-    """One block per archive, since a compressed stream cannot be entered in the middle."""
+    """One block per archive, because a compressed stream cannot be read from the middle."""
     archives = sorted(path for pattern in ("*.tar.gz", "*.tgz", "*.tar") for path in source.glob(pattern))
     archives = [path for path in archives if not is_litter(path.name)]
     if not archives:
-        raise UserError(f"{source} holds no .tar.gz archive: check the path")
+        raise UserError(f"{source} has no .tar.gz archive: check the path")
     return [ArchiveBlock(f"{dataset}-{key_part(path.name.partition('.')[0])}", path) for path in archives]
 
 
 @dataclass(frozen=True)
 class ArchiveBlock:
-    """One archive, read twice from front to back: first its JSON files, then the pictures that they name."""
+    """One archive, read twice sequentially: first its JSON files, then the pictures that they name."""
 
     name: str
     path: Path
@@ -47,8 +47,8 @@ class ArchiveBlock:
         return 0
 
     def read(self) -> Iterator[RawTriplet | Reject]:
-        """Triplets as their last picture comes by; a picture is kept no longer than a triplet still waits for it."""
-        found: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        """Yield each triplet once its last picture is read. A picture is kept only while a triplet still needs it."""
+        records: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         for name, data in self._members(".json"):
             if isinstance(data, Reject):
                 yield data
@@ -57,22 +57,22 @@ class ArchiveBlock:
             if isinstance(parsed, Reject):
                 yield parsed
             else:
-                found.append(parsed)
+                records.append(parsed)
         waiting: dict[str, list[int]] = {}
-        for number, (_, paths, _) in enumerate(found):
+        for number, (_, paths, _) in enumerate(records):
             for path in set(paths.values()):
                 waiting.setdefault(path, []).append(number)
         uses = Counter({path: len(numbers) for path, numbers in waiting.items()})
-        missing = [set(paths.values()) for _, paths, _ in found]
+        missing = [set(paths.values()) for _, paths, _ in records]
         held: dict[str, Picture] = {}
         for path, data in self._members(".png", ".jpg", ".jpeg", ".webp"):
             if isinstance(data, Reject) or path not in waiting or path in held:
-                continue  # damage was reported by the first reading
+                continue  # the first pass has reported the damage
             held[path] = Picture(path, data)
             for number in waiting[path]:
                 missing[number].discard(path)
                 if not missing[number]:
-                    name, paths, record = found[number]
+                    name, paths, record = records[number]
                     flags, scores = flags_and_scores(record)
                     content, style, target = (held[paths[role]] for role in ROLES)
                     yield RawTriplet(content, style, target, flags, scores)
@@ -80,13 +80,13 @@ class ArchiveBlock:
                         uses[done] -= 1
                         if not uses[done]:
                             del held[done]
-        for (name, paths, _), lacking in zip(found, missing, strict=True):
+        for (name, paths, _), lacking in zip(records, missing, strict=True):
             if lacking:
                 role = next(role for role in ROLES if paths[role] in lacking)
-                yield Reject(name, f"missing {role}", f"{self.path.name} holds no {paths[role]}")
+                yield Reject(name, f"missing {role}", f"{self.path.name} has no {paths[role]}")
 
     def _members(self, *suffixes: str) -> Iterator[tuple[str, bytes | Reject]]:
-        """Files with one of `suffixes`, in their order; a Reject for JSON's reading where the archive is damaged."""
+        """Yield the files with one of `suffixes`, in order. The JSON pass also yields a Reject if the archive is damaged."""
         seen: set[str] = set()
         first_reading = ".json" in suffixes
         try:
@@ -112,16 +112,16 @@ class ArchiveBlock:
             yield self.path.name, Reject(self.path.name, "damaged archive", reason)
 
     def _refused(self, member: str, name: str | None) -> Reject:
-        """Of a member without a safe name, or with one that an earlier member has."""
+        """The Reject for a member with an unsafe name, or the name of an earlier member."""
         if name is None:
-            return Reject(member, "unsafe member", f"{self.path.name}: a link, or outside")
+            return Reject(member, "unsafe member", f"{self.path.name}: a link, or a path outside it")
         return Reject(member, "same name twice", f"{self.path.name} has an earlier file of that name")
 
 
 def key_part(name: str) -> str:
-    """`name` as it can stand in a key, which has neither dots nor slashes.
+    """`name` made valid as part of a key, which has neither dots nor slashes.
 
-    Names that are long or not ASCII end in a hash of the whole name, so that different ones stay different.
+    Names that are long or not ASCII end in a hash of the whole name, so that they stay unique.
     """
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
     if name.isascii() and len(name) <= KEY_PART:
@@ -139,13 +139,13 @@ def _record(name: str, data: bytes) -> tuple[str, dict[str, str], dict[str, Any]
     for field in FIELDS.values():
         if not isinstance(record.get(field), str) or not record[field]:
             return Reject(name, f"no {field}", f"the JSON names no {field}")
-    # Pictures lie beside their JSON, whatever folder the names were written with.
+    # Pictures are beside their JSON, whatever folder the names contain.
     folder = PurePosixPath(name).parent
     return name, {role: str(folder / PurePosixPath(record[field]).name) for role, field in FIELDS.items()}, record
 
 
 def flags_and_scores(record: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, bool], dict[str, float]]:
-    """All booleans of a record as flags and all numbers as scores; nested ones under dotted names."""
+    """All booleans of a record as flags and all numbers as scores; nested values have dotted names."""
     flags: dict[str, bool] = {}
     scores: dict[str, float] = {}
     for key, value in record.items():

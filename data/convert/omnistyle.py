@@ -25,7 +25,7 @@ def _triplet(name: str, target: Picture, contents: dict, styles: dict) -> RawTri
     if not cuts:
         return Reject(name, "bad name", "a target is named <content file>&&<style file>.<suffix>")
     pairs = [(stem[:i], stem[i + 2 :]) for i in cuts]
-    for content, style in pairs:  # a file name may hold && itself
+    for content, style in pairs:  # a file name may itself contain &&
         if content in contents and style in styles:
             return RawTriplet(Picture(content, contents[content]), Picture(style, styles[style]), target)
     content, style = pairs[0]

@@ -1,4 +1,4 @@
-"""One picture as a corpus has it to one picture as a shard has it."""
+"""Convert one picture of a corpus to one picture of a shard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PictureConfig:
     size: Annotated[int, Ge(8), Le(4096)] = 256
     """Side of the square images in pixels."""
     fit: Literal["crop", "stretch"] = "crop"
-    """crop: shorter side to `size`, then the centre; stretch: both sides to `size`, as the published code."""
+    """crop: shorter side to `size`, then the centre square; stretch: both sides to `size`, like the published code."""
     quality: Annotated[int, Ge(1), Le(100)] = 95
     """JPEG quality, without chroma subsampling."""
 
@@ -31,7 +31,7 @@ class PictureConfig:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture of the wanted size as JPEG bytes, and the identity of the file it came from."""
+    """A picture of the requested size as JPEG bytes, and the identity of its source file."""
 
     jpeg: bytes
     id: str

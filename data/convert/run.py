@@ -1,4 +1,4 @@
-"""Converting a corpus: its blocks in parallel, each kept when it is done, then shards and the manifest."""
+"""Convert a corpus: its blocks in parallel, each saved when it is done, then shards and the manifest."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from stylevar.text import check_path
 
 SETTINGS, PARTS = "prepare.json", ".parts"
 EARLY = 1000
-"""Items after which too many rejects end the work before all of it is done."""
+"""Number of items after which too many rejects stop the conversion early."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a prepared set holds: triplets by split, rejects by kind (with the filtered ones), and its shards."""
+    """The numbers of a prepared set: triplets by split, rejects by kind (with the filtered ones), and shards."""
 
     splits: dict[str, int]
     rejects: dict[str, int]
@@ -48,11 +48,11 @@ def convert(
     shard_bytes: int = 500_000_000,
     max_reject_share: float = 0.01,
 ) -> Summary:
-    """Write a prepared set to `out`; interrupted, the same call goes on with the first block that is not done.
+    """Write a prepared set to `out`. After an interruption, the same call continues with the first unfinished block.
 
-    The same source and settings make the same bytes, whatever `workers` is. Raises UserError if `out` holds a set
-    of another source or other settings, if more than `max_reject_share` of the items are rejected (what is done is
-    kept, and all rejects are listed), or if a worker process is killed.
+    The same source and settings give the same bytes, whatever `workers` is. Raises UserError if `out` contains a set
+    from another source or with other settings, if more than `max_reject_share` of the items are rejected (finished
+    blocks are kept, and all rejects are listed), or if a worker process is killed.
     """
     settings = {"source": source, "shard_bytes": shard_bytes, **asdict(config)}
     _claim(out, settings)
@@ -81,7 +81,7 @@ def convert(
 
 
 def _list_rejects(blocks: Sequence[str], parts: Path, out: Path) -> dict[str, int]:
-    """Write the rejects of the blocks that are done to OUT/rejects.parquet, and count them by kind."""
+    """Write the rejects of the finished blocks to OUT/rejects.parquet, and count them by kind."""
     files = [parts / f"{name}.rejects.parquet" for name in blocks]
     tables = [pq.read_table(file) for file in files if file.is_file()]
     table = pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
@@ -90,26 +90,26 @@ def _list_rejects(blocks: Sequence[str], parts: Path, out: Path) -> dict[str, in
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` ours, or go on with it if it was begun with the same settings."""
+    """Claim `out` for these settings, or continue in it if it was started with the same ones."""
     check_path(out, "--out", utf8=True)
     file = out / SETTINGS
     wanted = json.loads(json.dumps(settings))
     if file.is_file():
         try:
-            found = json.loads(file.read_text())
+            recorded = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}): remove {out} and start again") from error
-        different = [name for name in wanted if found.get(name) != wanted[name]]
+        different = [name for name in wanted if recorded.get(name) != wanted[name]]
         if different:
             name = different[0]
             raise UserError(
-                f"{out} was prepared with {name} = {found.get(name)}, not {wanted[name]}: use the same settings to go on, "
-                "or another --out"
+                f"{out} was prepared with {name} = {recorded.get(name)}, not {wanted[name]}: use the same settings to "
+                "continue, or another --out"
             )
         if (out / MANIFEST).is_file():
             raise UserError(f"{out} is prepared already: read it with launch/prepare.py check, or use another --out")
     elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and was not begun by launch/prepare.py: use another --out")
+        raise UserError(f"{out} is not empty and was not created by launch/prepare.py: use another --out")
     else:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _done(parts: Path, block: Block) -> tuple[int, int] | None:
-    """(triplets, rejects) of a block that an earlier run finished, or None."""
+    """(triplets, rejects) of a block finished by an earlier run, or None."""
     file = parts / f"{block.name}.parquet"
     if not file.is_file():
         return None
@@ -131,7 +131,7 @@ def _done(parts: Path, block: Block) -> tuple[int, int] | None:
 
 
 class _Tally:
-    """Triplets and rejects so far, against the share of rejects that is allowed."""
+    """Counts triplets and rejects, and checks the allowed share of rejects."""
 
     def __init__(self, allowed: float, listed: Path) -> None:
         self.allowed, self.listed = allowed, listed
@@ -146,16 +146,16 @@ class _Tally:
         if (final or total >= EARLY) and self.rejects > self.allowed * total:
             raise UserError(
                 f"{self.rejects} of {total} items were rejected, more than --max-reject-share {self.allowed}: see "
-                f"{self.listed}; mend the source, or give a larger share (what is done is kept)"
+                f"{self.listed}; fix the source, or allow a larger share (finished blocks are kept)"
             )
         if final and not self.triplets:
-            raise UserError(f"not one triplet is left of {self.rejects} rejected and the filtered items: see {self.listed}")
+            raise UserError(f"no triplet is left: {self.rejects} items were rejected, the rest filtered; see {self.listed}")
 
 
 def _convert_all(
     todo: Sequence[Block], config: ConvertConfig, parts: Path, workers: int, tally: _Tally, known: int | None
 ) -> None:
-    """Convert `todo`, showing progress; `known` is the number of items if all blocks know theirs."""
+    """Convert `todo` with a progress bar; `known` is the total number of items, if all blocks know theirs."""
     bar = tqdm(total=known, initial=tally.triplets + tally.rejects, desc="preparing", unit="triplet", smoothing=0.02)
     with bar:
         if workers == 1:

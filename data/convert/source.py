@@ -1,4 +1,4 @@
-"""What every converter yields: triplets of pictures that may still lie in an archive, and rejects with a reason."""
+"""The output of every converter: triplets of pictures, which may still be in an archive, and rejects with a reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 @dataclass(frozen=True)
 class Reject:
-    """Something that cannot become a triplet. `kind` is one of a few words, to count by; `reason` is for a person."""
+    """An item that cannot become a triplet. `kind` is a short category, used for counting; `reason` is for the user."""
 
     name: str
     kind: str
@@ -20,14 +20,14 @@ class Reject:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes within one file, or within several that continue each other (a split archive)."""
+    """A range of bytes in one file, or in the concatenation of several (a split archive)."""
 
     paths: tuple[Path, ...]
     offset: int = 0
     size: int | None = None
 
     def read(self) -> bytes:
-        """The bytes; fewer than `size` where the file is cut off."""
+        """The bytes; fewer than `size` if the file is truncated."""
         with JoinedReader(self.paths) as reader:
             reader.seek(self.offset)
             return reader.read(-1 if self.size is None else self.size)
@@ -35,7 +35,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture under its original name: still to be read, or its bytes. Pictures in a Piece may serve many triplets."""
+    """A picture with its original name, either unread or as bytes. Many triplets may share a picture in a Piece."""
 
     name: str
     data: Piece | bytes
@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class RawTriplet:
-    """A triplet as found, and what its corpus says of it. `target` is None for unpaired conditions."""
+    """A triplet of a corpus, with its flags and scores. `target` is None for unpaired conditions."""
 
     content: Picture
     style: Picture
@@ -60,18 +60,18 @@ class RawTriplet:
 
 
 class Block(Protocol):
-    """A part of a corpus that one process converts, the same every time. Picklable."""
+    """A part of a corpus that one process converts, deterministically. Picklable."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:
-        """Another one for another content: work done for an earlier state of the source is then not used."""
+        """Differs if the content differs, so that results from an earlier state of the source are not reused."""
         ...
 
     def __len__(self) -> int:
-        """How many items it holds; 0 if that shows only by reading."""
+        """The number of items; 0 if it is unknown before reading."""
         ...
 
     def read(self) -> Iterator[RawTriplet | Reject]: ...
@@ -79,7 +79,7 @@ class Block(Protocol):
 
 @dataclass(frozen=True)
 class ListBlock:
-    """A block that is known beforehand, item by item."""
+    """A block whose items are known in advance."""
 
     name: str
     items: tuple[RawTriplet | Reject, ...]
@@ -96,17 +96,17 @@ class ListBlock:
 
 
 def in_blocks(dataset: str, items: list[RawTriplet | Reject], size: int) -> list[Block]:
-    """`items` cut into blocks of `size`, numbered."""
+    """Split `items` into numbered blocks of `size`."""
     return [ListBlock(f"{dataset}-{i // size:05d}", tuple(items[i : i + size])) for i in range(0, len(items), size)]
 
 
 def identity(data: bytes) -> str:
-    """What an image is, whatever its name: 16 hex digits of a hash of its bytes."""
+    """The identity of an image, independent of its name: 16 hex digits of a hash of its bytes."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 class JoinedReader:
-    """Files that continue each other, read as one seekable stream."""
+    """Reads the concatenation of several files as one seekable stream."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self._paths = paths
@@ -131,7 +131,7 @@ class JoinedReader:
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes (all for -1), fewer only at the end."""
+        """Read `size` bytes (all for -1); fewer only at the end."""
         end = sum(self._sizes)
         wanted = end - self._position if size < 0 else min(size, end - self._position)
         parts = []

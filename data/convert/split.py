@@ -1,4 +1,4 @@
-"""Which split a triplet belongs to: by what its images are, never by their names or their order."""
+"""Assign triplets to splits by the content of their images, never by names or order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Shares held out. Contents and styles are told apart by a hash of their bytes."""
+    """The held-out shares. Contents and styles are identified by a hash of their bytes."""
 
     holdout_content: Share = 0.05
     """Share of contents that are never trained on (`val_content`)."""
@@ -25,13 +25,13 @@ class SplitConfig:
     holdout_pair: Share = 0.01
     """Share of the pairs of trained contents and trained styles that are held out (`val_pair`)."""
     split_seed: int = 0
-    """Another number holds out others."""
+    """Seed of the choice of held-out contents, styles and pairs."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     def split(self, content_id: str, style_id: str) -> str:
-        """The split of a pair. A content that is held out goes before a style that is."""
+        """The split of a pair. A held-out content takes precedence over a held-out style."""
         if self._draw("content", content_id) < self.holdout_content:
             return "val_content"
         if self._draw("style", style_id) < self.holdout_style:

@@ -1,4 +1,4 @@
-"""Writing the VQ tokens of prepared shards beside them."""
+"""Write the VQ tokens of prepared shards beside them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ BATCH = 32
 
 
 def tokenize(folder: Path, vae: VQVAE) -> int:
-    """Write a token file for every shard in `folder` that has none of this VQ-VAE; the number of triplets done.
+    """Write a token file for each shard in `folder` that has none from this VQ-VAE; returns the number of triplets done.
 
-    Interrupted, it goes on with the first shard that is not done. Raises UserError for a picture that does not decode.
+    After an interruption it continues with the first unfinished shard. UserError if a picture cannot be decoded.
     """
     check_path(folder, "tokenize", utf8=True)
     index, fingerprint = index_triplets(expand_shards([folder])), vae.fingerprint()
@@ -48,7 +48,7 @@ def tokenize(folder: Path, vae: VQVAE) -> int:
 
 
 class _Tokenizer:
-    """Tokens of triplets, each content and style only once: there are few of them in many triplets."""
+    """Computes tokens of triplets. Each content and style is encoded only once, because many triplets share them."""
 
     def __init__(self, vae: VQVAE, index: TripletIndex) -> None:
         self.vae, self.index, self.files = vae, index, ShardFiles(index.paths)
@@ -72,7 +72,7 @@ class _Tokenizer:
         for n, role, picture in wanted:
             result[n, role] = tokens = new[picture] if picture in new else self._known[picture]
             if ROLES[role] != "target":
-                self._known[picture] = tokens.clone()  # not a view that keeps the whole batch
+                self._known[picture] = tokens.clone()  # not a view, which would keep the whole batch in memory
         return result
 
     def _encoded(self, shard: int, row: int) -> Iterator[tuple[int, bytes]]:
@@ -89,7 +89,7 @@ class _Tokenizer:
             raise UserError(f"{key} has a picture that cannot be used ({error}): see launch/prepare.py check") from error
         if image.shape != self.shape:
             raise UserError(
-                f"{key} is {image.shape[2]}x{image.shape[1]}, this VQ-VAE takes {self.shape[2]}x{self.shape[1]}: give the "
+                f"{key} is {image.shape[2]}x{image.shape[1]}, this VQ-VAE needs {self.shape[2]}x{self.shape[1]}: give the "
                 "--patch-nums of your model, or prepare the set with its --size"
             )
         return image
@@ -102,4 +102,4 @@ class _Tokenizer:
             self.vae.img_to_idxBl(u8_to_pm1(torch.stack(images[i : i + BATCH]).to(device)))
             for i in range(0, len(images), BATCH)
         ]
-        return torch.cat([torch.cat(found, dim=1) for found in maps]).to("cpu", torch.int16)
+        return torch.cat([torch.cat(scales, dim=1) for scales in maps]).to("cpu", torch.int16)

@@ -35,7 +35,7 @@ import ray
 
 from data.conditions import spread
 from launch.cluster.failover import Failover
-from launch.cluster.learner_group import LearnerGroup, Together
+from launch.cluster.learner_group import GroupCall, LearnerGroup
 from launch.cluster.places import Placement
 from launch.cluster.pool import Calls, Pool
 from launch.cluster.units import Unit, UnitFlow
@@ -164,22 +164,21 @@ class DistributedRun:
         for unit in units:
             self._flow.start(unit)
         self._until(lambda: all(unit.done for unit in units))
-        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        tally = HeldoutTally(len(chosen), monitor.image_conditions)
         for unit in units:
             scores = ray.get(unit.scores_ref)
-            tally.add(unit.keys, scores)
-            if tally.wants_pictures:  # fetch only the few that are drawn
+            if wanted := tally.add(unit.keys, scores):  # fetch only units with a condition to draw
                 batch, images = ray.get([unit.batch_ref, unit.images_ref])
-                tally.add_pictures(batch, images, scores.rewards)
+                tally.add_pictures(wanted, batch, images, scores.rewards)
         return tally.report()
 
     def apply(self, action: MergeAction) -> None:
         """Carry out what the merge controller decided. Samples made ahead with the old weights are discarded."""
-        together = self._learners.call(f"the {action.value}", "apply", action, self._hashed, returns=3)
-        infos: list[WeightsInfo] = self._wait(together)
+        call = self._learners.call(f"the {action.value}", "apply", action, self._hashed, returns=3)
+        infos: list[WeightsInfo] = self._wait(call)
         if not action.changes_weights:
             return
-        snapshot, adapters, _ = together.references[0]
+        snapshot, adapters, _ = call.references[0]
         for units in self._launched.values():
             for unit in units:
                 unit.abandon()
@@ -192,8 +191,8 @@ class DistributedRun:
         ahead = {step: units[0].version for step, units in sorted(self._launched.items())}
         weights = self._weights
         older = {version: [weights.adapters[version]] for version in ahead.values() if version != weights.version}
-        together = self._learners.call_first("a checkpoint", "save", folder.resolve(), base, older)
-        self._wait(together)
+        call = self._learners.call_first("a checkpoint", "save", folder.resolve(), base, older)
+        self._wait(call)
         (folder / PIPELINE).write_text(json.dumps({str(step): list(version) for step, version in ahead.items()}) + "\n")
 
     def save_base(self, folder: Path) -> None:
@@ -270,10 +269,10 @@ class DistributedRun:
         self._launched, self._ahead = {}, {}
         if checkpoint is not None:
             self._wait(self._learners.restore(checkpoint.resolve()))
-        together = self._learners.call("reading the weights", "weights", self._hashed, returns=2)
-        infos = self._wait(together)
+        call = self._learners.call("reading the weights", "weights", self._hashed, returns=2)
+        infos = self._wait(call)
         self._weights.restart(self._source.version)
-        self._weights.take(together.references[0][0], infos)
+        self._weights.take(call.references[0][0], infos)
         if checkpoint is not None:
             self._load_pipeline(checkpoint.resolve())
         return facts
@@ -326,9 +325,9 @@ class DistributedRun:
             scores = [unit.scores_ref for some in mine for unit in some]
             return [step, [[unit.number for unit in some] for some in mine], self._hashed, *scores]
 
-        together = self._learners.call_each(f"the update of step {step}", "update", share, returns=2)
-        infos: list[UpdateInfo] = self._wait(together)
-        self._weights.take(together.references[0][0], infos, updated=True)
+        call = self._learners.call_each(f"the update of step {step}", "update", share, returns=2)
+        infos: list[UpdateInfo] = self._wait(call)
+        self._weights.take(call.references[0][0], infos, updated=True)
         del self._launched[step]
         self._weights.keep_only([some[0].version for some in self._launched.values()])
         return infos
@@ -343,9 +342,9 @@ class DistributedRun:
         scores = Scores(rows.rewards, dict(rows.components))
         return step_report(scores, rows, infos[0].metrics, {**seconds, **speed, **usage})
 
-    def _wait(self, together: Together) -> list[Any]:
-        self._until(lambda: together.done)
-        return together.infos
+    def _wait(self, call: GroupCall) -> list[Any]:
+        self._until(lambda: call.done)
+        return call.infos
 
     def _until(self, done: Callable[[], bool], abandon: bool = False) -> None:
         """Keep all actors working until `done`."""

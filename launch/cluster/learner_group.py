@@ -20,7 +20,7 @@ from stylevar.policy import PolicySource
 
 
 @dataclass
-class Together:
+class GroupCall:
     """One call to several learners: the references that each returned, and its small result once it has arrived."""
 
     references: list[Sequence[Any]]
@@ -43,7 +43,7 @@ class LearnerGroup:
     def first(self) -> Member:
         return self.members[0]
 
-    def start(self, source: PolicySource) -> Together:
+    def start(self, source: PolicySource) -> GroupCall:
         """Create the actors and have them load the run's base."""
         config, threads = self._config, self._placement.threads("learner", self._config.threads)
         for number, member in enumerate(self.members):
@@ -52,24 +52,24 @@ class LearnerGroup:
         settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, *place, config.steps)
         return self.call("setup", "setup", *settings)
 
-    def join(self, address: str) -> Together:
+    def join(self, address: str) -> GroupCall:
         """Connect the learners with each other at the `address` of the first."""
         world, timeout = len(self.members), self._config.cluster.call_timeout
         return self.call_each("joining", "join", lambda rank: (address, rank, world, timeout))
 
-    def restore(self, checkpoint: Path) -> Together:
+    def restore(self, checkpoint: Path) -> GroupCall:
         return self.call("restoring", "restore", checkpoint)
 
-    def call(self, what: str, method: str, *arguments: Any, returns: int = 1) -> Together:
+    def call(self, what: str, method: str, *arguments: Any, returns: int = 1) -> GroupCall:
         """Make the same call to all learners. The last of the `returns` values is the small result."""
         return self.call_each(what, method, lambda _: arguments, returns)
 
-    def call_each(self, what: str, method: str, arguments: Callable[[int], Sequence[Any]], returns: int = 1) -> Together:
+    def call_each(self, what: str, method: str, arguments: Callable[[int], Sequence[Any]], returns: int = 1) -> GroupCall:
         """Like `call`, with arguments that depend on the learner's number."""
         numbers = range(len(self.members))
         return self._call(what, method, numbers, arguments, returns)
 
-    def call_first(self, what: str, method: str, *arguments: Any, returns: int = 1) -> Together:
+    def call_first(self, what: str, method: str, *arguments: Any, returns: int = 1) -> GroupCall:
         """Call only the first learner."""
         return self._call(what, method, range(1), lambda _: arguments, returns)
 
@@ -96,23 +96,23 @@ class LearnerGroup:
 
     def _call(
         self, what: str, method: str, numbers: range, arguments: Callable[[int], Sequence[Any]], returns: int
-    ) -> Together:
-        together = Together([], [None] * len(numbers))
+    ) -> GroupCall:
+        call = GroupCall([], [None] * len(numbers))
         for number in numbers:
             member = self.members[number]
             returned = getattr(member.actor, method).options(num_returns=returns).remote(*arguments(number))
             references = returned if returns > 1 else [returned]
-            together.references.append(references)
+            call.references.append(references)
 
             def done(info: Any, number: int = number, member: Member = member) -> None:
                 member.ready = True
-                together.infos[number] = True if info is None else info
+                call.infos[number] = True if info is None else info
 
             def failed(error: BaseException, member: Member = member) -> None:
                 self._failed(what, member, error)
 
             self._calls.add(what, member, references[-1], done, failed)
-        return together
+        return call
 
     def _failed(self, what: str, member: Member, error: BaseException) -> None:
         # A surviving learner may report the broken connection before Ray reports the death of the other one.

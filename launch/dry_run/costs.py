@@ -56,7 +56,7 @@ def costs_from_flops(flops: Flops, config: GrpoConfig, adapters: int, tflops: fl
         sample=group * (each["rollout"] + each["decode"]) / rate,
         score=group * each["reward"] / rate,
         reference=group * each["reference"] / rate,
-        update=group * (each["update forward"] + each["update backward"]) / rate,
+        update=group * (each.get("credit", 0.0) + each["update forward"] + each["update backward"]) / rate,
         optimizer=optimizer + weights,
         reduce=_reduce_seconds(config, adapters),
         publish=_wire_seconds(config, adapters),

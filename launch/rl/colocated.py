@@ -117,15 +117,14 @@ class ColocatedWorker:
         """
         monitor, version = self.config.monitor, self.policy.version
         chosen = spread(self.sets.sizes()[name], conditions)
-        tally = HeldoutTally(min(monitor.image_conditions, len(chosen)))
+        tally = HeldoutTally(len(chosen), monitor.image_conditions)
         sampler = GroupSampler(self.policy.model, self.config.heldout_sampling(), streams=CoupledStreams)
         with self.adapters.effective_weights():
             for start in range(0, len(chosen), monitor.eval_unit):
                 batch = self.sets.pick(name, chosen[start : start + monitor.eval_unit]).to(self.device)
                 drawn = sampler.sample(batch, self.config.seed, HELDOUT_STEP, version, monitor.eval_group)
                 scores = self.scorer.score(drawn.images, batch.target)
-                tally.add(batch.keys, scores)
-                tally.add_pictures(batch, drawn.images, scores.rewards)
+                tally.add_pictures(tally.add(batch.keys, scores), batch, drawn.images, scores.rewards)
         return tally.report()
 
     def apply(self, action: MergeAction) -> None:

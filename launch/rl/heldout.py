@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -19,11 +21,11 @@ from stylevar.atomic import file_aside
 
 
 def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
-    """`save_values`, and also an .npz with the samples of the first conditions and a .png with the grid."""
+    """`save_values`, and also an .npz with samples of a few conditions by key, and a .png with the grid."""
     save_values(run, name, step, report)
     folder, stem = run / "heldout", _stem(name, step)
     with file_aside(folder / f"{stem}.npz") as aside, aside.open("wb") as file:
-        np.savez_compressed(file, samples=report.samples.numpy())
+        np.savez_compressed(file, samples=report.samples.numpy(), keys=np.array(report.shown))
     _save_picture(report.grid, folder / f"{stem}.png")
 
 
@@ -105,14 +107,35 @@ def compare(run: Path, name: str, before: int, after: int) -> Comparison:
     return Comparison(float(rewards[0].mean()), float(rewards[1].mean()), float(gains.mean()), error, len(gains), parts)
 
 
-def before_after(run: Path, name: str, before: int, after: int, conditions: list[tuple[Tensor, Tensor, Tensor]]) -> Path:
-    """Draw content | style | target | two samples before | the same two after. Returns the picture's path."""
-    samples = [np.load(run / "heldout" / f"{name}_{step:08d}.npz")["samples"] for step in (before, after)]
-    count = min(2, samples[0].shape[1])
+def before_after(
+    run: Path, name: str, before: int, after: int, condition: Callable[[int], tuple[Tensor, Tensor, Tensor]]
+) -> Path:
+    """Draw content | style | target | two samples before | the same two after. Returns the picture's path.
+
+    One row for each condition whose samples both scorings kept. `condition` gives the images of the held-out condition with
+    this position.
+    """
+    first, last = (_samples(run, name, step) for step in (before, after))
+    keys = _all_keys(run, name, after)
+    count = min(2, *(len(some) for some in last.values()))
     cells = []
-    for i, images in enumerate(conditions[: min(map(len, samples))]):
-        cells.append([*images, *(torch.from_numpy(s[i][g]) for s in samples for g in range(count))])
+    for key in (key for key in first if key in last):
+        images = condition(keys.index(key))
+        cells.append([*images, *(torch.from_numpy(samples[key][g]) for samples in (first, last) for g in range(count))])
     titles = ["content", "style", "target", *["before"] * count, *["after GRPO"] * count]
     path = run / "before_after.png"
     _save_picture(draw_table(cells, titles), path)
     return path
+
+
+def _samples(run: Path, name: str, step: int) -> dict[str, NDArray]:
+    """The kept samples of a scoring, uint8 [G, 3, H, W], by the key of their condition."""
+    kept = np.load(run / "heldout" / f"{_stem(name, step)}.npz")
+    samples = kept["samples"]
+    # Older versions kept those of the first conditions, without their keys.
+    keys = kept["keys"].tolist() if "keys" in kept else _all_keys(run, name, step)[: len(samples)]
+    return dict(zip(keys, samples, strict=True))
+
+
+def _all_keys(run: Path, name: str, step: int) -> list[str]:
+    return json.loads((run / "heldout" / f"{_stem(name, step)}.json").read_text())["keys"]

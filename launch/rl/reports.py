@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.conditions import spread
 from launch.common.grids import GridRow, draw_grid, reward_captions
 from stylevar.contracts import ConditionBatch, Scores, StepMetrics, TrajectoryRows
 
@@ -25,41 +26,44 @@ class StepReport:
 
 @dataclass(frozen=True)
 class HeldoutReport:
-    """Scores of held-out conditions: rewards fp32 [B, G], components {name: [B, G]}, and samples of the first few.
+    """Scores of held-out conditions: rewards fp32 [B, G], components {name: [B, G]}, and samples of a few.
 
-    `samples` uint8 [n, G, 3, H, W]; `grid` uint8 [3, H', W'] shows them beside content, style and target.
+    `samples` uint8 [n, G, 3, H, W] are of the conditions `shown`, which are evenly spaced among `keys`; `grid` uint8
+    [3, H', W'] shows them beside content, style and target.
     """
 
     keys: tuple[str, ...]
     rewards: Tensor
     components: dict[str, Tensor]
+    shown: tuple[str, ...]
     samples: Tensor
     grid: Tensor
 
 
 class HeldoutTally:
-    """Collects the scores of held-out conditions, and the pictures of the first `shown` of them."""
+    """Collects the scores of held-out conditions, and the pictures of `shown` of them, evenly spaced."""
 
-    def __init__(self, shown: int) -> None:
-        self.shown = shown
+    def __init__(self, conditions: int, shown: int) -> None:
+        """`conditions`: how many will be added."""
+        self._shown = spread(conditions, min(shown, conditions))
         self._keys: list[str] = []
         self._scores: list[Scores] = []
         self._rows: list[GridRow] = []
 
-    @property
-    def wants_pictures(self) -> bool:
-        """Whether `add_pictures` needs more pictures."""
-        return len(self._rows) < self.shown
-
-    def add(self, keys: Sequence[str], scores: Scores) -> None:
-        """Add the scores of some conditions."""
+    def add(self, keys: Sequence[str], scores: Scores) -> list[int]:
+        """Add the scores of some conditions. Returns which of them `add_pictures` needs, by position among these."""
+        start = len(self._keys)
         self._keys += keys
         components = {name: value.cpu() for name, value in scores.components.items()}
         self._scores.append(Scores(scores.rewards.cpu(), components))
+        return [at - start for at in self._shown if start <= at < len(self._keys)]
 
-    def add_pictures(self, batch: ConditionBatch, images: Tensor, rewards: Tensor) -> None:
-        """Add pictures of the conditions just added, with their samples uint8 [B, G, 3, H, W] and rewards [B, G]."""
-        for b in range(min(len(batch), self.shown - len(self._rows))):
+    def add_pictures(self, wanted: Sequence[int], batch: ConditionBatch, images: Tensor, rewards: Tensor) -> None:
+        """Add pictures of the `wanted` ones of the conditions just added.
+
+        batch, images uint8 [B, G, 3, H, W] and rewards [B, G] are of all conditions just added.
+        """
+        for b in wanted:
             content, style, target = (image[b].cpu() for image in (batch.content, batch.style, batch.target))
             self._rows.append(GridRow(content, style, target, images[b].cpu(), reward_captions(rewards[b])))
 
@@ -69,6 +73,7 @@ class HeldoutTally:
             tuple(self._keys),
             torch.cat([scores.rewards for scores in self._scores]),
             {name: torch.cat([part[name] for part in parts]) for name in parts[0]},
+            tuple(self._keys[at] for at in self._shown),
             torch.stack([row.samples for row in self._rows]),
             draw_grid(self._rows),
         )

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from torch import Tensor
 from tqdm import tqdm
 
 from data.shards import TripletShards, expand_shards
 from launch.common.commands import continuing, lasting, quoted
 from launch.common.stop import STOPPED, Stop, StopRequest
-from launch.configs.grpo import GrpoConfig
+from launch.configs.grpo import GrpoConfig, load_config
 from launch.configs.io import as_kept
 from launch.rl.heldout import before_after, compare, not_finite, save_scores, save_values
 from launch.rl.progress import Progress, step_line
@@ -263,12 +264,17 @@ def stopped(run: RunFolder) -> NoReturn:
 
 def report(config: GrpoConfig, run: RunFolder) -> None:
     """Print the run's gain, and draw samples before and after."""
-    last = run.steps()[-1]
+    last, sampling = run.steps()[-1], load_config(run.config).heldout_sampling()
     for name in config.heldout_sets:
         print("\n".join(compare(run.path, name, 0, last).lines(name)))
+    print(f"sampled      before and after at temperature {sampling.temperature:g}: a lower one alone raises the reward")
     shards = TripletShards(expand_shards(config.heldout))
-    rows = [shards.usable(i) for i in range(config.monitor.image_conditions)]
-    picture = before_after(run.path, "heldout", 0, last, [(r.content, r.style, r.target) for r in rows])
+
+    def condition(at: int) -> tuple[Tensor, Tensor, Tensor]:
+        triplet = shards.usable(at)
+        return triplet.content, triplet.style, triplet.target
+
+    picture = before_after(run.path, "heldout", 0, last, condition)
     print(f"picture      {lasting(picture)}")
     print(f"model        {lasting(run.path / 'model')}")
     print(f"run          {lasting(run.path)}")

@@ -35,7 +35,9 @@ class Flops:
     decode: int
     """Per trajectory."""
     reward: int
-    """Per trajectory."""
+    """Per trajectory; with its gradient, if the credit needs that."""
+    credit: int
+    """Per trajectory: the reward's gradient on its way through the decoder to the tokens; 0 for other kinds of credit."""
     forward: int
     """Per trajectory: a teacher-forced pass, as of the reference and of each update."""
     head_backward: int
@@ -53,6 +55,7 @@ class Flops:
             "rollout": self.rollout + self.queries / group,
             "decode": float(self.decode),
             "reward": self.reward + self.target / group,
+            **({"credit": float(self.credit)} if self.credit else {}),
             "reference": self.forward + self.queries / group,
             "update forward": self.forward + self.head_backward + self.queries / group,
             "update backward": self.backward + self.queries_backward / group,
@@ -88,6 +91,7 @@ def _measure(phases: Phases) -> dict[str, int]:
         queries, counts["queries"] = count_flops_of(lambda: phases.queries(state))
         _, counts["rollout"] = count_flops_of(lambda: phases.sample(state, queries, 1))
         _, counts["decode"] = count_flops_of(lambda: phases.decode(1))
+        _, counts["credit"] = count_flops_of(lambda: phases.credit(1))
         _, reference = count_flops_of(lambda: phases.reference(state, 1))
         counts["forward"] = reference - counts["queries"]
         (live, leaves, end), forward = count_flops_of(lambda: phases.forward(state, 1))
@@ -98,7 +102,6 @@ def _measure(phases: Phases) -> dict[str, int]:
 
 
 def _reward(work: Workload) -> dict[str, int]:
-    size = work.arch.image_size
-    _, one = count_flops_of(lambda: score(work.reward, size, 1, 1))
-    _, two = count_flops_of(lambda: score(work.reward, size, 1, 2))
+    _, one = count_flops_of(lambda: score(work, 1, 1))
+    _, two = count_flops_of(lambda: score(work, 1, 2))
     return {"reward": two - one, "target": 2 * one - two}

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from launch.sizing.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
 from launch.sizing.trace import peak_bytes, saved_bytes
-from reward.base import RewardConfig
 from stylevar.conditions import ConditionState
-from stylevar.config import ModelConfig
 from stylevar.lowrank import kept_effective
 
 ALWAYS = "always"
@@ -147,7 +145,7 @@ class MemoryPlan:
         return 2 * self.conditions * self.work.rollout.group * 3 * self.work.arch.image_size**2
 
     def _scoring(self) -> list[Component]:
-        weights, activations = _reward(self.work.reward, self.work.arch, self.work.rollout.group, self.conditions)
+        weights, activations = _reward(self.work, self.conditions)
         return [Component("reward model", weights), Component("reward activations", activations, "score")]
 
     def _learning(self) -> list[Component]:
@@ -159,10 +157,24 @@ class MemoryPlan:
             *([] if on_host else [Component("optimizer moments", 2 * adapters)]),
             Component("gradients", adapters),
             Component("adapter snapshots (peak, best)", 2 * adapters),
+            *self._crediting(),
             Component("logits and activations", m["reference"], "reference"),
             Component("saved activations", saved, "update"),
             Component("logits and backward", m["update"] - saved, "update"),
         ]
+
+    def _crediting(self) -> list[Component]:
+        """What credit and KL keep of trajectories beside log-probs, and the way back through the decoder."""
+        work = self.work
+        trajectories, tokens = self.conditions * work.rollout.group, work.arch.tokens
+        kept = []
+        if work.learner.kl_estimator == "full":
+            kept.append(Component("reference features", 4 * trajectories * tokens * work.arch.width))
+        if work.learner.credit == "gradient":
+            kept.append(Component("reward gradients", 2 * trajectories * 3 * work.arch.image_size**2))
+            kept.append(Component("slopes of the tokens", 4 * trajectories * tokens * work.arch.Cvae))
+            kept.append(Component("decoder and its backward", self.measured["credit"], "credit"))
+        return kept
 
 
 def parameter_counts(work: Workload) -> dict[str, int]:
@@ -210,6 +222,7 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
     state = phases.encode(unit, tokens_known=True)
     _, encode = peak_bytes(lambda: phases.encode(min(conditions, max(1, batches.images // 2))))
     _, decode = peak_bytes(lambda: phases.decode(chunk))
+    _, credit = peak_bytes(lambda: phases.credit(min(work.learner.credit_batch, conditions * group)))
     with phases.adapters.effective_weights():
         # A block passes its output on and keeps only its part of the cache, which is allocated at the start.
         queries = phases.queries(state)
@@ -217,7 +230,7 @@ def measure(work: Workload, batches: Batches, conditions: int) -> dict[str, int]
     # Keys and values [depth, 2, b, G, H, L, 64].
     cache = arch.depth * 2 * unit * sampled * arch.tokens * arch.width * phases.model.compute_dtype.itemsize
     blocks = over_depth(work, lambda phases: _measure(phases, batches.micro, unit))
-    return {**blocks, "encode": encode, "decode": decode, "sample": sample, "cache": cache}
+    return {**blocks, "encode": encode, "decode": decode, "credit": credit, "sample": sample, "cache": cache}
 
 
 def _measure(phases: Phases, micro: int, unit: int) -> dict[str, int]:
@@ -251,11 +264,12 @@ def _update(phases: Phases, state: ConditionState, group: int) -> None:
 
 
 @lru_cache
-def _reward(config: RewardConfig, arch: ModelConfig, group: int, conditions: int) -> tuple[int, int]:
+def _reward(work: Workload, conditions: int) -> tuple[int, int]:
     """Bytes of the reward's weights, and of scoring `conditions`, a batch of images at a time."""
+    config, group = work.reward, work.rollout.group
     distance = meta_scorer(config).distance
     at_once = min(conditions, max(1, config.reward_batch // group))
-    _, activations = peak_bytes(lambda: score(config, arch.image_size, at_once, group))
+    _, activations = peak_bytes(lambda: score(work, at_once, group))
     return _bytes([*distance.parameters(), *distance.buffers()]), activations
 
 

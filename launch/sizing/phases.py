@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launch.sizing.trace import ShapesOnly
+from learner.credit.gradient import token_slopes
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
 from reward.build import build_term, distance_class, weighted_sum
@@ -21,7 +22,7 @@ from stylevar.adapters import Adapters
 from stylevar.build import build_from_config
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
 from stylevar.config import ModelConfig
-from stylevar.contracts import PolicyVersion, Trajectories
+from stylevar.contracts import PolicyVersion, RewardDetail, Trajectories
 from stylevar.generate import Generation, generate
 from stylevar.policy import Precision
 from stylevar.sampler import decode
@@ -99,6 +100,15 @@ class Phases:
     def decode(self, images: int, at_once: int = 0) -> Tensor:
         """uint8 images, decoded `at_once` at a time (0 for all)."""
         return decode(self.model.vae, self.model.vae.quantize.empty(images), at_once)
+
+    def credit(self, images: int) -> None:
+        """Gradient credit's way from the reward's gradient back through the decoder, `--credit-batch` images at a time."""
+        if self.work.learner.credit != "gradient":
+            return
+        arch, at_once = self.work.arch, self.work.learner.credit_batch
+        tokens = torch.empty(images, arch.tokens, dtype=torch.int64, device=META)
+        gradient = torch.empty(images, 3, arch.image_size, arch.image_size, dtype=torch.bfloat16, device=META)
+        token_slopes(self.model.vae, tokens, gradient, at_once)
 
     def reference(self, state: ConditionState, group: int) -> Tensor:
         """The reference pass over all conditions of `state`."""
@@ -189,12 +199,16 @@ def meta_scorer(config: RewardConfig) -> RewardScorer:
     return RewardScorer(_distance(config), config.scale, config.reward_batch)
 
 
-def score(config: RewardConfig, image_size: int, conditions: int, group: int) -> None:
-    """Score a group of images against the target of each condition."""
-    shape = (3, image_size, image_size)
-    generated = torch.empty(conditions, group, *shape, dtype=torch.uint8, device=META)
+def score(work: Workload, conditions: int, group: int) -> None:
+    """Score a group of images against the target of each condition, in the detail that the credit needs."""
+    detail: RewardDetail = work.learner.reward_detail
+    if any(term.is_custom for term in work.reward.terms()):
+        detail = "none"  # nothing is known of a user's own class
+    shape = (3, work.arch.image_size, work.arch.image_size)
+    images = (group, work.arch.scales) if detail == "prefixes" else (group,)
+    generated = torch.empty(conditions, *images, *shape, dtype=torch.uint8, device=META)
     target = torch.empty(conditions, *shape, dtype=torch.uint8, device=META)
-    meta_scorer(config).score(generated, target)
+    meta_scorer(work.reward).score(generated, target, detail)
 
 
 @lru_cache

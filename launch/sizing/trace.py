@@ -89,6 +89,9 @@ def _fused_attention(
 ) -> Tensor:
     # The output of the CPU's kernel and what it saves are as large as those of the GPU's fused kernels.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if query.ndim == 3:  # of one head, as in the VQ-VAE: the kernel's backward pass knows four dimensions only
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0].squeeze(1)
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 

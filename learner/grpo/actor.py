@@ -38,8 +38,8 @@ from stylevar.wire import AdapterWire, WirePrecision
 
 @dataclass(frozen=True)
 class WeightsInfo(CallInfo):
-    """The version that a learner holds now, and a hash of its effective weights as rollout workers will hold them, if it
-    was asked for."""
+    """The version that a learner now holds and, if requested, a hash of its effective weights as rollout workers will hold
+    them."""
 
     version: PolicyVersion
     fingerprint: str | None = None
@@ -47,7 +47,7 @@ class WeightsInfo(CallInfo):
 
 @dataclass(frozen=True)
 class UpdateInfo(WeightsInfo):
-    """Scalars over all learners, and the rows of each unit of this one."""
+    """Scalars over all learners, and the rows of each of this learner's units."""
 
     metrics: StepMetrics | None = None
     rows: tuple[tuple[int, TrajectoryRows], ...] = ()
@@ -61,9 +61,9 @@ class _Prepared:
 
 
 class LearnerWorker:
-    """`setup`; `join` if there are several; `restore` a checkpoint; then `prepare` units and `update`.
+    """Call `setup`, `join` if there are several, `restore` for a checkpoint, then `prepare` units and `update`.
 
-    All learners of a group are given the same calls, but for their own units.
+    All learners of a group get the same calls, except for their own units.
     """
 
     def __init__(self, name: str) -> None:
@@ -80,9 +80,9 @@ class LearnerWorker:
         threads: int,
         steps: int,
     ) -> dict[str, Any]:
-        """Load the base of a run of so many `steps`. Returns facts about the model.
+        """Load the base model for a run of `steps` steps. Returns facts about the model.
 
-        Raises UserError for files that cannot be used.
+        Raises UserError if files cannot be used.
         """
         keep_freed_memory()
         torch.set_num_threads(threads)
@@ -93,7 +93,7 @@ class LearnerWorker:
         return {**self._policy.describe(), **shape}
 
     def address(self) -> str:
-        """Where the learners can meet: a free port of this machine."""
+        """The address for the learners' process group: a free port of this machine."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
@@ -106,11 +106,11 @@ class LearnerWorker:
         )
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint, whose base was given as `setup`'s source."""
+        """Continue from a checkpoint; `setup` must have loaded its base."""
         self._trainer.load(checkpoint)
 
     def prepare(self, step: int, unit: int, work: tuple[ConditionBatch, Trajectories]) -> CallInfo:
-        """Encode a unit's conditions and compute the reference policy's log-probs, to be learned from by `update`."""
+        """Prepare a unit for `update`: encode its conditions and compute the reference policy's log-probs."""
         start, self._log.step = time.perf_counter(), step
         batch, trajectories = work
         state = self._trainer.encode(batch)
@@ -122,13 +122,13 @@ class LearnerWorker:
     def update(
         self, step: int, minibatches: Sequence[Sequence[int]], hashed: bool, *scores: Scores
     ) -> tuple[AdapterWire | None, UpdateInfo]:
-        """One GRPO step on prepared units; `scores` are theirs, in order. Returns the adapters, from the first learner."""
+        """One GRPO step on prepared units and their `scores`, in order. The first learner returns the adapters."""
         start, self._log.step = time.perf_counter(), step
         order = [unit for some in minibatches for unit in some]
         scored = dict(zip(order, scores, strict=True))
         work = {unit: self._prepared.pop((step, unit)) for unit in order}
         before = self._policy.version
-        # Those that sampled with other adapters, or with rounded ones, took other probabilities.
+        # Workers that sampled with other adapters, or with rounded ones, used other probabilities.
         fresh = self._precision == "fp32" and all(w.trajectories.policy_version == before for w in work.values())
         lessons = {
             unit: Lesson(w.state, w.trajectories, w.reference, scored[unit].rewards, scored[unit].detail)
@@ -147,15 +147,16 @@ class LearnerWorker:
         return wire, update
 
     def weights(self, hashed: bool) -> tuple[AdapterWire | None, WeightsInfo]:
-        """The adapters as they are, from the first learner."""
+        """The current adapters, from the first learner only."""
         return self._weights(time.perf_counter(), hashed)
 
     def apply(self, action: MergeAction, hashed: bool) -> tuple[AdapterWire | None, AdapterWire | None, WeightsInfo]:
-        """Carry out what the merge controller decided. From the first learner: the adapters that were baked into the base,
-        and those that are trained now; None where nothing changed."""
+        """Carry out an action of the merge controller. The first learner returns the adapters baked into the base and the
+        new adapters, or None for those that did not change."""
         start = time.perf_counter()
         baked = self._trainer.apply(action)
-        snapshot = None if baked is None or not self._first else AdapterWire.pack(baked)  # the base must not be rounded
+        # Never rounded, because it becomes part of the base.
+        snapshot = None if baked is None or not self._first else AdapterWire.pack(baked)
         if not action.changes_weights:
             return None, None, WeightsInfo(time.perf_counter() - start, self._policy.version)
         self._prepared.clear()
@@ -163,17 +164,17 @@ class LearnerWorker:
         return snapshot, wire, info
 
     def forget(self) -> None:
-        """Drop what was prepared and not learned from."""
+        """Drop prepared units that were not used in an update."""
         self._prepared.clear()
 
     def save(self, folder: Path, base: str, older: Mapping[PolicyVersion, Sequence[Any]]) -> None:
-        """Write a checkpoint into an existing folder, with `older` adapters (references to them) that still sample."""
+        """Write a checkpoint into an existing folder, with `older` adapters (references) that workers still sample with."""
         self._trainer.save(folder, base)
         for version, (reference,) in older.items():
             save_file(ray.get(reference).unpack(), str(older_adapters(folder, version)))
 
     def read_older(self, path: Path) -> AdapterWire:
-        """Adapters that `save` wrote besides its own."""
+        """Read older adapters that `save` wrote."""
         return AdapterWire.pack(load_file(str(path)), self._precision)
 
     def save_base(self, folder: Path) -> None:
@@ -202,5 +203,5 @@ class LearnerWorker:
 
 
 def older_adapters(folder: Path, version: PolicyVersion) -> Path:
-    """Where a checkpoint keeps adapters of an older version."""
+    """The path of the adapters of an older version in a checkpoint."""
     return folder / f"adapters_{version.merges}_{version.updates}.safetensors"

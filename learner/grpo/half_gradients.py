@@ -1,4 +1,4 @@
-"""How much of an update is signal: the gradients of two halves of its conditions, compared."""
+"""Estimate the signal-to-noise ratio of an update by comparing the gradients of two halves of its conditions."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import torch
 from torch import Tensor, nn
 
 MAX_VALUES = 1 << 24
-"""Gradient values that are compared (64 MiB): of all matrices if they have no more, else of evenly spread ones."""
+"""Most gradient values to compare (64 MiB): those of all matrices if they fit, else of evenly spaced matrices."""
 
 
 class HalfGradients:
-    """Compares what the first half of a pass's conditions added to the gradients with what the second half did.
+    """Compares the gradients of the first half of a pass's conditions with those of the second half.
 
-    Both halves estimate one expected gradient g, with independent noise. If their cosine is c on average, the mean of the
-    two, which is what a step follows, has |g|^2 / E|noise|^2 = 2 c / (1 - c).
+    Both halves estimate the same expected gradient g with independent noise. If their average cosine is c, their mean,
+    which the step uses, has |g|^2 / E|noise|^2 = 2 c / (1 - c).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], conditions: int) -> None:
-        """Call with gradients of zero."""
+        """Create it while all gradients are zero."""
         every = max(1, -(-sum(p.numel() for p in parameters) // MAX_VALUES))
         self._parameters = list(parameters)[::every]
         self._conditions, self._added = conditions, 0
         self._first: list[Tensor] = []
 
     def added_condition(self) -> None:
-        """The gradients of one more condition are in."""
+        """Call after the gradients of another condition have been added."""
         self._added += 1
         if self._conditions > 1 and self._added == self._conditions // 2:
             self._first = [p.grad.clone() for p in self._parameters if p.grad is not None]
 
     @torch.no_grad()
     def cosine(self) -> float | None:
-        """Of the halves' gradients, in [-1, 1]; None if there are no two halves, or one of them is zero or not finite."""
+        """The cosine of the halves' gradients, in [-1, 1]; None without two halves, or if one is zero or not finite."""
         if not self._first:
             return None
         grads = [p.grad for p in self._parameters if p.grad is not None]
@@ -52,15 +52,15 @@ class SignalToNoise:
     def __init__(self, decay: float = 0.9) -> None:
         self.decay = decay
         self.sums = torch.zeros(2, dtype=torch.float64)
-        """Decayed sums of the cosines and of ones, which a checkpoint has to keep."""
+        """Decayed sums of the cosines and of ones, part of a checkpoint."""
 
     def update(self, cosine: float) -> float:
-        """Take in a step's cosine; returns `signal_to_noise` of the average so far."""
+        """Add a step's cosine; returns `signal_to_noise` of the average so far."""
         self.sums = self.decay * self.sums + (1 - self.decay) * torch.tensor([cosine, 1.0], dtype=torch.float64)
         total, weight = self.sums.tolist()
         return signal_to_noise(total / weight)
 
 
 def signal_to_noise(cosine: float) -> float:
-    """|g|^2 / E|noise|^2 of the mean of two halves whose gradients have this cosine on average; 0 for negative ones."""
+    """|g|^2 / E|noise|^2 of the mean of two halves whose gradients have this average cosine; 0 if it is negative."""
     return 2 * max(0.0, cosine) / max(1e-6, 1 - cosine)

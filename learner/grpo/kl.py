@@ -10,22 +10,22 @@ from torch import Tensor
 KlKind = Literal["k3", "k1", "k2", "paper", "full"]
 
 MAX_LOG_RATIO = 10.0
-"""Log-ratios are clamped at this magnitude before exp (e^10 = 22,026), so that one odd token cannot overflow a step."""
+"""Log-ratios are clamped to this magnitude before exp (e^10 = 22,026), so that one outlier token cannot cause overflow."""
 
 
 def kl_estimate(new: Tensor, ref: Tensor, kind: KlKind = "k3") -> Tensor:
-    """One estimate per token, of the shape of `new`, differentiable with respect to it.
+    """One estimate per token, with the shape of `new` and differentiable with respect to it.
 
     new, ref: log-probs (float, any common shape) of the sampled tokens under pi and under the reference policy. With
-    d = new - ref clamped to +-10 (the gradient beyond is 0):
+    d = new - ref, clamped to +-10 (with zero gradient beyond):
 
     k3     exp(-d) + d - 1   unbiased, never negative, low variance
-    k1     d                 unbiased, of either sign
+    k1     d                 unbiased, either sign
     k2     d^2 / 2           biased, low variance
-    paper  exp(d) - d - 1    the StyleVAR paper's published code: the signs of k3 reversed. On samples of pi it does not
+    paper  exp(d) - d - 1    the StyleVAR paper's published code: k3 with reversed signs. On samples of pi it does not
                              estimate KL(pi || ref), and it grows faster
 
-    `full`, the KL over all codes, is no estimate from samples: see `stylevar.logprobs.token_terms`.
+    `full`, the exact KL over all codes, is not estimated from samples: see `stylevar.logprobs.token_terms`.
     """
     d = (new - ref).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k3":

@@ -12,15 +12,15 @@ from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Unreduced loss of N trajectories: the caller can drop some, and accumulate micro-batches, before the mean.
+    """Unreduced loss of N trajectories, so that the caller can drop some and accumulate micro-batches before the mean.
 
-    total, policy  fp32 [N]      what to minimise, and its policy-gradient part; both carry gradients
-    raw_kl         fp32 [N]      PANW-weighted KL estimate before beta; detached, as is all below
+    total, policy  fp32 [N]      the loss, and its policy-gradient part; both with gradients
+    raw_kl         fp32 [N]      PANW-weighted KL estimate before beta; detached, like all below
     clip_frac      fp32 [N]      fraction of tokens whose gradient the clip removed
     ratio_mean     fp32 [N]      mean, min and max over the tokens of pi_new / pi_old
     ratio_min      fp32 [N]
     ratio_max      fp32 [N]
-    kl_tokens      fp32 [N, L]   KL estimate per token, for reports per scale
+    kl_tokens      fp32 [N, L]   KL estimate per token, for the report per scale
     """
 
     total: Tensor
@@ -48,14 +48,14 @@ def grpo_loss(
 ) -> LossTerms:
     """Per token -min(r A, clip(r, 1 - eps, 1 + eps) A) + beta * KL, weighted and summed over the tokens.
 
-    new, old, ref: fp32 [N, L], log-probs of the sampled tokens under the policy being trained (with gradient), the one
-    that sampled them, and the reference. advantages: fp32 [N], or [N, L] where each token has its own.
+    new, old, ref: fp32 [N, L], log-probs of the sampled tokens under the trained policy (with gradient), the sampling
+    policy, and the reference. advantages: fp32 [N], or [N, L] if each token has its own.
     weights: fp32 [L], sum 1 (see `panw_weights`).
-    r = exp(new - old), its logarithm clamped to +-10. `on_policy` states that the tokens come from the current weights:
-    then r = exp(new - stop_gradient(new)), exactly 1 with the gradient of the log-prob, and `old` is not looked at, so
-    that rounding between sampler and learner never enters the ratio. `importance` fp32 [N, L], without gradient,
-    multiplies each token's policy term: a truncated importance weight of samples from older weights. `kl_tokens` fp32
-    [N, L], the KL over the whole vocabulary, takes the place of the estimate, and `ref` is not looked at.
+    r = exp(new - old), with its logarithm clamped to +-10. `on_policy` means that the tokens come from the current weights.
+    Then r = exp(new - stop_gradient(new)), which is exactly 1 with the gradient of the log-prob, and `old` is ignored, so
+    rounding differences between sampler and learner never enter the ratio. `importance` fp32 [N, L], without gradient,
+    multiplies each token's policy term: a truncated importance weight for samples from older weights. `kl_tokens` fp32
+    [N, L], the KL over the whole vocabulary, replaces the estimate, and `ref` is ignored.
     """
     sampled = new.detach() if on_policy else old
     ratio = (new - sampled).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # [N, L]
@@ -81,10 +81,10 @@ def grpo_loss(
 
 
 def code_loss(gain: Tensor, kl_tokens: Tensor, weights: Tensor, beta: float = 0.1) -> LossTerms:
-    """Per token -gain + beta * KL, weighted and summed over the tokens: the loss where every code has its advantage.
+    """Per token -gain + beta * KL, weighted and summed over the tokens: the loss if every code has its own advantage.
 
     gain fp32 [N, L]: sum over the codes v of pi(v) A(v), with constant A(v) (`stylevar.logprobs.TokenTerms`). It is an
-    expectation under the policy that is trained, so there is no ratio to clip; samples of older weights only mean other
+    expectation under the trained policy, so there is no ratio to clip; samples from older weights only change the
     prefixes. kl_tokens: fp32 [N, L]. weights: fp32 [L].
     """
     policy, kl = -(gain @ weights), kl_tokens @ weights

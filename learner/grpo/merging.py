@@ -1,25 +1,25 @@
-"""When to bake the adapters into the base, and when to take them back: a state machine over numbers, without tensors.
+"""When to merge the adapters into the base and when to roll them back: a state machine on numbers, without tensors.
 
-Two policies. "paper" is the rule as published by the StyleVAR paper:
+There are two policies. "paper" is the rule published with the StyleVAR paper:
 
 * Every new peak of the reward's moving average (EMA) since the last merge snapshots the adapters.
-* Peak merge: the peak is `min_gain` above the baseline and `patience` steps old, the last merge `peak_min_steps` ago.
-* Emergency merge: raw KL is above `emergency_kl`, and the last merge `emergency_min_steps` ago.
-* Both bake the peak's snapshot into the base; the baseline becomes the peak.
+* Peak merge: the peak is `min_gain` above the baseline and `patience` steps old, and the last merge `peak_min_steps` ago.
+* Emergency merge: raw KL is above `emergency_kl`, and the last merge was `emergency_min_steps` ago.
+* Both bake the peak's snapshot into the base, and the peak becomes the new baseline.
 
-In a published run of that rule, emergency merges fired while the reward fell, and each made a worse policy the new
-reference. "guarded", the default, closes the ways in which a merge can lose ground:
+In a published run with that rule, emergency merges fired while the reward fell, and each made a worse policy the new
+reference. "guarded", the default, prevents merges that make the policy worse:
 
-* Only an EMA above the baseline counts as a peak, so a snapshot exists only if it beat the base it would be baked into.
-  An emergency without one is a rollback: the adapters go back to zero, which is the base that the baseline measures.
-* The EMA returns with the weights: to the peak after a merge, to the baseline after a rollback. Otherwise the rewards
-  of the abandoned weights would hold the average down for hundreds of steps, and hide the next peak.
-* The baseline is the mean of the first `baseline_steps` rewards, and the EMA a plain mean until it has seen
-  1 / (1 - ema_beta) of them: the reward of one step is too noisy to be what a gain of `min_gain` is measured from.
-* Reward rollback: when the held-out score falls `rollback_drop` below its best, the adapters of the best come back.
+* Only an EMA above the baseline counts as a peak, so there is only a snapshot if it beat the base it would be baked into.
+  An emergency without a snapshot is a rollback: the adapters return to zero, the base that the baseline measures.
+* The EMA is reset with the weights: to the peak after a merge, to the baseline after a rollback. Otherwise the rewards
+  of the abandoned weights would keep the average low for hundreds of steps and hide the next peak.
+* The baseline is the mean of the first `baseline_steps` rewards, and the EMA is a plain mean until it has seen
+  1 / (1 - ema_beta) of them: the reward of a single step is too noisy to measure a gain of `min_gain` against.
+* Reward rollback: when the held-out score falls `rollback_drop` below its best, the best adapters are restored.
 
-A merge or a rollback restarts the step counts. The held-out best is forgotten where its snapshot loses its meaning,
-after a merge (another base) and after a rollback to zero: the next held-out score is the new reference.
+A merge or a rollback restarts the step counts. The held-out best is dropped when its snapshot becomes invalid, after a
+merge (the base has changed) and after a rollback to zero: the next held-out score is the new reference.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class MergeConfig:
     """When adapters are merged into the base, or rolled back."""
 
     merge_policy: Literal["guarded", "paper"] = "guarded"
-    """guarded: a merge never bakes in weights that did not beat the base, and falling held-out rewards roll back;
-    paper: the published rule, which merges the latest peak in an emergency, however low."""
+    """guarded: merge only weights that beat the base, and roll back when held-out rewards fall;
+    paper: the published rule, which in an emergency merges the latest peak, however low."""
     ema_beta: Annotated[float, Ge(0), Lt(1), Remedy("try 0.99")] = 0.99
     """Decay per step of the moving average of the mean reward, in [0, 1)."""
     baseline_steps: Annotated[int, Ge(1)] = 10
-    """guarded: the first baseline is the mean reward of this many steps (paper: of the first step)."""
+    """guarded: the first baseline is the mean reward of this many steps (paper: of only the first step)."""
     peak_min_steps: Annotated[int, Ge(0)] = 300
     """Peak merge: at least this many steps since the last merge or rollback."""
     min_gain: Annotated[float, Ge(0), Le(math.inf)] = 0.05
@@ -56,25 +56,25 @@ class MergeConfig:
     emergency_min_steps: Annotated[int, Ge(0)] = 50
     """Emergency: at least this many steps since the last merge or rollback."""
     rollback_drop: Annotated[float, Ge(0), Le(math.inf)] = 0.1
-    """guarded: a held-out reward more than this below its best brings the best adapters back; inf switches it off."""
+    """guarded: restore the best adapters when the held-out reward falls more than this below its best; inf for never."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
 
 class MergeAction(str, Enum):
-    """What the caller has to do, in the order given. All but the snapshots also start a fresh optimizer."""
+    """What the caller must do, in the order given. All actions but the snapshots also reset the optimizer."""
 
     SNAPSHOT = "snapshot"
     """Copy the adapters to the peak snapshot."""
     SNAPSHOT_BEST_HELDOUT = "snapshot_best_heldout"
     """Copy the adapters to the best-held-out snapshot."""
     PEAK_MERGE = "peak_merge"
-    """Restore the peak snapshot, bake it into the base, start fresh adapters."""
+    """Restore the peak snapshot, bake it into the base, reset the adapters."""
     EMERGENCY_MERGE = "emergency_merge"
-    """As PEAK_MERGE, because the policy has drifted too far from its reference."""
+    """Like PEAK_MERGE, because the policy has drifted too far from its reference."""
     ROLLBACK = "rollback"
-    """Set the adapters to zero effect (fresh ones) on the unchanged base."""
+    """Reset the adapters (no effect) on the unchanged base."""
     REWARD_ROLLBACK = "reward_rollback"
     """Restore the best-held-out snapshot, without a merge."""
 
@@ -85,7 +85,7 @@ class MergeAction(str, Enum):
 
     @property
     def changes_weights(self) -> bool:
-        """Whether the policy is another one afterwards."""
+        """Whether the policy changes."""
         return self not in (MergeAction.SNAPSHOT, MergeAction.SNAPSHOT_BEST_HELDOUT)
 
 
@@ -97,7 +97,7 @@ class _State:
     baseline: float | None = None
     peak: float | None = None
     peak_step: int | None = None  # None: no snapshot since the last merge or rollback
-    reset_step: int = 0  # of the last merge or rollback; one before the first step of the run
+    reset_step: int = 0  # the last merge or rollback, or the step before the first
     heldout_best: float | None = None
     heldout_best_ema: float | None = None
     merges: int = 0
@@ -105,18 +105,18 @@ class _State:
 
 
 class MergeController:
-    """Fed once per step, it says when to snapshot, merge or roll back; `state_dict` makes it resumable bit for bit."""
+    """Decides after each step whether to snapshot, merge or roll back. `state_dict` makes it resume bit-exactly."""
 
     def __init__(self, config: MergeConfig) -> None:
         self.config = config
         self._state = _State()
 
     def update(self, step: int, mean_reward: float, raw_kl: float, heldout: float | None = None) -> list[MergeAction]:
-        """Actions after step `step` (0, 1, 2, ...), to be carried out in order; most often none.
+        """The actions to carry out, in order, after step `step` (0, 1, 2, ...); usually none.
 
-        mean_reward: over the step's trajectories; one that is not finite leaves the EMA alone. raw_kl: the step's mean,
-        before beta. heldout: the score of the current adapters on the held-out conditions, on the steps that have one.
-        At most one action other than a snapshot comes back.
+        mean_reward: over the step's trajectories; the EMA ignores it if it is not finite. raw_kl: the step's mean, before
+        beta. heldout: the score of the current adapters on the held-out conditions, on steps with an evaluation. At most
+        one of the actions is not a snapshot.
         """
         s = self._state
         if s.step is None:
@@ -131,7 +131,7 @@ class MergeController:
                 s.heldout_best, s.heldout_best_ema = heldout, s.ema
                 actions.append(MergeAction.SNAPSHOT_BEST_HELDOUT)
             elif s.heldout_best is not None:
-                # Written so that a score of NaN counts as a drop.
+                # This form makes a score of NaN count as a drop.
                 dropped = not heldout >= s.heldout_best - self.config.rollback_drop
         verdict = self._verdict(step, raw_kl, dropped)
         if verdict is not None:
@@ -140,7 +140,7 @@ class MergeController:
         return actions
 
     def metrics(self) -> dict[str, float]:
-        """TensorBoard scalars; those without a value yet are left out."""
+        """TensorBoard scalars, without those that have no value yet."""
         s = self._state
         values = {
             "reward/ema": s.ema,
@@ -153,11 +153,11 @@ class MergeController:
         return {tag: float(value) for tag, value in values.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and None only, fit for JSON."""
+        """The state for JSON: only numbers and None."""
         return asdict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` was called."""
+        """Restore the state returned by `state_dict`."""
         self._state = _State(**state)
 
     @property
@@ -165,7 +165,7 @@ class MergeController:
         return self.config.merge_policy == "guarded"
 
     def _track_reward(self, step: int, reward: float) -> bool:
-        """Move the EMA; True if it reached a new peak."""
+        """Update the EMA; returns True if it reached a new peak."""
         s, config = self._state, self.config
         s.updates += 1
         rate = 1 - config.ema_beta
@@ -201,7 +201,7 @@ class MergeController:
         return None
 
     def _restart(self, step: int, verdict: MergeAction) -> None:
-        """Begin anew from the weights that `verdict` leaves."""
+        """Restart the state for the weights after `verdict`."""
         s = self._state
         if verdict.merges:
             s.merges += 1
@@ -211,7 +211,7 @@ class MergeController:
         s.peak_step = None
         s.reset_step = step
         if not self._guarded:
-            s.peak = None  # the next step's EMA is a peak again, however low
+            s.peak = None  # the next step's EMA counts as a peak, however low
             return
         s.peak = s.baseline
         if verdict is MergeAction.REWARD_ROLLBACK:

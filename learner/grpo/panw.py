@@ -1,4 +1,4 @@
-"""Per-action normalisation weighting (PANW, the StyleVAR paper): every scale gets a say, however few tokens it has."""
+"""Per-action normalisation weighting (PANW, the StyleVAR paper): gives scales with few tokens enough weight."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def panw_weights(patch_nums: Sequence[int], gamma: float = 0.7) -> Tensor:
-    """w_t = (h_k w_k)^-gamma / Z for every token t of scale k; Z makes the sum over all L tokens 1.
+    """w_t = (h_k w_k)^-gamma / Z for each token t of scale k; Z normalises the sum over all L tokens to 1.
 
     patch_nums: the scales' side lengths (h_k = w_k). Returns fp32 [L], L = sum of their squares, in token order.
-    gamma = 0 weighs tokens alike, gamma = 1 weighs scales alike; at the default the 1x1 scale of the full model's ten
-    has 0.0337 and a token of its 16x16 scale 256^0.7 = 48.5 times less.
+    gamma = 0 weights all tokens equally, gamma = 1 all scales. At the default, the token of the full model's 1x1 scale
+    has weight 0.0337, and a token of its 16x16 scale 256^0.7 = 48.5 times less.
     """
     if not patch_nums or min(patch_nums) < 1:
         raise ValueError(f"patch_nums must be positive side lengths, not {tuple(patch_nums)}")

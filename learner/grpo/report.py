@@ -1,4 +1,4 @@
-"""What the trajectories of an optimizer step showed, and the TensorBoard scalars made of it."""
+"""Statistics of the trajectories of an optimizer step, and their TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLUMNS = ("total", "policy", "raw_kl", "clip_frac", "ratio_mean")
 
 @dataclass
 class TrajectoryStats:
-    """Growing columns over the trajectories that one process went through in a pass; all on CPU.
+    """Columns of values for the trajectories that one process has handled in a pass; all on CPU.
 
-    values   {name: fp32 [N]}, of `COLUMNS`, "entropy", and where they are measured "importance", "credit" (how far the
-             advantages of its codes, or of its tokens, are from 0),
+    values   {name: fp32 [N]}: `COLUMNS`, "entropy" and, if measured, "importance", "credit" (how far the advantages of
+             its codes, or of its tokens, are from 0),
              "mismatch_max" and "mismatch_mean"
     scales   {"kl", "entropy", "credit": fp32 [N, S]}, means over the tokens of each scale
     """
@@ -33,7 +33,7 @@ class TrajectoryStats:
         return TrajectoryStats({}, {})
 
     def add(self, terms: LossTerms, scales: Sequence[slice], **tokens: Tensor | None) -> None:
-        """The loss terms of some trajectories, and what else is known of their tokens, [n, L]: its mean is kept."""
+        """Add the loss terms of some trajectories, and the means of other values of their tokens, [n, L]."""
         for name in COLUMNS:
             self._append(name, getattr(terms, name).detach())
         for name, values in tokens.items():
@@ -53,15 +53,15 @@ class TrajectoryStats:
         self.values.setdefault(name, []).append(values.float().cpu())
 
     def column(self, name: str) -> Tensor:
-        """fp32 [N]; empty if nothing of that name was measured."""
+        """The column `name`, fp32 [N]; empty if it was not measured."""
         return torch.cat(self.values[name]) if name in self.values else torch.zeros(0)
 
 
 @dataclass(frozen=True)
 class PassReport:
-    """One optimizer step in one process: its trajectories, which of them the guard kept (bool [N]), and what came of it.
+    """One optimizer step in one process: its trajectories, those that the guard kept (bool [N]), and the results.
 
-    `half_cosine` compares the gradients of its two halves (`half_gradients.py`), where there are two.
+    `half_cosine` compares the gradients of the step's two halves (`half_gradients.py`), if there are two.
     """
 
     stats: TrajectoryStats
@@ -74,10 +74,10 @@ class PassReport:
 def step_metrics(
     ranks: Sequence[Sequence[PassReport]], advantages: Sequence[Advantages], kl_beta: float, scales: int
 ) -> StepMetrics:
-    """Means over the kept trajectories of all passes of all processes (`ranks`, in the order of their ranks).
+    """Means over the kept trajectories of all passes of all processes (`ranks`, in rank order).
 
-    `kl/raw` alone is over every trajectory with a finite KL: if the guard drops all of a policy that has run away, the
-    merge controller must still see how far it is (infinitely, if no KL is finite).
+    Only `kl/raw` is over every trajectory with a finite KL: if the guard drops all trajectories of a diverged policy, the
+    merge controller must still see how far it is (infinite, if no KL is finite).
     """
     passes = [report for reports in ranks for report in reports]
     keep = torch.cat([p.keep for p in passes])

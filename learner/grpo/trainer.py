@@ -1,4 +1,4 @@
-"""A policy in training: its adapters, their optimizer, and the snapshots that merges and rollbacks go back to."""
+"""A policy in training: its adapters, their optimizer, and the snapshots that merges and rollbacks restore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIMIZER = "optimizer.pt"
 
 
 class Trainer:
-    """What a learner holds, alone or as one of several, which all do the same."""
+    """The state of a learner. With several learners, all of them hold the same state."""
 
     def __init__(
         self,
@@ -41,18 +41,18 @@ class Trainer:
         self.snapshots: dict[str, AdapterState] = {}
 
     def encode(self, batch: ConditionBatch) -> ConditionState:
-        """The conditions as the learner needs them; no update changes them."""
+        """Encode conditions for the learner; updates do not change the result."""
         return encode_batch(self.policy.model, batch)
 
     def update(self, step: int, minibatches: Sequence[Sequence[Lesson]], fresh: bool = True) -> UpdateResult:
-        """See `GrpoLearner.update`; a step that changed the adapters makes a new version."""
+        """See `GrpoLearner.update`. A step that changes the adapters increments the version."""
         result = self.learner.update(step, minibatches, fresh)
         if result.changed:
             self._changed()
         return result
 
     def apply(self, action: MergeAction) -> AdapterState | None:
-        """Carry out what the merge controller decided; returns the adapters that were baked into the base, if any were."""
+        """Carry out an action of the merge controller; returns the adapters baked into the base, or None."""
         baked = None
         if action is MergeAction.SNAPSHOT:
             self.snapshots["peak"] = self.adapters.state()
@@ -84,25 +84,25 @@ class Trainer:
         save_model(self.adapters.baked_state(), self.adapters.model.arch, folder)
 
     def save(self, folder: Path, base: str) -> None:
-        """Write all that a run needs to go on into an existing folder; `base` says where its base model lies."""
+        """Write everything needed to resume into an existing folder; `base` names the run's base model."""
         self.adapters.save(folder / ADAPTER)
         for name, state in self.snapshots.items():
             save_file({k: v.contiguous().cpu() for k, v in state.items()}, str(folder / f"snapshot_{name}.safetensors"))
         save_torch(self.learner.state_dict(), folder / OPTIMIZER)
         self.adapters.model.arch.save(folder / "config.json")
         facts = {"version": list(self.policy.version), "base": base, "fingerprint": self.adapters.fingerprint()}
-        facts["device"] = self.policy.device.type  # another one adds up in another order
+        facts["device"] = self.policy.device.type  # another device sums in another order
         (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Inverse of `save`, onto the base and version that `saved_base` tells. UserError if that is another base."""
+        """Inverse of `save`, on the base and version given by `saved_base`. UserError if the base has changed."""
         self.adapters.load_folder(folder / ADAPTER)
         device = self.policy.device
         for name in ("peak", "heldout"):
             path = folder / f"snapshot_{name}.safetensors"
             if path.is_file():
                 self.snapshots[name] = load_file(str(path), device=str(device))
-        # The optimizer moves what it is given to where its own state lies.
+        # The optimizer moves the loaded state to the device of its own state.
         self.learner.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
         facts = json.loads((folder / FACTS).read_text())
         comparable = device.type == "cpu" == facts.get("device", "cpu")
@@ -118,6 +118,6 @@ class Trainer:
 
 
 def saved_base(checkpoint: Path) -> tuple[str | None, PolicyVersion]:
-    """Of a checkpoint in a run's folder: the merged base that it stands on (None: --init), and its version."""
+    """The merged base of a checkpoint in a run's folder (None for --init), and its version."""
     facts = json.loads((checkpoint / FACTS).read_text())
     return merged_base(checkpoint), PolicyVersion(*facts["version"])

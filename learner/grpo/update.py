@@ -45,9 +45,9 @@ class LearnerConfig:
     lr: Annotated[float, Gt(0)] = 1e-5
     """AdamW learning rate; with a schedule, its peak."""
     lr_schedule: RateSchedule = "constant"
-    """How the learning rate moves over the run's steps: constant, or down to --lr-end by a cosine or a line."""
+    """Learning rate over the run's steps: constant, or a cosine or linear decay to --lr-end."""
     lr_warmup: Annotated[int, Ge(0)] = 0
-    """Steps over which the learning rate first rises to its peak."""
+    """Warm-up steps, over which the learning rate rises to its peak."""
     lr_end: Annotated[float, Ge(0), Le(1)] = 0.1
     """Learning rate at the end of a cosine or linear schedule, as a share of the peak."""
     adam_betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -55,71 +55,71 @@ class LearnerConfig:
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """AdamW weight decay."""
     grad_clip: Annotated[float, Gt(0), Le(math.inf)] = 1.0
-    """Bound on the global norm of the gradient."""
+    """Upper bound of the gradient's global norm."""
     clip_eps: Annotated[float, Gt(0), Lt(1)] = 0.2
     """The ratio is clipped to [1 - eps, 1 + eps]."""
     kl_beta: float = 0.1
     """Weight of the KL penalty."""
     kl_estimator: KlKind = "k3"
-    """KL(policy || reference): an estimate from samples (paper is the published code's, with the signs reversed), or the
-    sum over all codes (full), which has no sampling noise."""
+    """KL(policy || reference): an estimate from samples (paper is the published code's, with reversed signs), or the sum
+    over all codes (full), which has no sampling noise."""
     credit: CreditKind = "trajectory"
-    """How a reward becomes advantages: one per trajectory, as published (trajectory); one per scale, less what the
-    unfinished image promised before it (prefix); one per token, from the reward in its part of the image (local); or one for
-    every code in each token's place, from the reward's gradient (gradient)."""
+    """How a reward becomes advantages: one per trajectory, as published (trajectory); one per scale, relative to the reward
+    expected from the unfinished image before it (prefix); one per token, from the reward in its part of the image (local);
+    or one for every code in each token's place, from the reward's gradient (gradient)."""
     credit_curvature: bool = True
-    """For --credit gradient: measure the reward's curvature, without which less variance is worth nothing to it."""
+    """For --credit gradient: measure the reward's curvature; without it, a code's value is linear in its vector."""
     credit_batch: Annotated[int, Ge(1)] = 8
-    """For --credit gradient: images that pass through the decoder and back at once; a smaller number saves memory."""
+    """For --credit gradient: images in the decoder's forward and backward pass at once; fewer need less memory."""
     panw_gamma: float = 0.7
-    """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weighs all tokens alike."""
+    """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weights all tokens equally."""
     adv_norm: AdvantageNorm = "std"
-    """Divide advantages by the group's standard deviation (std), or not (none); or compare each reward with the mean of the
+    """Divide advantages by the group's standard deviation (std) or not (none), or compare each reward with the mean of the
     others (leave-one-out)."""
     kl_limit: Annotated[float, Gt(0), Le(math.inf)] = 5.0
-    """Step guard: trajectories with a larger raw KL are dropped from the step."""
+    """Step guard: drop trajectories with a larger raw KL from the step."""
     updates_per_rollout: Annotated[int, Ge(1)] = 1
     """Passes over the same trajectories."""
     minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per pass, each on an equal share of the conditions."""
     micro_batch: Annotated[int, Ge(0)] = 0
-    """Trajectories of a group per forward and backward pass; 0 for as many as the memory budget holds."""
+    """Trajectories of a group per forward and backward pass; 0 for as many as fit the memory budget."""
     recompute: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
+    """Keep only each block's input for the backward pass and recompute the rest: less memory, a third more work."""
     optimizer_device: OptimizerDevice = "auto"
-    """Where AdamW's moments lie: beside the model (device) or in the host's memory (cpu, slower); auto asks the budget."""
+    """Where AdamW's moments are: beside the model (device) or in host memory (cpu, slower); auto decides by the budget."""
     mismatch_limit: Annotated[float, Ge(0), Le(math.inf), Remedy("0 chooses by precision")] = 0.0
-    """The most that log-probs of rollout and learner may differ at equal weights; 0 chooses by precision (fp32: 1e-4)."""
+    """Largest difference of rollout's and learner's log-probs at equal weights; 0 chooses by precision (fp32: 1e-4)."""
     importance_cap: Annotated[float, Ge(0), Le(math.inf), Remedy("0 for none, or try 2")] = 0.0
-    """Weigh tokens from older weights by their probability now over that then, at most this (try 2); 0 for no weights."""
+    """Weight tokens from older weights by the ratio of new to old probability, at most this (try 2); 0 for no weights."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
     @property
     def reward_detail(self) -> RewardDetail:
-        """What the credit needs to know of the rewards beside their values."""
+        """The additional reward output that the credit needs."""
         return METHODS[self.credit].detail
 
 
 class LogprobMismatch(RuntimeError):
-    """Sampler and learner disagree on log-probs at equal weights: the update would not follow its own samples."""
+    """Sampler and learner disagree on log-probs at equal weights, so the update would be wrong."""
 
 
 class Freshness(Enum):
-    """How far the policy is from the one that sampled the trajectories it learns from."""
+    """The relation of the policy to the one that sampled its trajectories."""
 
     ON_POLICY = "on policy"
-    """It is the one that sampled them: the ratio is exactly 1, and the log-probs must match the recorded ones."""
+    """It sampled them: the ratio is exactly 1, and the log-probs must match the recorded ones."""
     FIRST_PASS = "first pass"
-    """Older weights sampled them, or an earlier minibatch has changed the weights; this is the first pass over them."""
+    """First pass over them, but older weights sampled them or an earlier minibatch has changed the weights."""
     LATER_PASS = "later pass"
-    """It has already learned from them."""
+    """A later pass: it has already been trained on them."""
 
 
 class _Recorded(NamedTuple):
-    """What is known of some trajectories of a group: [g, L] each, but the advantages [g, 1 or L], and the reference
-    [g, L, C] for the full KL."""
+    """The recorded data of some trajectories of a group: [g, L] each, except the advantages [g, 1 or L] and, for the full
+    KL, the reference [g, L, C]."""
 
     old: Tensor
     reference: Tensor
@@ -129,7 +129,7 @@ class _Recorded(NamedTuple):
 
     @property
     def spread(self) -> Tensor | None:
-        """How far each token's advantage is from 0, [g, L], where each has its own."""
+        """The magnitude of each token's advantage, [g, L]; None unless each token has its own."""
         return self.advantages.abs() if self.advantages.shape[1] > 1 else None
 
     def only(self, keep: Tensor) -> _Recorded:
@@ -140,7 +140,7 @@ class _Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Task:
-    """A lesson with its credit, its recorded log-probs, and the proximal ones once they are known (fp32 [B, G, L])."""
+    """A lesson with its credit, its recorded log-probs, and the proximal ones once they are computed (fp32 [B, G, L])."""
 
     lesson: Lesson
     credit: Credit
@@ -149,7 +149,7 @@ class _Task:
 
 
 class GrpoLearner:
-    """Holds the adapters' optimizer and turns scored trajectories into an update of the adapters."""
+    """Holds the adapters' optimizer and updates the adapters from scored trajectories."""
 
     def __init__(
         self,
@@ -159,10 +159,9 @@ class GrpoLearner:
         clock: Clock = untimed,
         steps: int | None = None,
     ) -> None:
-        """`clock` is told of the phases "credit", "update_forward", "update_backward", "optimizer" and
-        "effective_weights".
+        """`clock` times the phases "credit", "update_forward", "update_backward", "optimizer" and "effective_weights".
 
-        `steps` is the length of the run, which a learning-rate schedule needs.
+        `steps` is the length of the run, needed for a learning-rate schedule.
         """
         self._steps = steps
         self._clock = clock
@@ -176,22 +175,22 @@ class GrpoLearner:
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        """A fresh optimizer, as after a merge or a rollback."""
+        """Reset the optimizer, as after a merge or a rollback."""
         c = self.config
         settings = {"lr": c.lr, "betas": c.adam_betas, "weight_decay": c.weight_decay}
         self.optimizer = build_optimizer(self.adapters.parameters(), c.optimizer_device, **settings)
-        # They stay from now on: taken during an update, they would lie scattered among the activations that come and
-        # go, and the holes between them would be of no use.
+        # Allocated now and kept. Allocated during an update, they would be scattered among short-lived activations and
+        # fragment the memory.
         for parameter in self.adapters.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and beside it what the credit and the measurement of its signal remember."""
+        """The state of the optimizer, the credit and the signal-to-noise average."""
         credit = {f"credit.{name}": value for name, value in self.credit.state_dict().items()}
         return {**self.optimizer.state_dict(), **credit, "signal": self._signal.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`; earlier versions kept the optimizer's state alone."""
+        """Inverse of `state_dict`; earlier versions saved only the optimizer's state."""
         rest = dict(state)
         credit = {name.removeprefix("credit."): rest.pop(name) for name in state if name.startswith("credit.")}
         if credit:
@@ -201,7 +200,7 @@ class GrpoLearner:
         load_moments(self.optimizer, rest)
 
     def features(self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor) -> Tensor:
-        """What the head is given for `tokens` [B, G, L], fp32 [B, G, L, C]."""
+        """The head's input for `tokens` [B, G, L], fp32 [B, G, L, C]."""
         return self.model.head_input(teacher_forced_features(self.model, state, queries, tokens), state.head_adaln)
 
     def logprobs(
@@ -220,14 +219,14 @@ class GrpoLearner:
         values: CodeValues | None = None,
         reference: Tensor | None = None,
     ) -> TokenTerms:
-        """`token_terms` of `tokens` [B, G, L] for a backward pass, which with `recompute` runs the blocks again."""
+        """`token_terms` of `tokens` [B, G, L] for a backward pass; with `recompute` it recomputes the blocks."""
         with recomputed(self.model.blocks) if self.config.recompute else nullcontext():
             x = self.features(state, queries, tokens)
         return token_terms(self.model.head, x, tokens, self.temperature, support, values, reference)
 
     @torch.no_grad()
     def reference(self, state: ConditionState, trajectories: Trajectories) -> Tensor:
-        """What the base weights make of the trajectories, as `Lesson.reference` wants it."""
+        """The base policy's result for the trajectories, in the form of `Lesson.reference`."""
         rows, full = [], self.config.kl_estimator == "full"
         with self.adapters.off():
             for b in range(len(trajectories.keys)):
@@ -241,7 +240,7 @@ class GrpoLearner:
         return torch.cat(rows)
 
     def _micro_batches(self, trajectories: Trajectories, b: int) -> list[tuple[Tensor, Tensor | None, slice]]:
-        """Tokens [1, g, L], support, and where they lie in the group of condition b."""
+        """Tokens [1, g, L], support, and their slice in the group of condition b."""
         group = trajectories.tokens.shape[1]
         size = self.config.micro_batch or group
         spans = [slice(g, min(g + size, group)) for g in range(0, group, size)]
@@ -249,16 +248,17 @@ class GrpoLearner:
         return [(trajectories.tokens[b : b + 1, g], None if support is None else support[b : b + 1, g], g) for g in spans]
 
     def update(self, step: int, minibatches: Sequence[Sequence[Lesson]], fresh: bool = True) -> UpdateResult:
-        """One GRPO step: an optimizer step on each minibatch, as often as the settings say.
+        """One GRPO step: one optimizer step on each minibatch, for the configured number of passes.
 
-        Within a process group every process brings its own lessons, equally many minibatches each; a minibatch may be
-        empty here and there. All end with the same adapters.
+        In a process group each process passes its own lessons, in the same number of minibatches; some minibatches may be
+        empty. All processes end with the same adapters.
 
         Args:
             step: for error messages.
-            fresh: the trajectories come from the weights as they are; the first pass's ratio is then exactly 1.
+            fresh: the trajectories come from the current weights; the ratio in the first pass is then exactly 1.
         Raises:
-            LogprobMismatch: fresh, and the first pass's log-probs differ from the recorded by more than `mismatch_limit`.
+            LogprobMismatch: fresh, but the first pass's log-probs differ from the recorded ones by more than
+                `mismatch_limit`.
         """
         c = self.config
         with self._clock("credit"):
@@ -288,7 +288,7 @@ class GrpoLearner:
         return _Task(lesson, credit, old, torch.empty_like(old))
 
     def _pass(self, step: int, tasks: Sequence[_Task], freshness: Freshness) -> PassReport:
-        """Accumulate gradients over the lessons of a minibatch, then one optimizer step unless the guard forbids it."""
+        """Accumulate gradients over the lessons of a minibatch, then take one optimizer step unless the guard skips it."""
         c = self.config
         self.optimizer.zero_grad(set_to_none=False)
         stats = TrajectoryStats.empty()
@@ -308,7 +308,7 @@ class GrpoLearner:
         return PassReport(stats, keep, skipped, grad_norm, cosine)
 
     def _optimize(self, step: int, kept: int) -> float:
-        """Step on the mean over the `kept` trajectories of all ranks, if its norm, which is returned, is finite."""
+        """Step on the mean gradient over the `kept` trajectories of all ranks if its norm is finite; returns the norm."""
         self.optimizer.param_groups[0]["lr"] = self._learning_rate(step)
         parameters = self.adapters.parameters()
         sum_gradients(parameters)
@@ -332,7 +332,7 @@ class GrpoLearner:
         one = lesson.state.select(slice(b, b + 1))
         with self._clock("update_forward"):
             queries = guide_queries(self.model, one)
-        # The group shares these queries: their gradient is gathered at a leaf and sent back once.
+        # The group shares these queries: accumulate their gradient at a leaf and backpropagate it once.
         leaves = [q.detach().requires_grad_() for q in queries]
         for tokens, support, span in self._micro_batches(lesson.trajectories, b):
             recorded = self._recorded(task, b, span)
@@ -355,7 +355,7 @@ class GrpoLearner:
                 elif keep.all():
                     term.total.sum().backward()
                 elif keep.any():
-                    # Once more without the dropped ones: 0 * NaN would still poison the gradients.
+                    # Repeat without the dropped trajectories: 0 * NaN would still be NaN in the gradients.
                     kept_support, kept = None if support is None else support[:, keep], recorded.only(keep)
                     again = self._terms(one, leaves, tokens[:, keep], kept_support, kept)
                     self._loss(again, kept, at_one).total.sum().backward()
@@ -368,7 +368,7 @@ class GrpoLearner:
                 torch.autograd.backward([q for q, _ in wanted], [grad for _, grad in wanted])
 
     def _recorded(self, task: _Task, b: int, span: slice) -> _Recorded:
-        """What was recorded of some trajectories of condition b."""
+        """The recorded data of some trajectories of condition b."""
         credit = task.credit
         codes = None if credit.codes is None else replace(credit.codes, slopes=credit.codes.slopes[b : b + 1, span])
         return _Recorded(task.old[b, span], task.lesson.reference[b, span], credit.tokens[b, span], codes, None)
@@ -400,7 +400,7 @@ class GrpoLearner:
         )
 
     def _mismatch(self, step: int, new: Tensor, old: Tensor) -> Tensor:
-        """|learner - rollout| per token [g, L]; raises if any is above the limit."""
+        """|learner - rollout| per token [g, L]; raises LogprobMismatch if any is above the limit."""
         difference = (new - old).abs()
         worst = int(difference.argmax())
         if not difference.flatten()[worst] <= self.mismatch_limit:
@@ -415,7 +415,7 @@ class GrpoLearner:
 
 
 def usual_mismatch(model: StyleVAR) -> float:
-    """The bound on differences of log-probs that rounding alone stays below, in the precision of `model`."""
+    """An upper bound of the log-prob differences that rounding causes, for the precision of `model`."""
     if model.compute_dtype == torch.bfloat16:
         return 0.2
     rounded = model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
@@ -423,6 +423,6 @@ def usual_mismatch(model: StyleVAR) -> float:
 
 
 def importance_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
-    """min(pi_proximal / pi_behaviour, cap) per token, from log-probs of any shape: the policy as it was when an update
-    began over the older one that sampled (truncated importance sampling, Ionides 2008)."""
+    """min(pi_proximal / pi_behaviour, cap) per token, from log-probs of any shape: the ratio of the policy at the start of
+    an update to the older one that sampled (truncated importance sampling, Ionides 2008)."""
     return (proximal - behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp_max(cap)

@@ -33,36 +33,36 @@ _UNDECAYED = ("pos_start", "pos_1LC", "lvl_embed", "scale_mul_1H11", "ada_gss")
 
 @dataclass(frozen=True)
 class SftStepConfig:
-    """How the weights follow the gradient."""
+    """Settings of an optimizer step."""
 
     lr: Annotated[float, Gt(0)] = 5e-4
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """AdamW's decay of the gradient's first and second moment."""
+    """AdamW's decay rates of the gradient's first and second moment."""
     weight_decay: Annotated[float, Ge(0)] = 0.05
-    """AdamW's weight decay of the matrices; none on norms, biases, embeddings and attention scales."""
+    """AdamW's weight decay for the matrices; none for norms, biases, embeddings and attention scales."""
     grad_clip: Annotated[float, Gt(0), Le(math.inf)] = 2.0
-    """The gradient is scaled down to this norm."""
+    """Largest norm of the gradient; larger gradients are scaled down to it."""
     alpha_jitter: Annotated[float, Ge(0), Lt(0.5)] = 0.0
-    """Each step shifts all style weights by a number drawn from [-j, j], so that --style-strength works at inference."""
+    """Shift all style weights in each step by a random number in [-j, j], so that --style-strength works at inference."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
-    """Share of the training target's probability that is spread over all tokens."""
+    """Label smoothing: share of the target's probability that is spread over all tokens."""
     train_bn: bool = False
-    """BatchNorm statistics frozen by default; train them when starting from scratch."""
+    """Train the BatchNorm statistics instead of freezing them; use it when starting from scratch."""
     ema: Decay = 0.0
-    """Decay per step of a moving average of the weights, which is then what is validated and saved; 0 for none."""
+    """Decay per step of a moving average of the weights, which is then validated and saved; 0 for none."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; weights, logits and loss are fp32 in either case."""
+    """Arithmetic of the forward and backward pass; weights, logits and loss are always fp32."""
     self_forced: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Share of triplets whose earlier scales hold guesses of the model itself, with later targets that correct them."""
+    """Share of triplets with the model's own guesses in earlier scales, and later targets that correct them."""
     self_forced_rate: Annotated[float, Ge(0), Le(1)] = 0.6
-    """In such a triplet each token is a guess with a probability drawn from 0 to this."""
+    """In these triplets each token is a guess with a probability drawn between 0 and this."""
     compile: bool = False
-    """Compile each transformer block with torch.compile: minutes before the first step, and faster ones after that."""
+    """Compile each transformer block with torch.compile: minutes before the first step, then faster steps."""
     recompute: bool = False
-    """Keep only the input of each transformer block and compute it again in the backward pass: less memory, more time."""
+    """Keep only the input of each transformer block and recompute the rest in the backward pass: less memory, more time."""
     topk: Annotated[int, Ge(1)] = 5
-    """Validation counts how often the right token is among this many best guesses."""
+    """Validation measures how often the right token is among this many best guesses."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -70,7 +70,7 @@ class SftStepConfig:
 
 @dataclass(frozen=True)
 class SftMetrics:
-    """One step: mean cross-entropy in nats per token, share of tokens whose best guess is right, gradient norm."""
+    """Results of a step: mean cross-entropy in nats per token, share of tokens with the right best guess, gradient norm."""
 
     loss: float
     accuracy: float
@@ -78,7 +78,7 @@ class SftMetrics:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two parameter groups: matrices and convolutions with `weight_decay`, all others with none."""
+    """AdamW's two parameter groups: matrices and convolutions with `weight_decay`, all others without."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -89,7 +89,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch as the model takes it.
+    """A batch in the form that the model takes.
 
     style_pm1, content_pm1   fp32 [B, 3, S, S] in [-1, 1]
     guides                   tokens of the style and then the content images, one int64 [2B, p*p] per scale
@@ -109,7 +109,7 @@ class Inputs:
 
 
 class TeacherForced(nn.Module):
-    """The model as a function of a batch: what data parallelism has to wrap."""
+    """The model as a function of a batch, for data parallelism to wrap."""
 
     def __init__(self, model: StyleVAR, recompute: bool = False) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class TeacherForced(nn.Module):
     def forward(
         self, style_pm1: Tensor, content_pm1: Tensor, guides: list[Tensor], prefix: Tensor, alphas: Tensor | None
     ) -> Tensor:
-        """Logits fp32 [B, L, V] of L tokens, each after the earlier scales of `prefix` int64 [B, L].
+        """Logits fp32 [B, L, V] of L tokens, each given the earlier scales of `prefix` int64 [B, L].
 
         `guides` as in `encode_conditions`.
         """
@@ -129,10 +129,10 @@ class TeacherForced(nn.Module):
 
 
 class SftLearner:
-    """Trains all of `model` except its tokenizer; within an initialised process group, together with the other ranks."""
+    """Trains all of `model` except its tokenizer; in an initialised process group, together with the other ranks."""
 
     def __init__(self, model: StyleVAR, config: SftStepConfig, tokens: TokenCache | None = None) -> None:
-        """`tokens` spares the tokenizer on images that come again."""
+        """`tokens` caches the tokens of images that occur repeatedly."""
         self.model, self.config = model, config
         self.tokens = tokens
         self.updates = 0
@@ -144,21 +144,21 @@ class SftLearner:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         self.rank, self.world = rank_and_world()
         forward = TeacherForced(model, config.recompute)
-        if config.compile:  # in place: names of weights stay as they are
+        if config.compile:  # in place, so that the names of weights do not change
             for block in model.blocks:
                 block.compile()
         self._parallel: Any = forward if self.world == 1 else DistributedDataParallel(forward)
 
     @property
     def best_model(self) -> StyleVAR:
-        """What is validated, sampled from and saved: the average if there is one. In eval mode."""
+        """The model to validate, sample from and save: the moving average if there is one. In eval mode."""
         return self.model.eval() if self.average is None else self.average
 
     def step(self, micro_batches: Sequence[ConditionBatch], lr: float, seed: int) -> SftMetrics:
-        """One optimizer step on all triplets of all micro-batches of all processes, which hold equally many each.
+        """One optimizer step on all triplets of all micro-batches, which have the same number on every process.
 
-        A pure function of weights, triplets and `seed`. A gradient that is not finite changes nothing; its norm is
-        reported.
+        A pure function of weights, triplets and `seed`. If the gradient is not finite, only its norm is reported and
+        nothing changes.
         """
         self._train_mode()
         alphas = self._jittered_alphas(seed)
@@ -168,7 +168,7 @@ class SftLearner:
         for number, batch in enumerate(micro_batches):
             torch.manual_seed(trajectory_seed(seed, self.rank, "drop path", number))
             share = len(batch) / total
-            # Gradients travel once, with the last micro-batch.
+            # Gradients are synchronised only once, with the last micro-batch.
             last = number == len(micro_batches) - 1
             with nullcontext() if last or self.world == 1 else self._parallel.no_sync():
                 inputs = self._inputs(batch)
@@ -190,21 +190,21 @@ class SftLearner:
 
     @torch.no_grad()
     def validate(self, batch: ConditionBatch) -> ValidationSums:
-        """`best_model` on B held-out triplets, without jitter and smoothing."""
+        """Evaluate `best_model` on B held-out triplets, without jitter and label smoothing."""
         inputs = self._inputs(batch)
         logits = self._forward(TeacherForced(self.best_model), inputs, inputs.target, None)
         return ValidationSums.of(logits, inputs.target, self.model.arch.scale_slices(), self.config.topk)
 
     def no_validation(self) -> ValidationSums:
-        """The sums of no triplet at all, to begin with."""
+        """Zero sums to start from."""
         return ValidationSums(torch.zeros(4, self.model.arch.scales, dtype=torch.float64, device=self.model.device))
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the weights: optimizer moments and the number of updates."""
+        """The state that a resumed run needs besides the weights: optimizer moments and the number of updates."""
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`; the weights are loaded into `model` and `average` by the caller."""
+        """Inverse of `state`; the caller loads the weights into `model` and `average`."""
         load_moments(self.optimizer, state["optimizer"])
         self.updates = state["updates"]
 
@@ -222,7 +222,7 @@ class SftLearner:
 
     @torch.no_grad()
     def _self_forced(self, inputs: Inputs, seed: int) -> tuple[Tensor, Tensor]:
-        """Prefixes and targets int64 [B, L], a share of them with guesses of the model and targets that correct them."""
+        """Prefixes and targets int64 [B, L]; a share of them has guesses of the model, and targets that correct them."""
         config, true = self.config, inputs.target
         if not config.self_forced:
             return true, true
@@ -242,7 +242,7 @@ class SftLearner:
         return prefix, target
 
     def _tokens_of(self, batch: ConditionBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Tokens of style, content and target, int64 [B, p*p] per scale: known ones, those in the cache, or fresh ones."""
+        """Tokens of style, content and target, int64 [B, p*p] per scale: from the batch, the cache or the tokenizer."""
         if batch.tokens is not None:
             known = batch.tokens.to(self.model.device, torch.int64)
             content, style, target = ([known[:, role, s] for s in self.model.arch.scale_slices()] for role in range(3))
@@ -261,7 +261,7 @@ class SftLearner:
                     module.eval()
 
     def _jittered_alphas(self, seed: int) -> Tensor | None:
-        """The same in all processes."""
+        """Randomly shifted style weights, the same in all processes."""
         jitter = self.config.alpha_jitter
         if not jitter:
             return None
@@ -274,7 +274,7 @@ class SftLearner:
     def _update_average(self) -> None:
         if self.average is None:
             return
-        # A young average would be mostly the initial weights: it starts short and lengthens to the wanted decay.
+        # A new average would be mostly initial weights, so its decay starts small and grows to the configured one.
         keep = min(self.config.ema, self.updates / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
         for own, new in zip(self.average.modules(), self.model.modules(), strict=True):

@@ -1,4 +1,4 @@
-"""VQ tokens of images that come again and again."""
+"""A cache for the VQ tokens of images that occur repeatedly."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stylevar.vqvae import VQVAE
 
 
 class TokenCache:
-    """VQ tokens of images seen before, in memory, under a hash of the pixels: any augmented image has its own entry.
+    """Caches VQ tokens in memory by a hash of the pixels, so every augmented image has its own entry.
 
-    An image that is not known yet is tokenised with the others of its call. Rounding may depend on that company, so fill
-    the cache in a fixed order (`add`) where runs are to repeat bit for bit.
+    New images of a call are tokenised together. Rounding may depend on the batch, so fill the cache in a fixed order
+    (`add`) if runs must repeat bit for bit.
     """
 
     def __init__(self, vae: VQVAE) -> None:
@@ -30,7 +30,7 @@ class TokenCache:
         return len(self._tokens)
 
     def load(self, path: Path) -> None:
-        """Take over what `save` wrote, if there is anything; a damaged file counts as none."""
+        """Load tokens written by `save`, if there are any; a damaged file is ignored."""
         try:
             kept = load_file(str(path))
         except (FileNotFoundError, SafetensorError):
@@ -38,18 +38,18 @@ class TokenCache:
         self._tokens.update(zip(map(bytes, kept["images"].numpy()), kept["tokens"], strict=True))
 
     def save(self, path: Path) -> None:
-        """Write all tokens to `path`. Raises OSError if that cannot be done."""
+        """Write all tokens to `path`. Raises OSError if that fails."""
         images = np.frombuffer(b"".join(self._tokens), dtype=np.uint8).reshape(len(self._tokens), -1)
         tensors = {"images": torch.from_numpy(images.copy()), "tokens": torch.stack(list(self._tokens.values()))}
         save_file(tensors, str(path))
 
     def add(self, images_u8: Tensor) -> list[bytes]:
-        """Tokenise what is new among the images, uint8 [N, 3, H, W]; the N keys under which tokens are kept."""
+        """Tokenise the new images among uint8 [N, 3, H, W]; returns the N cache keys."""
         keys = [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in images_u8.cpu().contiguous()]
         new = {key: row for row, key in enumerate(keys) if key not in self._tokens}
         if new:
-            found = torch.cat(tokenize(self.vae, images_u8[list(new.values())]), dim=1).to("cpu", torch.int16)
-            self._tokens.update(zip(new, found, strict=True))
+            tokens = torch.cat(tokenize(self.vae, images_u8[list(new.values())]), dim=1).to("cpu", torch.int16)
+            self._tokens.update(zip(new, tokens, strict=True))
         return keys
 
     def rows(self, images_u8: Tensor) -> Tensor:

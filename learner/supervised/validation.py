@@ -1,4 +1,4 @@
-"""Held-out loss and accuracy, as sums that add up over batches and processes."""
+"""Held-out loss and accuracy, as sums over batches and processes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from learner.parallel import sum_over_ranks
 
 @dataclass(frozen=True)
 class ValidationSums:
-    """Sums over tokens, float64 [4, S]: cross-entropy in nats, best guess right, right within the best k, tokens."""
+    """Sums over tokens, float64 [4, S]: cross-entropy in nats, best guess right, right in the best k, number of tokens."""
 
     sums: Tensor
 
     @staticmethod
     def of(logits: Tensor, target: Tensor, scales: list[slice], k: int) -> ValidationSums:
-        """Logits fp32 [B, L, V] against tokens int64 [B, L]."""
+        """The sums for logits fp32 [B, L, V] and target tokens int64 [B, L]."""
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
         best = logits.topk(min(k, logits.shape[-1]), dim=-1).indices == target.unsqueeze(-1)
         per_token = torch.stack([loss, best[..., 0], best.any(-1), torch.ones_like(loss)]).double().sum(1)
@@ -29,17 +29,17 @@ class ValidationSums:
         return ValidationSums(self.sums + other.sums)
 
     def over_ranks(self) -> ValidationSums:
-        """The sums of all processes together; all have to call it."""
+        """The sums over all processes; all processes must call it."""
         return ValidationSums(sum_over_ranks(self.sums.clone()))
 
     @property
     def loss(self) -> float:
-        """Mean over all tokens."""
+        """Mean cross-entropy over all tokens."""
         return self._mean(0)
 
     @property
     def top1(self) -> float:
-        """Share of all tokens whose best guess is right."""
+        """Share of all tokens with the right best guess."""
         return self._mean(1)
 
     @property

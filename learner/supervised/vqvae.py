@@ -1,4 +1,4 @@
-"""Training the VQ-VAE itself: one step on a batch of images, and the revival of codes that nobody uses."""
+"""Train the VQ-VAE itself: one step on a batch of images, and the revival of unused codes."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def tokenizer_loss(
 
 @dataclass(frozen=True)
 class TokenizerStepConfig:
-    """How the VQ-VAE's weights follow the gradient."""
+    """Settings of an optimizer step of the VQ-VAE."""
 
     lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate."""
     perceptual_weight: Annotated[float, Ge(0)] = 0.1
-    """Weight of the EfficientNet-Lite0 feature distance against L1."""
+    """Weight of the EfficientNet-Lite0 feature distance relative to L1."""
     ema: Decay = 0.995
-    """Decay of the moving average of the weights, which is what is saved."""
+    """Decay of the moving average of the weights, which is saved."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder, the decoder and the features; the quantizer, the loss and the weights are fp32."""
     compile: bool = False
-    """Compile encoder and decoder with torch.compile: minutes before the first step, and faster ones after that."""
+    """Compile encoder and decoder with torch.compile: minutes before the first step, then faster steps."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -95,7 +95,7 @@ class TokenizerLearner:
         self.optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         self.revival = CodeRevival(vae.config.V, device)
         self.updates = 0
-        if config.compile:  # in place: names of weights stay as they are
+        if config.compile:  # in place, so that the names of weights do not change
             vae.encoder.compile()
             vae.decoder.compile()
 
@@ -110,7 +110,7 @@ class TokenizerLearner:
         nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizer.step()
         self.updates += 1
-        # A young average would be mostly the initial weights: it starts short and lengthens to the wanted decay.
+        # A new average would be mostly initial weights, so its decay starts small and grows to the configured one.
         keep = min(config.ema, self.updates / (10 + self.updates))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.vae.parameters()), 1 - keep)
@@ -118,7 +118,7 @@ class TokenizerLearner:
         return loss
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to go on."""
+        """The state for `load_state`."""
         return {
             "vae": self.vae.state_dict(),
             "average": self.average.state_dict(),
@@ -137,13 +137,13 @@ class TokenizerLearner:
 
 
 def mirrored(images_u8: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [B, 3, H, W] on the generator's device, every second one mirrored, at random."""
+    """Mirror each image of [B, 3, H, W] with probability 1/2, on the generator's device."""
     flip = torch.rand(len(images_u8), generator=generator, device=generator.device) < 0.5
     return torch.where(flip.to(images_u8.device)[:, None, None, None], images_u8.flip(-1), images_u8)
 
 
 class CodeRevival:
-    """Counts how often each code is used, and moves unused ones onto latents of the current batch."""
+    """Counts how often each code is used, and replaces unused ones by latents of the current batch."""
 
     def __init__(self, vocab: int, device: torch.device | None = None) -> None:
         self.hits = torch.zeros(vocab, dtype=torch.long, device=device)
@@ -158,7 +158,7 @@ class CodeRevival:
 
     @torch.no_grad()
     def revive(self, vae: VQVAE, image_pm1: Tensor) -> int:
-        """Replace codes without a hit by residual latents of `image_pm1`, as the quantizer meets them; returns how many."""
+        """Replace unused codes by residual latents of `image_pm1`, as the quantizer computes them; returns how many."""
         dead = (self.hits == 0).nonzero().flatten()
         self.hits.zero_()
         rest, met = vae.encode(image_pm1), []

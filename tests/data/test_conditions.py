@@ -34,7 +34,7 @@ def test_a_step_takes_the_conditions_that_the_order_gives_it() -> None:
 
 def test_unusable_sets_are_refused_at_once(tmp_path: Path) -> None:
     tiny.shard(tmp_path / "few.tar", 3)
-    with pytest.raises(UserError, match=r"--conditions 5: .*few.tar holds only 3 triplets"):
+    with pytest.raises(UserError, match=r"--conditions 5: .*few.tar has only 3 triplets"):
         sets(str(tmp_path / "few.tar"), tiny.SIZE)
     with pytest.raises(UserError, match="12x12, not 80x80|wrong size"):
         sets(str(tmp_path / "few.tar"), 80, conditions=2)

@@ -56,7 +56,7 @@ def test_a_manifest_that_does_not_match_is_refused(tmp_path: Path, fault: str) -
     message = {
         "cut": f"{first.name} has 512 bytes, manifest.parquet says at least",
         "gone": f"{first.name} does not exist",
-        "stranger": "knows no shard stranger.tar",
+        "stranger": "does not list shard stranger.tar",
         "damaged manifest": "cannot be read",
         "foreign manifest": "has no column",
     }[fault]

@@ -109,5 +109,5 @@ def test_bad_weights(weights, end, message) -> None:
 
 
 def test_a_corpus_is_named_once() -> None:
-    with pytest.raises(UserError, match="--weights a 1 a 2: names a corpus twice"):
+    with pytest.raises(UserError, match="--weights a 1 a 2: a corpus is named twice"):
         MixtureConfig((("a", 1.0), ("a", 2.0)))

@@ -176,7 +176,7 @@ def test_too_many_bad_samples_are_counted_by_kind(tmp_path: Path) -> None:
     bad = [triplet(i, target=image) for i, image in enumerate(BAD_IMAGES.values())]
     write_shard(tmp_path / "a.tar", [*bad, triplet(9)])
     shards = TripletShards([tmp_path / "a.tar"], image_size=SIZE, max_bad_share=0.5)
-    with pytest.raises(UserError, match="3 of 4 samples .* 2 allowed: 1 not RGB, 1 unreadable image, 1 wrong size"):
+    with pytest.raises(UserError, match="3 of 4 samples .* the limit is 2: 1 not RGB, 1 unreadable image, 1 wrong size"):
         shards.validate()
 
 
@@ -200,7 +200,7 @@ def test_missing_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert TripletShards([path]).keys == ("good",)
     assert "poor: no target" in caplog.text
     write_raw(path, raw_sample("p1", leave_out="json") | raw_sample("p2", leave_out="style.png") | raw_sample("good"))
-    with pytest.raises(UserError, match="2 of 3 samples .* 1 allowed: 2 missing part"):
+    with pytest.raises(UserError, match="2 of 3 samples .* the limit is 1: 2 missing part"):
         TripletShards([path])
 
 
@@ -268,7 +268,7 @@ def test_keys_that_differ_by_their_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", ["k.style.png", "./k.style.png", "k.style.jpg", "k.Style.PNG"])
 def test_two_members_for_one_part_are_refused(tmp_path: Path, second: str) -> None:
     path = tar_of(tmp_path / "a.tar", [*whole("k"), member(second, 2)])
-    with pytest.raises(UserError, match=r"a\.tar holds a second style of key 'k'"):
+    with pytest.raises(UserError, match=r"a\.tar has a second style for key 'k'"):
         TripletShards([path])
 
 

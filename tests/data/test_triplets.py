@@ -54,7 +54,7 @@ def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png does not exist"):
         load_image_u8(tmp_path / "gone.png", 8)
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(UserError, match=r"text\.png cannot be used \(unreadable image: it is no picture"):
+    with pytest.raises(UserError, match=r"text\.png cannot be used \(unreadable image: it is not a picture"):
         load_image_u8(tmp_path / "text.png", 8)
     Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "whole.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])

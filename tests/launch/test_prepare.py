@@ -155,7 +155,7 @@ def test_pairs_are_conditions_without_a_target(tmp_path, monkeypatch, capsys):
     assert {row["target_offset"] for row in rows} == {row["target_id"] for row in rows} == {None}
     assert main(monkeypatch, "check", tmp_path / "out", "--workers", "1") == 0
     assert main(monkeypatch, "pairs", *source, "--count", 100, "--out", tmp_path / "no", *SMALL) == 2
-    assert "--count 100: must be between 1 and the 40 combinations" in capsys.readouterr().err
+    assert "--count 100: must be from 1 to 40, the number of combinations" in capsys.readouterr().err
 
 
 def test_a_source_with_names_of_any_kind(tmp_path, monkeypatch, capsys):
@@ -258,7 +258,7 @@ def test_check_finds(sound, tmp_path, monkeypatch, capsys, damage):
 
 BAD = {
     "missing source": (["omnistyle", "{tmp}/none", "--out", "{tmp}/out"], "is not a folder"),
-    "wrong source": (["imagepulse", "{in}", "--out", "{tmp}/out"], "holds no .tar.gz archive"),
+    "wrong source": (["imagepulse", "{in}", "--out", "{tmp}/out"], "has no .tar.gz archive"),
     "wrong layout": (["omnistyle", "{in}/content", "--out", "{tmp}/out"], "has none of content"),
     "size": (["omnistyle", "{in}", "--out", "{tmp}/out", "--size", "2"], "--size 2: must lie in [8, 4096]"),
     "share": (["omnistyle", "{in}", "--out", "{tmp}/out", "--max-reject-share", "2"], "--max-reject-share 2.0"),
@@ -267,7 +267,7 @@ BAD = {
     "no vae": (["omnistyle", "{in}", "--out", "{tmp}/out", "--tokenize", "{tmp}/no.pth"], "no.pth does not exist"),
     "done": (["omnistyle", "{in}", "--out", "{sound}", *SMALL], "is prepared already"),
     "other settings": (["omnistyle", "{in}", "--out", "{sound}"], "was prepared with picture"),
-    "strange folder": (["omnistyle", "{in}", "--out", "{in}"], "is not empty and was not begun"),
+    "strange folder": (["omnistyle", "{in}", "--out", "{in}"], "is not empty and was not created"),
     "nothing to check": (["check", "{in}"], "manifest.parquet does not exist"),
 }
 

@@ -225,7 +225,7 @@ BAD = {
     "missing shard": (["--shards", "{files}/none-*.tar"], "no shard matches"),
     "wrong size": (["--shards", "{files}/large.tar"], "wrong size"),
     "missing tokenizer": (["--vae", "{files}/none.safetensors"], "none.safetensors does not exist"),
-    "another tokenizer": (["--V", "64"], "vqvae.safetensors is of another size"),
+    "another tokenizer": (["--V", "64"], "vqvae.safetensors has another size"),
     "two starts": (["--init", "a", "--var", "b"], "--init and --var are two different starts"),
     "bad number": (["--batch", "0"], "--batch 0: must be positive"),
     "bad step setting": (["--ema", "1.5"], "--ema 1.5: must lie in"),

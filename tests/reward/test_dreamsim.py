@@ -178,7 +178,7 @@ def test_unusable_weights_are_a_user_error(clip_cache, tmp_path, offline):
 def test_adapters_that_miss_a_layer_are_refused(clip_cache, tmp_path, offline):
     (tmp_path / "clip_vitb32_pretrain.pth.tar").symlink_to(clip_cache / "clip_vitb32_pretrain.pth.tar")
     _write_lora(tmp_path / "clip_vitb32_single_lora", targets=("qkv", "fc1"))
-    with pytest.raises(UserError, match="misses 24 LoRA weights"):
+    with pytest.raises(UserError, match="lacks 24 LoRA weights"):
         DreamSimDistance("clip_vitb32", tmp_path)
 
 

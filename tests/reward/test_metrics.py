@@ -34,7 +34,7 @@ def test_rows_are_compared_each_with_its_own():
 
 
 def test_one_target_is_never_broadcast():
-    with pytest.raises(ValueError, match="must be alike"):
+    with pytest.raises(ValueError, match="must have one 4-D shape"):
         independent_metrics(noise(3, 3, 16, 16), noise(1, 3, 16, 16))
 
 

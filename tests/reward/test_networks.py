@@ -175,10 +175,10 @@ def test_missing_clip_weights_name_the_hub(tmp_path):
 
 def test_damaged_and_wrong_files_are_refused(weights, tmp_path):
     (tmp_path / VGG16.path).write_bytes(b"not weights")
-    with pytest.raises(UserError, match="cannot be read as weights .*fetch it again from https://"):
+    with pytest.raises(UserError, match="cannot be read as weights .*download it again from https://"):
         build("lpips", tmp_path)
     shutil.copy(weights / VGG16.path, tmp_path / VGG19.path)
-    with pytest.raises(UserError, match="not the expected file: it (misses|has another shape of) features"):
+    with pytest.raises(UserError, match="not the expected file: it (lacks|has another shape for) features"):
         build("style", tmp_path)
 
 

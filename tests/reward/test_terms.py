@@ -42,7 +42,7 @@ def test_a_bare_name_takes_the_scale():
         ("lite=-1", "positive number"),
         ("lite=nan", "positive number"),
         ("lite=much", "positive number"),
-        ("lite=1,lite=2", "lite is there twice"),
+        ("lite=1,lite=2", "lite is given twice"),
     ],
 )
 def test_what_cannot_be_a_reward(text, message):

@@ -52,7 +52,7 @@ def test_missing_landmarks_of_the_architecture(model, vae_file, tmp_path, key):
 
 
 def test_not_a_model_at_all(model, vae_file, tmp_path):
-    with refused("holds no StyleVAR weights", "pos_1LC"):
+    with refused("contains no StyleVAR weights", "pos_1LC"):
         load_pair(vae_file, vae_file)
     state = {"pos_1LC": model.pos_1LC.detach().clone()}
     with refused("no architecture fits"):
@@ -87,7 +87,7 @@ def test_damaged_files_are_refused(tmp_path, ending, damage):
     tensors = {"pos_1LC": torch.zeros(100), "x": torch.zeros(100)}
     save_file(tensors, path) if ending == ".safetensors" else torch.save(tensors, path)
     path.write_bytes(damage(path.read_bytes()))
-    with refused(f"model{ending} is no readable checkpoint", "fetch it again"):
+    with refused(f"model{ending} is not a readable checkpoint", "download it again"):
         read_model_state(path)
     with refused("does not exist"):
         read_model_state(tmp_path / f"nowhere{ending}")
@@ -99,7 +99,7 @@ def test_legacy_torch_file_cut_anywhere(tmp_path):
     whole = path.read_bytes()
     for end in range(len(whole) - 1):
         path.write_bytes(whole[:end])
-        with refused("no readable checkpoint"):
+        with refused("not a readable checkpoint"):
             read_file(path)
 
 
@@ -118,7 +118,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, model, zipped):
     torch.load(path, weights_only=False)["extra"].close()
     assert marker.exists()  # the trap works
     marker.unlink()
-    with refused("evil.pth holds more than tensors", "open", "safetensors"):
+    with refused("evil.pth contains more than tensors", "open", "safetensors"):
         read_model_state(path)
     assert not marker.exists()
 
@@ -139,14 +139,14 @@ def changed(model):
 )
 def test_a_file_with_two_models_is_refused(model, vae_file, tmp_path, content):
     torch.save(content(model), tmp_path / "two.pth")
-    with refused("two.pth holds 2 different models", "model", "ema", "alone"):
+    with refused("two.pth contains 2 different models", "model", "ema", "its own file"):
         load_pair(str(tmp_path / "two.pth"), vae_file)
 
 
 def test_names_that_become_one_are_refused(model, vae_file, tmp_path):
     state = copied(model.state_dict())
     torch.save({**state, "_orig_mod.head.bias": state["head.bias"] + 1}, tmp_path / "two.pth")
-    with refused("two.pth holds head.bias twice"):
+    with refused("two.pth contains head.bias twice"):
         load_pair(str(tmp_path / "two.pth"), vae_file)
 
 
@@ -155,7 +155,7 @@ def test_names_that_become_one_are_refused(model, vae_file, tmp_path):
 def test_weights_that_are_not_finite_are_refused(model, vae_file, tmp_path, key, value):
     state = copied(model.state_dict())
     state[key].view(-1)[-1] = value
-    with refused("bad.pth holds values of", re.escape(key), "not finite", "earlier checkpoint"):
+    with refused("bad.pth has values in", re.escape(key), "not finite", "earlier checkpoint"):
         load_pair(saved(state, tmp_path), vae_file)
 
 
@@ -163,5 +163,5 @@ def test_a_tokenizer_that_is_not_finite_is_refused(model, tmp_path):
     state = copied(model.vae.state_dict())
     state["decoder.conv_in.bias"][0] = float("nan")
     save_file(state, tmp_path / "vqvae.safetensors")
-    with refused(r"vqvae\.safetensors holds values of decoder\.conv_in\.bias", "not finite"):
+    with refused(r"vqvae\.safetensors has values in decoder\.conv_in\.bias", "not finite"):
         load_vae(str(tmp_path), model.arch)

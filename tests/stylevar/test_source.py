@@ -201,11 +201,11 @@ NO_MODELS = {
     "gone.pth": f"gone.pth does not exist: {ACCEPTED}",
     "empty": rf"empty holds no model.safetensors \(it is empty\): {ACCEPTED}",
     "pictures": rf"pictures holds no model.safetensors \(only a.png, b.png, c.png, ...\): {ACCEPTED}",
-    "notes.txt": "notes.txt is no readable checkpoint",
-    "new": "new holds neither a finished model nor a checkpoint yet",
+    "notes.txt": "notes.txt is not a readable checkpoint",
+    "new": "new has neither a finished model nor a checkpoint yet",
     "going": "going has no finished model yet: give .*going/checkpoints/latest$",
     "going/checkpoints": r"checkpoints holds no model.safetensors \(only latest, step_00000020\)",
-    "adapter": "adapter holds adapters only, without their base: give the checkpoint of the run that they lie in",
+    "adapter": "adapter holds adapters only, without their base: give the checkpoint folder of their run",
 }
 
 
@@ -231,7 +231,7 @@ def test_a_tokenizer_must_be_known(tmp_path):
 
 def test_adapters_without_their_run_are_refused(files, tmp_path):
     shutil.copytree(files / "runs" / "grpo" / "checkpoints" / "step_00000020", tmp_path / "lost")
-    with refused("no config.yaml of their run", "--base"):
+    with refused("config.yaml of their run is missing", "--base"):
         load_pair(str(tmp_path / "lost"))
 
 

@@ -118,5 +118,5 @@ def test_vanilla_var_accounts_for_every_key(start, imagenet_encoder):
 
 def test_vanilla_var_is_no_init(model, vae_file, tmp_path):
     torch.save(vanilla_state(model)[0], tmp_path / "var_d2.pth")
-    with refused("vanilla VAR", "start of SFT"):
+    with refused("vanilla VAR", "from which SFT starts"):
         load_pair(str(tmp_path / "var_d2.pth"), vae_file)

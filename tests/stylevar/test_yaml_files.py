@@ -1,4 +1,4 @@
-"""YAML comes back as it was written, and what is no YAML is refused with the file's name."""
+"""YAML comes back as it was written, and a file that is not YAML is refused with the file's name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"steps: [", b"\xff\xfe\x00", b"day: 2026-99-99"])
 def test_what_is_no_yaml_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.yaml is no YAML \(.*\): restore it$") as refused:
+    with pytest.raises(UserError, match=r"config\.yaml is not YAML \(.*\): restore it$") as refused:
         read_yaml(tmp_path / "config.yaml", "restore it")
     assert "\n" not in str(refused.value)
 

@@ -79,7 +79,7 @@ def test_tokens_of_another_vqvae_are_refused_and_replaced(tokenized: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("gone", "does not exist, but others do"), ("cut", "it is damaged"), ("new shard", "shard was written anew")],
+    [("gone", "does not exist, but others do"), ("cut", "it is damaged"), ("new shard", "shard has been rewritten")],
 )
 def test_token_files_that_do_not_fit_are_refused(tokenized: Path, tmp_path: Path, fault: str, message: str) -> None:
     out = copied(tokenized, tmp_path)
@@ -95,5 +95,5 @@ def test_token_files_that_do_not_fit_are_refused(tokenized: Path, tmp_path: Path
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is 16x16, this VQ-VAE takes 12x12"):
+    with pytest.raises(UserError, match="is 16x16, this VQ-VAE needs 12x12"):
         tokenize(prepare(tmp_path, 6), VAE)

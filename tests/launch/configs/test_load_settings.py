@@ -38,7 +38,7 @@ def test_one_pattern_for_shards_is_read_as_older_versions_wrote_it(tmp_path: Pat
         ("preset: demo\n", r"is not the config of an SFT run: it has unknown keys \['preset'\]"),
         ("step: {lr: fast}\n", "--lr fast: must be a number"),
         ("batch: 0\n", "--batch 0: must be positive"),
-        ("runs: 3\nname: [\n", r"is no YAML \(.*give the config.yaml of an SFT run"),
+        ("runs: 3\nname: [\n", r"is not YAML \(.*give the config.yaml of an SFT run"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -163,13 +163,14 @@ def test_costs_follow_from_flops_and_bytes():
         rollout=7,
         decode=3,
         reward=2,
+        credit=5,
         forward=6,
         head_backward=1,
         backward=9,
     )
     cluster = ClusterConfig(placement="distributed", learners=4, wire="bf16")
     costs = costs_from_flops(flops, config(rollout=RolloutConfig(group=8), cluster=cluster), adapters=10**9, tflops=1e-12)
-    assert (costs.encode, costs.sample, costs.score, costs.reference, costs.update) == (80, 96, 40, 64, 152)
+    assert (costs.encode, costs.sample, costs.score, costs.reference, costs.update) == (80, 96, 40, 64, 192)
     assert costs.sync == 5 + 2e9 / NETWORK_BYTES_PER_S
     assert costs.reduce == 2 * 0.75 * 4e9 / NETWORK_BYTES_PER_S
 
@@ -187,6 +188,7 @@ def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
         rollout=1,
         decode=0,
         reward=0,
+        credit=0,
         forward=0,
         head_backward=0,
         backward=0,

@@ -103,6 +103,7 @@ def test_shared_work_is_spread_over_the_group_and_a_step_multiplies():
         rollout=7,
         decode=3,
         reward=2,
+        credit=0,
         forward=6,
         head_backward=4,
         backward=9,
@@ -134,7 +135,7 @@ def test_the_reward_embeds_a_target_once():
 def test_models_of_every_kind_can_be_counted():
     shape = {"patch_nums": (1, 2), "depth": 1, "shared_aln": True, "share_quant_resi": 1, "attn_l2_norm": False}
     settings = RolloutConfig(kv_cache="paper", logprob="support", temperature=0.5)
-    kind = Workload(small_model.build(**shape).arch, LearnerConfig(), settings, RewardConfig())
+    kind = Workload(small_model.build(**shape).arch, LearnerConfig(credit="gradient"), settings, RewardConfig())
     assert all(n > 0 for n in over_depth(kind, _measure).values())
 
 
@@ -149,3 +150,17 @@ def test_a_sum_of_distances_counts_all_of_them_without_their_weights():
 def test_a_users_own_reward_is_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="does not count .* users:Mine"):
         assert _reward(work(reward="users:Mine"))["reward"] >= 0
+
+
+def test_gradient_credit_adds_a_backward_pass_of_decoder_and_reward():
+    arch = small_model.build().arch
+    plain, with_gradient = (
+        count_flops(Workload(arch, LearnerConfig(lora_rank=4, credit=credit), RolloutConfig(group=2), RewardConfig()))
+        for credit in ("trajectory", "gradient")
+    )
+    assert plain.credit == 0
+    assert "credit" not in plain.per_trajectory(2)
+    # Forward again, and back to the input alone, which takes as much.
+    assert with_gradient.per_trajectory(2)["credit"] == pytest.approx(2 * plain.decode, rel=0.2)
+    assert with_gradient.reward == pytest.approx(2 * plain.reward, rel=0.2)
+    assert with_gradient.target == plain.target

@@ -22,9 +22,11 @@ from launch.sizing.memory import (
 )
 from launch.sizing.phases import Phases, Workload
 from launch.sizing.trace import peak_bytes, saved_bytes
+from learner.credit.gradient import token_slopes
 from learner.grpo.update import GrpoLearner, LearnerConfig
 from learner.lesson import Lesson
 from reward.base import RewardConfig
+from reward.scorer import build_scorer
 from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.cache import KVCache
 from stylevar.conditions import ConditionState, guide_queries
@@ -194,3 +196,27 @@ def test_the_published_size_fits_where_it_is_said_to():
     assert sizes["transformer"] == pytest.approx(721_000_720 * 4 / 1e9, rel=0.01)
     assert 1.0 < sizes["saved activations"] < 1.2
     assert plan.colocated().total < 48e9
+
+
+def test_gradient_credit_takes_what_the_plan_says():
+    """The decoder with its backward pass, and the reward with its own, on real tensors."""
+    model = small_model.build(patch_nums=(1, 2, 4), V=96, depth=1)
+    settings = LearnerConfig(lora_rank=RANK, credit="gradient", credit_batch=3)
+    work = Workload(model.arch, settings, RolloutConfig(group=GROUP), RewardConfig())
+    plan = MemoryPlan(work, conditions=2)
+    size = model.arch.image_size
+    tokens, gradient = torch.zeros(6, model.arch.tokens, dtype=torch.int64), torch.randn(6, 3, size, size)
+    _, back = peak_bytes(lambda: token_slopes(model.vae, tokens[:3], gradient[:3].bfloat16(), 3))
+    assert plan.measured["credit"] == pytest.approx(back, rel=0.1)
+    images, target = (
+        torch.zeros(2, GROUP, 3, size, size, dtype=torch.uint8),
+        torch.zeros(2, 3, size, size, dtype=torch.uint8),
+    )
+    scorer = build_scorer(work.reward)
+    for credit, detail in (("gradient", "gradient"), ("trajectory", "none")):
+        planned = MemoryPlan(replace(work, learner=replace(settings, credit=credit)), conditions=2)
+        (activations,) = (c.bytes for c in planned.colocated().components if c.name == "reward activations")
+        _, scored = peak_bytes(lambda detail=detail: scorer.score(images, target, detail))
+        assert activations == pytest.approx(scored, rel=0.15)
+    names = {component.name for component in plan.colocated().components}
+    assert {"reward gradients", "slopes of the tokens", "decoder and its backward"} <= names
