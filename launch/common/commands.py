@@ -33,7 +33,7 @@ def continuing(program: str, run: Path) -> str:
 
 
 def loss_warning(runs: Path) -> str | None:
-    """A warning if `runs` lies in the temporary working directory of a Ray job."""
+    """A warning if `runs` is in the temporary working directory of a Ray job."""
     folder = runs.resolve()
     if JOB_CONFIG not in os.environ or JOB_FOLDERS not in folder.parts:
         return None

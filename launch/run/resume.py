@@ -56,7 +56,7 @@ def check_steps(point: ResumePoint, steps: int) -> None:
     if point.step == steps == finished_at(point.run):
         raise NothingLeft(
             f"run {point.run} is finished at step {steps}, nothing is left to do: its model is {point.run / 'model'}; "
-            f"give more --steps to go on"
+            f"give more --steps to continue"
         )
 
 
