@@ -183,9 +183,8 @@ class TripletShards:
         places = {part: place for part, place in every if place[0] >= 0}
         start = min(offset for offset, _ in places.values())
         end = max(offset + size for offset, size in places.values())
-        if (
-            end - start > 2 * sum(size for _, size in places.values()) + 65536
-        ):  # a shard from another program, in another order
+        # A shard of another program's may have them in another order.
+        if end - start > 2 * sum(size for _, size in places.values()) + 65536:
             return {part: self._files.read(self.index.shard[index], *place) for part, place in places.items()}
         data = self._files.read(self.index.shard[index], start, end - start)
         return {part: data[at - start : at - start + size] for part, (at, size) in places.items()}

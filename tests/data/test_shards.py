@@ -61,7 +61,7 @@ def test_round_trip_in_key_order_over_shards(tmp_path: Path) -> None:
 
 def test_pairs_are_read_where_no_target_is_needed(tmp_path: Path) -> None:
     pairs = tiny.shard(tmp_path / "pairs.tar", 3, targets=False)
-    with pytest.raises(UserError, match="unpaired conditions without a target"):
+    with pytest.raises(UserError, match="unpaired conditions, without a target"):
         TripletShards([pairs])
     found = TripletShards([pairs], tiny.SIZE, needs_targets=False)
     assert not found.has_targets
@@ -75,7 +75,7 @@ def test_pairs_are_read_where_no_target_is_needed(tmp_path: Path) -> None:
 
 def test_a_lost_target_is_not_taken_for_a_pair(tmp_path: Path) -> None:
     paths = [tiny.shard(tmp_path / "a.tar", 3), tiny.shard(tmp_path / "b.tar", 3, first=3, targets=False)]
-    with pytest.raises(UserError, match="bad and 1 allowed: 2 missing part"):
+    with pytest.raises(UserError, match="are bad, the limit is 1: 2 missing part"):
         TripletShards(paths, needs_targets=False)
 
 
