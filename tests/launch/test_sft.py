@@ -360,7 +360,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_from_its_last_checkpoi
     assert "Traceback" not in error
     said = error.strip().splitlines()[-1]
     assert "cannot be written (File too large" in said
-    assert f"the checkpoint of step {last} is kept" in said
+    assert f"all progress since the checkpoint of step {last} is lost" in said
     assert f"python launch/sft.py --resume {tmp_path / 'sft'}" in said
     assert not list(tmp_path.rglob(".aside-*"))
     assert main(monkeypatch, "--resume", str(tmp_path / "sft")) == 0

@@ -257,7 +257,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_from_its_last_checkpoi
     error = last_error(capsys)
     last = RunFolder(run).steps()[-1]
     assert "cannot be written (File too large" in error
-    assert f"the checkpoint of step {last} is kept" in error
+    assert f"all progress since the checkpoint of step {last} is lost" in error
     assert f"continue with: python launch/grpo.py --resume {run}" in error
     assert not list(tmp_path.rglob(".aside-*"))
     assert program("--resume", run) == 0
@@ -283,7 +283,7 @@ def test_a_folder_that_is_removed_meanwhile_is_one_line(inputs, tmp_path, progra
         assert f"{tmp_path / 'run'} was removed while the run was going, and its checkpoints with it" in error
         assert not (tmp_path / "run").exists()
     else:
-        assert "trajectories was removed): the checkpoint of step 4 is kept" in error
+        assert "trajectories was removed): all progress since the checkpoint of step 4 is lost" in error
 
 
 def test_a_run_without_links_is_resumed_evaluated_and_released(inputs, whole, tmp_path, program, monkeypatch):
