@@ -263,7 +263,7 @@ def test_a_list_of_files(files, tmp_path):
     program.main(config(files, tmp_path / "out", content=tmp_path / "list.txt", style=files / "style" / "s0.png"))
     assert table(tmp_path / "out")["key"] == ["caf\\udce9__s0", "plain__s0"]
     (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16")
-    with pytest.raises(UserError, match="no list of files in UTF-8"):
+    with pytest.raises(UserError, match="is not a list of files in UTF-8"):
         pictures_of(tmp_path / "list.txt")
 
 
