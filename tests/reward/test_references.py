@@ -101,8 +101,8 @@ def test_a_reward_worker_compares_with_all_pictures_of_its_conditions():
         ("color@", "nothing called ''"),
         ("pretty@style", "unknown reward 'pretty'"),
         ("color@style=-1", r"--reward color@style=-1: the weight must be a positive number"),
-        ("color@style,color@style=2", "color@style is there twice"),
-        ("color,color@target", "color is there twice"),
+        ("color@style,color@style=2", "color@style is given twice"),
+        ("color,color@target", "color is given twice"),
     ],
 )
 def test_what_cannot_be_compared_with(reward, message):

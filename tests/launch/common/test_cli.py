@@ -83,7 +83,7 @@ def test_a_full_or_broken_disk_ends_with_code_2(monkeypatch, capsys, error):
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
-    assert "make room" in said
+    assert "free space" in said
 
 
 def test_a_missing_file_that_nobody_foresaw_keeps_its_traceback(monkeypatch):

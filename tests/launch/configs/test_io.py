@@ -32,5 +32,5 @@ def test_a_config_of_another_kind_is_refused(kind, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(as_kept(settings)))
     (other,) = set(KINDS) - {kind}
-    with refused(str(file), f"it is of a run of kind {kind}", f"give that of a run of kind {other}"):
+    with refused(str(file), f"it belongs to a run of kind {kind}", f"give one of kind {other}"):
         KINDS[other][1](file)

@@ -31,7 +31,7 @@ from rollout.sampler import GroupSampler, RolloutConfig
 from stylevar.cache import KVCache
 from stylevar.conditions import ConditionState, guide_queries
 from stylevar.config import ModelConfig
-from stylevar.contracts import PolicyVersion
+from stylevar.contracts import PolicyVersion, References
 from stylevar.lowrank import kept_effective
 
 RANK, GROUP = 4, 3
@@ -208,15 +208,13 @@ def test_gradient_credit_takes_what_the_plan_says():
     tokens, gradient = torch.zeros(6, model.arch.tokens, dtype=torch.int64), torch.randn(6, 3, size, size)
     _, back = peak_bytes(lambda: token_slopes(model.vae, tokens[:3], gradient[:3].bfloat16(), 3))
     assert plan.measured["credit"] == pytest.approx(back, rel=0.1)
-    images, target = (
-        torch.zeros(2, GROUP, 3, size, size, dtype=torch.uint8),
-        torch.zeros(2, 3, size, size, dtype=torch.uint8),
-    )
+    images = torch.zeros(2, GROUP, 3, size, size, dtype=torch.uint8)
+    references = References(images[:, 0], images[:, 0], images[:, 0])
     scorer = build_scorer(work.reward)
     for credit, detail in (("gradient", "gradient"), ("trajectory", "none")):
         planned = MemoryPlan(replace(work, learner=replace(settings, credit=credit)), conditions=2)
         (activations,) = (c.bytes for c in planned.colocated().components if c.name == "reward activations")
-        _, scored = peak_bytes(lambda detail=detail: scorer.score(images, target, detail))
+        _, scored = peak_bytes(lambda detail=detail: scorer.score(images, references, detail))
         assert activations == pytest.approx(scored, rel=0.15)
     names = {component.name for component in plan.colocated().components}
     assert {"reward gradients", "slopes of the tokens", "decoder and its backward"} <= names
