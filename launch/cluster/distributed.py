@@ -243,8 +243,9 @@ class DistributedRun:
     def _set_up_rollout(self, actor: Any) -> Any:
         """Have a rollout worker load the run's base. `restart` may have changed the base since the worker was created."""
         config, placement = self._config, self._placement
-        threads = placement.threads("rollout", config.threads)
-        return actor.setup.remote(self._source, config.rollout, config.heldout_sampling(), placement.device, threads)
+        sampling = (config.rollout, config.heldout_sampling())
+        threads, detail = placement.threads("rollout", config.threads), config.learner.reward_detail
+        return actor.setup.remote(self._source, *sampling, placement.device, threads, detail)
 
     def _start_reader(self, image_size: int, vae: str) -> Pool:
         """Start an actor that reads conditions: images of this size, and tokens of this VQ-VAE."""
