@@ -88,7 +88,10 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
     assert min(scalars(undisturbed, "sync/bytes").values()) > 0
 
 
-@pytest.mark.parametrize("credit", ["gradient", "prefix", pytest.param("local", marks=pytest.mark.slow)])
+SLOW = [pytest.param(credit, marks=pytest.mark.slow) for credit in ("prefix", "local")]
+
+
+@pytest.mark.parametrize("credit", ["gradient", *SLOW])
 def test_credit_is_the_colocated_runs_however_many_learn(credit, inputs, tmp_path):
     """What rewards tell beside their values goes from the reward workers to the learners; what is averaged, over all."""
     fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit=credit, kl_estimator="full"), **NO_MERGES}
