@@ -32,9 +32,9 @@ class ConditionSets:
             patterns: {name: its shards, as for `expand_shards`}; "train" is the training set, ordered by `seed`.
             vae: fingerprint of the VQ-VAE, whose tokens beside the shards are used if there are any; None for no tokens.
             conditions: B, conditions per step.
-            target_for: the distance of the reward that compares with targets; None if pairs without a target will do.
+            target_for: the term of the reward that compares with targets; None if no term does.
 
-        Raises UserError if a set is unusable, lacks the targets, or holds fewer than B training triplets.
+        Raises UserError if a set is unusable or lacks targets, or if there are fewer than B training triplets.
         """
         self.sets = {
             name: TripletShards(expand_shards(pattern), image_size=image_size, vae=vae, needs_targets=False)
@@ -43,7 +43,7 @@ class ConditionSets:
         for name, triplets in self.sets.items():
             if target_for is not None and not triplets.has_targets:
                 raise UserError(
-                    f"the reward {target_for} compares with targets, and {' '.join(patterns[name])} holds pairs without "
+                    f"the reward {target_for} compares with targets, but {' '.join(patterns[name])} contains pairs without "
                     f"one: write {target_for}@content or {target_for}@style in --reward, or give triplets"
                 )
         self.conditions = conditions

@@ -1,4 +1,4 @@
-"""What goes into a GRPO update and what comes out of it."""
+"""The input and the result of a GRPO update."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stylevar.errors import UserError
 
 @dataclass(frozen=True)
 class Lesson:
-    """Scored trajectories of B conditions, ready to be learned from.
+    """Scored trajectories of B conditions.
 
-    reference  fp32 [B, G, L]     log-probs under the base weights; for `--kl-estimator full` what the head is given
-                                  there, [B, G, L, C]
+    reference  fp32 [B, G, L]  log-probs under the base weights, or for `--kl-estimator full` the head's input under the
+                               base weights, [B, G, L, C]
     rewards    fp32 [B, G]
-    detail     [B, G, ...]        of the rewards, where the credit needs one: see `stylevar.contracts.Scores`
+    detail     [B, G, ...]     the additional reward output that the credit needs; see `stylevar.contracts.Scores`
     """
 
     state: ConditionState
@@ -28,7 +28,7 @@ class Lesson:
     detail: Tensor | None = None
 
     def split(self, parts: int) -> list[list[Lesson]]:
-        """As minibatches for `GrpoLearner.update`. Raises UserError if B is no multiple of `parts`."""
+        """Minibatches for `GrpoLearner.update`. Raises UserError if `parts` does not divide B."""
         conditions = len(self.trajectories.keys)
         if conditions % parts:
             raise UserError(f"--minibatches {parts} does not divide --conditions {conditions}")
@@ -45,8 +45,8 @@ class Lesson:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What a step did: scalars over all processes; whether any weight changed; and of this process's trajectories,
-    in the order they were given, the advantage and the raw KL, fp32 [B, G] on CPU."""
+    """The result of a step: scalars over all processes, whether any weight changed, and the advantages and raw KLs of this
+    process's trajectories in their original order, fp32 [B, G] on CPU."""
 
     metrics: StepMetrics
     changed: bool

@@ -21,7 +21,7 @@ class RewardWorker:
         self._log = RoleLog(name)
 
     def setup(self, config: RewardConfig, device: str, threads: int, detail: RewardDetail = "none") -> None:
-        """Raises UserError for settings or weights that cannot be used, or if the reward has no such `detail`."""
+        """Build the scorer. Raises UserError if settings or weights are unusable, or if the reward cannot give `detail`."""
         keep_freed_memory()
         torch.set_num_threads(threads)
         self._scorer = build_scorer(config, device, detail)

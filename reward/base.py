@@ -40,20 +40,20 @@ class RewardConfig:
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None
-    """Folder that holds DreamSim's weight files, in place of `dreamsim` in --metric-weights; nothing is downloaded."""
+    """Folder with DreamSim's weight files, instead of `dreamsim` in --metric-weights; nothing is downloaded."""
     reward_scale: Annotated[float, Gt(0)] = 5.0
-    """Lambda: the reward is -scale * distance. In a sum it is the weight of distances that have none of their own."""
+    """Lambda: the reward is -scale * distance. In a sum it is the weight of terms without one."""
     reward_batch: Annotated[int, Ge(1)] = 64
-    """The most generated images that are scored at once; a smaller number saves memory."""
+    """Generated images scored at once, at most; fewer need less memory."""
     metric_weights: str | None = None
-    """Folder that holds the weight files of the other distances (docs/rewards.md lists them); nothing is downloaded."""
+    """Folder with the weight files of the other distances (docs/rewards.md lists them); nothing is downloaded."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
         self.terms()
 
     def terms(self) -> tuple[Term, ...]:
-        """The distances that are summed, with their weights. Raises UserError for what --reward cannot name."""
+        """The terms of the reward. Raises UserError if --reward is malformed or names an unknown distance."""
         return parse_terms(self.reward, self.reward_scale)
 
     @property
@@ -63,23 +63,23 @@ class RewardConfig:
 
     @property
     def scale(self) -> float:
-        """What the whole distance is multiplied with: the weight of a single one; 1 for a sum, which has its weights."""
+        """The factor of the whole distance: the weight of a single term, or 1 for a sum, which contains its weights."""
         terms = self.terms()
         return terms[0].weight if len(terms) == 1 else 1.0
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """A frozen distance between images: embed each image once, then compare embeddings row by row. Smaller is nearer."""
+    """A frozen distance between images: embed each image once, then compare embeddings row by row. Smaller is closer."""
 
     name: str
-    """What the distance is called in logs and reports."""
+    """The name of the distance in logs and reports."""
     compared_with: tuple[Reference, ...] = ("target",)
-    """Which pictures of a condition `embed_references` needs. The builder of a reward sets it."""
+    """The images of a condition that `embed_references` needs. Set when a reward is built."""
     _anchor: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Says where a distance without weights is.
+        # Tracks the device of a distance that has no weights.
         self.register_buffer("_anchor", torch.empty(0, device="cpu"), persistent=False)
 
     @abstractmethod
@@ -88,51 +88,51 @@ class PerceptualDistance(nn.Module, ABC):
 
     @abstractmethod
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
-        """Distances fp32 [N] between rows of equal index: "total", and the parts it is made of.
+        """Distances fp32 [N] between rows with the same index: "total" and its parts.
 
-        `first` is the reference (such as the target), `second` what was generated.
+        `first` embeds the references (such as the targets), `second` the generated images.
         """
 
     def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
-        """Where `compare`'s "total" comes from: fp32 [N, h, w] over a grid of cells, whose mean is that total.
+        """The distance per cell of a grid, fp32 [N, h, w]; its mean over the cells is the "total" of `compare`.
 
-        Optional: `--credit local` needs it. Raises UserError, as here, if the distance cannot be split into places.
+        Optional; `--credit local` needs it. A distance that cannot be split over cells raises UserError, as here.
         """
         raise UserError(
-            f"--credit local: the reward {self.name} cannot be split into places of the image; take lite, ssim, lpips, "
+            f"--credit local: the reward {self.name} cannot be split over the cells of an image; choose lite, ssim, lpips, "
             "content or a sum of these, or --credit trajectory"
         )
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and so where images have to be."""
+        """The device of the weights; images must be on it, too."""
         return self._anchor.device
 
     def train(self, mode: bool = True) -> PerceptualDistance:
-        """A distance is never trained: it stays in eval mode whatever a surrounding module switches to."""
+        """Stay in eval mode, whatever a surrounding module switches to."""
         return super().train(False)
 
     def embed_targets(self, target_01: Tensor) -> Embedding:
-        """fp32 [B, 3, H, W] in [0, 1] -> embedding with B rows, to be computed once per condition."""
+        """fp32 [B, 3, H, W] in [0, 1] -> embedding with B rows; call it once per condition."""
         _check_images("targets", target_01, 4)
         return self.embed(target_01)
 
     def embed_references(self, pictures_01: Mapping[Reference, Tensor]) -> Embedding:
-        """`embed_targets` of the picture that the distance compares with; `pictures_01` has those of `compared_with`."""
+        """`embed_targets` of the image that the distance compares with; `pictures_01` has the images of `compared_with`."""
         (reference,) = self.compared_with
         return self.embed_targets(pictures_01[reference])
 
     def distance(self, embedding: Embedding, generated_01: Tensor) -> dict[str, Tensor]:
         """Distances fp32 [B, G] of generated images fp32 [B, G, 3, H, W] in [0, 1] to the B embedded targets or references.
 
-        Raises ValueError if the embedding does not hold exactly B rows: a single row is never broadcast.
+        Raises ValueError unless the embedding has exactly B rows; a single row is not broadcast.
         """
         return self._distance(self._pairs(embedding, generated_01))
 
     def distance_and_cells(self, embedding: Embedding, generated_01: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`distance`, and where each "total" comes from: fp32 [B, G, CELLS, CELLS], whose mean over the cells it is.
+        """`distance`, and the distance per cell, fp32 [B, G, CELLS, CELLS], whose mean over the cells is "total".
 
-        Raises as `distance` does, and as `compare_cells`.
+        Raises what `distance` and `compare_cells` raise.
         """
         pairs = self._pairs(embedding, generated_01)
         return self._distance(pairs), torch.stack([to_grid(self.compare_cells(*pair).float()) for pair in pairs])
@@ -142,7 +142,7 @@ class PerceptualDistance(nn.Module, ABC):
         return {name: torch.stack([group[name].float() for group in groups]) for name in groups[0]}
 
     def _pairs(self, embedding: Embedding, generated_01: Tensor) -> list[tuple[Embedding, Embedding]]:
-        """The two arguments of `compare` for each condition: its target as often as it has images, and the images."""
+        """The two arguments of `compare` for each condition: its references, repeated for each image, and the images."""
         _check_images("generated images", generated_01, 5)
         b, g = generated_01.shape[:2]
         rows = {part.shape[0] for part in embedding}

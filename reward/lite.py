@@ -42,7 +42,7 @@ class LiteFeatures(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> LiteFeatures:
-        """Stays in eval mode, so that BatchNorm keeps its statistics inside a module that trains."""
+        """Stay in eval mode, so that BatchNorm keeps its statistics inside a module that trains."""
         return super().train(False)
 
     def forward(self, images_01: Tensor) -> list[Tensor]:
@@ -51,11 +51,11 @@ class LiteFeatures(nn.Module):
 
 
 class LiteDistance(PerceptualDistance):
-    """Cosine distance of feature maps, averaged over places and levels, plus twice the RMSE of the images at 16 x 16.
+    """Cosine distance of feature maps, averaged over positions and levels, plus twice the RMSE of the images at 16 x 16.
 
-    The features alone are oversensitive to blur and noise, the pixels alone are blind to texture. Maps are averaged over
-    the cells of a grid: whole-image averages hardly notice other content or a few wrong tokens, full resolution punishes
-    any shift by a pixel.
+    The features alone are oversensitive to blur and noise; the pixels alone are blind to texture. Maps are averaged over
+    the cells of a grid, because whole-image averages hardly react to other content or a few wrong tokens, and full
+    resolution punishes any shift by a pixel.
     """
 
     name = "lite"
@@ -80,8 +80,8 @@ class LiteDistance(PerceptualDistance):
         return {"features": features, "pixels16": pixels, "total": features + PIXEL_WEIGHT * pixels}
 
     def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
-        """fp32 [N, 16, 16]: the cosine distances of the coarser levels spread over their cells, and each cell's share of
-        the RMSE, (its squared error) / RMSE."""
+        """fp32 [N, 16, 16]: the cosine distances, coarse levels resampled to the grid, plus each cell's share of the RMSE,
+        which is its squared error / RMSE."""
         *levels_a, pixels_a = first
         *levels_b, pixels_b = second
         cosines = [to_grid(F.cosine_similarity(a, b, dim=1)) for a, b in zip(levels_a, levels_b, strict=True)]

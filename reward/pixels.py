@@ -1,4 +1,4 @@
-"""Distances without a network, as rewards: SSIM, PSNR, edges and colour statistics, turned so that smaller is better."""
+"""Distances without a network: SSIM, PSNR, edges and colour statistics, inverted where needed so that smaller is better."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ from stylevar.errors import UserError
 
 
 class Scorer(Protocol):
-    """What gives images rewards; see `RewardScorer.score`."""
+    """Anything that scores images; see `RewardScorer.score`."""
 
     def score(self, generated_u8: Tensor, references: References, detail: RewardDetail = "none") -> Scores: ...
 
 
 class RewardScorer:
-    """Reward = -scale * distance to the references of the condition, which are embedded once for its whole group."""
+    """Reward = -scale * distance to the condition's references, which are embedded once per group."""
 
     def __init__(self, distance: PerceptualDistance, scale: float = 5.0, batch_size: int = 64) -> None:
         if scale <= 0 or batch_size < 1:
@@ -37,12 +37,18 @@ class RewardScorer:
     def score(self, generated_u8: Tensor, references: References, detail: RewardDetail = "none") -> Scores:
         """Score images uint8 [B, G, 3, H, W] against the references of their conditions.
 
-        Rewards and components are fp32 [B, G] on the generated images' device: the distance ("total"), its parts, the
-        statistics of the samples, and where there are targets, the independent metrics and the targets' statistics. But
-        for the diversity of its group, an image's values do not depend on what else is in the batch. `detail` says what
-        else the scores hold. For "prefixes", the images are those after every scale, uint8 [B, G, S, 3, H, W].
-        Raises ValueError on other types or shapes (nothing is ever broadcast), and if a reference that the reward needs is
-        missing. UserError if the reward has no such detail.
+        Rewards and components are fp32 [B, G] on the generated images' device. The components are the distance ("total"),
+        its parts, the statistics of the samples and, if there are targets, the independent metrics and the targets'
+        statistics. Apart from the diversity of its group, an image's values do not depend on the rest of the batch.
+
+        Args:
+            generated_u8: the images; for `detail` "prefixes" those after every scale, uint8 [B, G, S, 3, H, W].
+            references: must contain the references that the reward compares with.
+            detail: the additional output in `Scores.detail`.
+
+        Raises:
+            ValueError: wrong types or shapes (nothing is broadcast), or a missing reference.
+            UserError: the reward cannot give this detail.
         """
         if detail == "prefixes":
             return self._score_prefixes(generated_u8, references)
@@ -59,7 +65,7 @@ class RewardScorer:
         return Scores(-self.scale * components["total"], components, torch.cat(details) if details else None)
 
     def _score_prefixes(self, prefixes_u8: Tensor, references: References) -> Scores:
-        """`score` of the last of the images uint8 [B, G, S, 3, H, W], beside the rewards of them all."""
+        """`score` of the last images of uint8 [B, G, S, 3, H, W], with the rewards of all of them as the detail."""
         if prefixes_u8.ndim != 6:
             raise ValueError(f"expected images [B, G, S, 3, H, W] after every scale, not {list(prefixes_u8.shape)}")
         scores = self.score(prefixes_u8[:, :, -1], references)
@@ -75,8 +81,8 @@ class RewardScorer:
     def _portions(
         self, generated_u8: Tensor, references: References
     ) -> Iterator[tuple[Mapping[Reference, Tensor], Embedding, tuple[Tensor, ...]]]:
-        """Some conditions at a time: their targets and references fp32 [b, 3, H, W], the embedding of the references, and
-        their images uint8 [b, g, 3, H, W], in more than one part only if a single group is larger than the batch."""
+        """Yield a few conditions at a time: the images to compare with, fp32 [b, 3, H, W] by name; their embedding; and the
+        generated images uint8 [b, g, 3, H, W], in several parts only if one group is larger than the batch."""
         used = {"target", *self.distance.compared_with}
         pictures = {name: images for name, images in references.pictures().items() if name in used}
         conditions = max(1, self.batch_size // generated_u8.shape[1])
@@ -88,7 +94,7 @@ class RewardScorer:
     def _score_part(
         self, images_u8: Tensor, embedding: Embedding, target_01: Tensor | None, detail: RewardDetail
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Components [b, g] of images uint8 [b, g, 3, H, W], and the detail of their rewards."""
+        """Components [b, g] of images uint8 [b, g, 3, H, W], and the detail."""
         images_01 = _to_01(images_u8, self.distance.device)
         more: Tensor | None = None
         if detail == "gradient":
@@ -106,13 +112,13 @@ class RewardScorer:
 
     @torch.enable_grad()
     def _with_gradient(self, embedding: Embedding, images_01: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Components, and the gradient of the rewards: bf16 of the images' shape, since small values must not become 0."""
+        """Components, and the gradient of the rewards in the images' shape: bf16, because fp16 loses small values."""
         images_01 = images_01.detach().requires_grad_()
         components = self.distance.distance(embedding, images_01)
         total = components["total"]
         if not total.requires_grad:
             raise UserError(
-                f"--credit gradient: the reward {self.distance.name} has no gradient with respect to the image; take a "
+                f"--credit gradient: the reward {self.distance.name} has no gradient with respect to the image; choose a "
                 "differentiable one (all built-in ones are), or --credit trajectory"
             )
         upstream = torch.full_like(total, -self.scale)
@@ -121,9 +127,9 @@ class RewardScorer:
 
 
 def build_scorer(config: RewardConfig, device: str | torch.device = "cpu", detail: RewardDetail = "none") -> RewardScorer:
-    """The configured scorer on `device`, tried on a picture to see whether it can give the `detail`.
+    """Build the configured scorer on `device` and check on one image that it can give the `detail`.
 
-    Raises UserError if the settings or the weights are unusable, or if the reward has no such detail.
+    Raises UserError if the settings or weights are unusable, or if the reward cannot give this detail.
     """
     scorer = RewardScorer(build_distance(config, device), config.scale, config.reward_batch)
     if detail in ("gradient", "map"):
@@ -139,7 +145,7 @@ def _to_01(images_u8: Tensor, device: torch.device) -> Tensor:
 def _check(generated_u8: Tensor, references: References, needed: tuple[Reference, ...]) -> None:
     pictures = references.pictures()
     if missing := [name for name in needed if name not in pictures]:
-        raise ValueError(f"the reward compares with the {missing[0]}, and the conditions have none")
+        raise ValueError(f"the reward compares with the {missing[0]}, but these conditions have none")
     for name, picture_u8 in pictures.items():
         _check_pair(generated_u8, name, picture_u8)
 

@@ -41,7 +41,7 @@ class Term:
         return ":" in self.name
 
     def label(self, name: str | None = None) -> str:
-        """What logs call it: its name, or `name`, with `@content` or `@style` unless it compares with the target."""
+        """The name in logs: its own or `name`, followed by `@content` or `@style` unless it compares with the target."""
         return (name or self.name) + ("" if self.reference == "target" else f"@{self.reference}")
 
 

@@ -1,4 +1,4 @@
-"""A weighted sum of distances, which is a distance itself."""
+"""A weighted sum of distances, itself a distance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stylevar.contracts import Reference
 
 
 class Part(NamedTuple):
-    """One distance of a sum, its weight, and the picture of the condition that it compares with."""
+    """One distance of a sum, its weight, and the image of the condition that it compares with."""
 
     distance: PerceptualDistance
     weight: float
@@ -25,13 +25,13 @@ class Part(NamedTuple):
 class WeightedSum(PerceptualDistance):
     """sum_i w_i d_i. Components: "total"; `distance_NAME` of each distance, unweighted; and `NAME_PART` of its parts.
 
-    A distance may be in several parts, with a reference each; it embeds a generated image once for all of them.
+    A distance may appear in several parts with different references; it embeds each generated image only once.
     """
 
     name = "sum"
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
-        """`parts` are the distances by their name."""
+        """`parts`: the parts by name."""
         super().__init__()
         self.names = tuple(parts)
         self.weights = tuple(part.weight for part in parts.values())
@@ -44,17 +44,17 @@ class WeightedSum(PerceptualDistance):
         self.eval()
 
     def embed(self, images_01: Tensor) -> Embedding:
-        """The embeddings of all distances, one after the other; each distance is there once."""
+        """The concatenated embeddings of all distances, each distance once."""
         embeddings = [distance.embed(images_01) for distance in self._distances()]
         self._lengths = tuple(len(embedding) for embedding in embeddings)  # the same at every call
         return tuple(tensor for embedding in embeddings for tensor in embedding)
 
     def embed_targets(self, target_01: Tensor) -> Embedding:
-        """The embedding for every part to compare with one and the same picture."""
+        """The embedding if all parts compare with the same image."""
         return self.embed_references(dict.fromkeys(self.compared_with, target_01))
 
     def embed_references(self, pictures_01: Mapping[Reference, Tensor]) -> Embedding:
-        """The embeddings of all parts, one after the other, each of its own reference."""
+        """The concatenated embeddings of all parts, each of its own reference."""
         distances = self._distances()
         embeddings = (
             distances[used].embed_targets(pictures_01[reference])
@@ -64,14 +64,14 @@ class WeightedSum(PerceptualDistance):
 
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         """`first` is from `embed_references` or `embed_targets`, `second` from `embed`."""
-        found: dict[str, Tensor] = {}
+        components: dict[str, Tensor] = {}
         weighted = []
         for name, weight, (distance, *pair) in zip(self.names, self.weights, self._pairs_of(first, second), strict=True):
             parts = distance.compare(*pair)
-            found[f"distance_{name}"] = parts["total"]
-            found |= {f"{name}_{part}": value for part, value in parts.items() if part != "total"}
+            components[f"distance_{name}"] = parts["total"]
+            components |= {f"{name}_{part}": value for part, value in parts.items() if part != "total"}
             weighted.append(weight * parts["total"].float())
-        return found | {"total": torch.stack(weighted).sum(0)}
+        return components | {"total": torch.stack(weighted).sum(0)}
 
     def compare_cells(self, first: Embedding, second: Embedding) -> Tensor:
         """fp32 [N, 16, 16]: the weighted sum of the distances' maps."""
@@ -82,7 +82,7 @@ class WeightedSum(PerceptualDistance):
         return torch.stack(weighted).sum(0)
 
     def _pairs_of(self, first: Embedding, second: Embedding) -> Iterator[tuple[PerceptualDistance, Embedding, Embedding]]:
-        """Each part's distance, and its share of the two embeddings."""
+        """Yield each part's distance and its slices of the two embeddings."""
         distances, generated = self._distances(), _slices(self._lengths)
         for used, own in zip(self._used, _slices(self._lengths[used] for used in self._used), strict=True):
             yield distances[used], first[own], second[generated[used]]
@@ -92,6 +92,6 @@ class WeightedSum(PerceptualDistance):
 
 
 def _slices(lengths: Iterable[int]) -> list[slice]:
-    """Where pieces of these lengths lie, one after the other."""
+    """The slices of consecutive pieces with these lengths."""
     lengths = list(lengths)
     return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths, strict=True)]

@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 Reference = Literal["target", "content", "style"]
-"""The pictures of a condition that a generated image can be compared with."""
+"""The images of a condition that a reward can compare with."""
 
 
 @dataclass(frozen=True)
 class References:
-    """What the images of B conditions are compared with: uint8 [B, 3, H, W] each, or None where there is no such picture."""
+    """The images of B conditions that a reward can compare with: uint8 [B, 3, H, W] each, or None if there are none."""
 
     target: Tensor | None = None
     content: Tensor | None = None
     style: Tensor | None = None
 
     def pictures(self) -> dict[Reference, Tensor]:
-        """Those that are there, by name."""
-        found: dict[Reference, Tensor | None] = {"content": self.content, "style": self.style, "target": self.target}
-        return {name: images for name, images in found.items() if images is not None}
+        """The available images by name."""
+        every: dict[Reference, Tensor | None] = {"content": self.content, "style": self.style, "target": self.target}
+        return {name: images for name, images in every.items() if images is not None}
 
 
 @dataclass(frozen=True)
 class Condition:
     """One (content, style, target) triplet, or a pair without a target. Images are uint8 [3, H, W] in [0, 255].
 
-    `tokens`, if known, are the VQ tokens of the three images in this order: int16 [3, L]; -1 for a target there is not.
+    `tokens`, if known, are the VQ tokens of the three images in this order: int16 [3, L]; -1 for a missing target.
     """
 
     key: str

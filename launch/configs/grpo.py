@@ -240,7 +240,7 @@ def demo() -> GrpoConfig:
         heldout=(str(DEMO_DATA / "heldout-*.tar"),),
         novel=(str(DEMO_DATA / "novel-*.tar"),),
         steps=40,
-        conditions=16,  # the reward's gradient has little sampling noise: differences between conditions are what is left
+        conditions=16,  # with the reward's gradient, most of the noise comes from differences between conditions
         rollout=RolloutConfig(group=2, temperature=0.5),
         learner=LearnerConfig(lora_rank=16, lr=2e-3, lr_schedule="cosine", credit="gradient", panw_gamma=0.0, kl_beta=0.0),
         reward=RewardConfig(reward="lite=5,color=0.05"),  # lite alone makes colours worse

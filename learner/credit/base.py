@@ -1,20 +1,31 @@
-"""The interface behind which every method of credit assignment stands, and what a method answers."""
+"""The interface of all methods of credit assignment, and the credit that they return."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from learner.lesson import Lesson
 from stylevar.contracts import RewardDetail
 from stylevar.logprobs import CodeValues
+from stylevar.vqvae import VQVAE
 
+AdvantageNorm = Literal["std", "none", "leave-one-out"]
 DECAY = 0.9
-"""Of the moving averages that methods keep over the updates."""
+"""Decay of the moving averages that methods keep across updates."""
+
+
+@dataclass(frozen=True)
+class CreditOptions:
+    """Settings of the methods; see `learner.grpo.update.LearnerConfig`. Each method uses those it needs."""
+
+    norm: AdvantageNorm = "std"
+    curvature: bool = True
+    at_once: int = 8
 
 
 @dataclass(frozen=True)
@@ -22,8 +33,8 @@ class Advantages:
     """Advantages of B groups of G trajectories, and the statistics of the rewards behind them.
 
     values         fp32 [B, G]   mean 0 over each group
-    mean, std      fp32 [B]      of the group's rewards; std is the unbiased one
-    frac_zero_std  in [0, 1]     fraction of groups whose std lies under the floor: they teach (almost) nothing
+    mean, std      fp32 [B]      of the group's rewards; std is the unbiased estimate
+    frac_zero_std  in [0, 1]     fraction of groups whose std is below the floor; (almost) nothing is learned from them
     """
 
     values: Tensor
@@ -34,11 +45,11 @@ class Advantages:
 
 @dataclass(frozen=True)
 class Credit:
-    """What the tokens of B groups of G trajectories are credited with.
+    """The advantages of the tokens of B groups of G trajectories.
 
-    trajectory  `Advantages`         per trajectory, as they are reported
-    tokens      fp32 [B, G, 1 or L]  the advantage of each sampled token; 1 where all tokens of a trajectory share it
-    codes       `CodeValues`         in place of `tokens`: what every code would be worth in each token's place
+    trajectory  `Advantages`         one per trajectory, for reports
+    tokens      fp32 [B, G, 1 or L]  the advantage of each sampled token; 1 if all tokens of a trajectory share it
+    codes       `CodeValues`         the value of every code at each token's position; if given, it replaces `tokens`
     """
 
     trajectory: Advantages
@@ -50,23 +61,28 @@ class CreditMethod(ABC):
     """Turns scored trajectories into credit. One object lives as long as its learner."""
 
     detail: ClassVar[RewardDetail] = "none"
-    """What the rewards have to tell beside their values."""
+    """The additional reward output that the method needs."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, vae: VQVAE, options: CreditOptions) -> CreditMethod:
+        """The method for images of `vae`."""
 
     @abstractmethod
     def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
-        """The credit of each lesson of an update. In a process group every process calls this once per update."""
+        """The credit of each lesson of an update. In a process group, every process calls this once per update."""
 
     def detail_of(self, lesson: Lesson) -> Tensor:
-        """What the lesson's rewards tell beside their values. Raises ValueError if they were not asked."""
+        """The lesson's additional reward output. Raises ValueError if it has none."""
         if lesson.detail is None:
             raise ValueError(f"{type(self).__name__} needs more than rewards: score with detail={self.detail!r}")
         return lesson.detail
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What the method remembers from one update to the next: tensors and numbers by name."""
+        """The state that the method keeps across updates: tensors and numbers by name."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`. Raises ValueError if a method that remembers nothing is given something."""
+        """Inverse of `state_dict`. Raises ValueError if the method keeps no state but is given some."""
         if state:
-            raise ValueError(f"{type(self).__name__} remembers nothing, but was given {', '.join(state)}")
+            raise ValueError(f"{type(self).__name__} keeps no state, but was given {', '.join(state)}")

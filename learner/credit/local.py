@@ -1,17 +1,17 @@
-"""Local credit: a token answers for the reward of its own part of the image.
+"""Local credit: the advantage of a token comes from the reward in its own part of the image.
 
-Needs a reward that is a mean over the cells c of a grid, R = mean_c r(c), and no gradient of it. The window W_t of a token
-consists of the cells that its footprint touches and one more on every side. With g one of the G trajectories of a group:
+The reward must be a mean over the cells c of a grid, R = mean_c r(c); no gradient is needed. The window W_t of a token
+consists of the cells that its footprint touches, plus one cell on every side. For trajectory g of a group:
 
     A_t(g) = mean over c in W_t of [ r_g(c) - mean over the other trajectories h of r_h(c) ]
 
-divided by the group's standard deviation with `--adv-norm std`. The clipped loss takes it in place of the trajectory's
-advantage. What happens outside a token's window is mostly noise to it, and is left out, as factored policy gradients leave
-out the objectives that an action does not influence (Spooner et al., 2021).
+divided by the group's standard deviation with `--adv-norm std`. It replaces the trajectory's advantage in the clipped loss.
+The reward outside a token's window is mostly noise for that token, so it is left out, as factored policy gradients leave out
+objectives that an action does not influence (Spooner et al., 2021).
 
-If nothing outside W_t depends on token t, the expected update is exactly the policy gradient, each token weighted with
-n^2 / |W_t|, the inverse of its window's share of the image. Where something does, the estimate is biased: by a decoder that
-reaches further, and by later tokens elsewhere that attend to this one.
+If nothing outside W_t depends on token t, the expected update is exactly the policy gradient with each token weighted by
+n^2 / |W_t|, the inverse of its window's share of the image. Otherwise the estimate is biased: the decoder may reach further,
+and later tokens elsewhere may attend to this one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learner.credit.base import Credit, CreditMethod
-from learner.credit.trajectory import AdvantageNorm, beyond_others, group_advantages, normalise
+from learner.credit.base import AdvantageNorm, Credit, CreditMethod, CreditOptions
+from learner.credit.trajectory import beyond_others, group_advantages, normalise
 from learner.lesson import Lesson
 from stylevar.contracts import RewardDetail
+from stylevar.vqvae import VQVAE
 
 
 class LocalCredit(CreditMethod):
@@ -36,6 +37,11 @@ class LocalCredit(CreditMethod):
     def __init__(self, patch_nums: Sequence[int], norm: AdvantageNorm = "std") -> None:
         """`patch_nums`: tokens per side of each scale."""
         self.patch_nums, self.norm = tuple(patch_nums), norm
+
+    @classmethod
+    def build(cls, vae: VQVAE, options: CreditOptions) -> LocalCredit:
+        """See `CreditMethod.build`."""
+        return cls(vae.quantize.patch_nums, options.norm)
 
     def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
         """Credit with an advantage for each token."""

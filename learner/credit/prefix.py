@@ -1,4 +1,4 @@
-"""Prefix credit: what a trajectory already promised when a scale was drawn is not that scale's merit.
+"""Prefix credit: subtract what the unfinished image was already worth before a scale was drawn.
 
 With Phi_k = R(decode(f_hat after scale k)), the reward of the unfinished image, the tokens of scale k of trajectory g have
 
@@ -23,8 +23,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from learner.credit.base import DECAY, Credit, CreditMethod
-from learner.credit.trajectory import AdvantageNorm, beyond_others, group_advantages, normalise
+from learner.credit.base import DECAY, AdvantageNorm, Credit, CreditMethod, CreditOptions
+from learner.credit.trajectory import beyond_others, group_advantages, normalise
 from learner.lesson import Lesson
 from learner.parallel import sum_over_ranks
 from stylevar.contracts import RewardDetail
@@ -41,7 +41,12 @@ class PrefixCredit(CreditMethod):
         self._device = vae.quantize.embedding.weight.device
         self._areas = torch.tensor([p * p for p in vae.quantize.patch_nums], device=self._device)
         self.sums = torch.zeros(2, len(self._areas) - 1, dtype=torch.float64)
-        """Moving averages over the updates of the slopes' numerators and denominators, for Phi_1 to Phi_{S-1}."""
+        """Moving averages of the slopes' numerators and denominators, for Phi_1 to Phi_{S-1}, over updates."""
+
+    @classmethod
+    def build(cls, vae: VQVAE, options: CreditOptions) -> PrefixCredit:
+        """See `CreditMethod.build`."""
+        return cls(vae, options.norm)
 
     def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
         """Credit with an advantage for each token, equal within a scale."""
@@ -75,7 +80,7 @@ class PrefixCredit(CreditMethod):
         return beyond_others(rewards)[..., None], beyond_others(potentials[..., :-1])
 
     def _measure(self, lessons: Sequence[Lesson]) -> None:
-        """Take an update's groups, of all processes, into the moving averages."""
+        """Add the groups of an update, of all processes, to the moving averages."""
         now = torch.zeros_like(self.sums, device=self._device)
         for lesson in lessons:
             rewards, potentials = (values.double() for values in self._differences(lesson))

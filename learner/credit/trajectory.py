@@ -1,18 +1,17 @@
-"""Group-relative advantages (GRPO, Shao et al. 2024): a trajectory is judged against the others of its condition."""
+"""Group-relative advantages (GRPO, Shao et al. 2024): each trajectory is compared with the others of its condition."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from learner.credit.base import Advantages, Credit, CreditMethod
+from learner.credit.base import AdvantageNorm, Advantages, Credit, CreditMethod, CreditOptions
 from learner.lesson import Lesson
 from stylevar.errors import UserError
+from stylevar.vqvae import VQVAE
 
-AdvantageNorm = Literal["std", "none", "leave-one-out"]
 STD_FLOOR = 1e-2
 
 
@@ -21,6 +20,11 @@ class TrajectoryCredit(CreditMethod):
 
     def __init__(self, norm: AdvantageNorm = "std") -> None:
         self.norm = norm
+
+    @classmethod
+    def build(cls, vae: VQVAE, options: CreditOptions) -> TrajectoryCredit:
+        """See `CreditMethod.build`."""
+        return cls(options.norm)
 
     def assign(self, lessons: Sequence[Lesson]) -> list[Credit]:
         """See `group_advantages`."""
@@ -59,6 +63,6 @@ def normalise(values: Tensor, std: Tensor, norm: AdvantageNorm) -> Tensor:
 
 
 def beyond_others(values: Tensor) -> Tensor:
-    """How far each of G trajectories lies above the mean of the others of its group, of `values` [B, G, ...]."""
+    """`values` [B, G, ...] minus the mean of the other trajectories of the group."""
     group = values.shape[1]
     return (values - values.mean(dim=1, keepdim=True)) * (group / (group - 1))

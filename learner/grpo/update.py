@@ -13,9 +13,8 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from learner.credit.base import Credit
-from learner.credit.build import METHODS, CreditKind, build_credit
-from learner.credit.trajectory import AdvantageNorm
+from learner.credit.base import AdvantageNorm, Credit, CreditOptions
+from learner.credit.build import METHODS, CreditKind
 from learner.grpo.guard import may_teach, too_few_left
 from learner.grpo.half_gradients import HalfGradients, SignalToNoise
 from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
@@ -58,7 +57,7 @@ class LearnerConfig:
     """Upper bound of the gradient's global norm."""
     clip_eps: Annotated[float, Gt(0), Lt(1)] = 0.2
     """The ratio is clipped to [1 - eps, 1 + eps]."""
-    kl_beta: float = 0.1
+    kl_beta: Annotated[float, Ge(0)] = 0.1
     """Weight of the KL penalty."""
     kl_estimator: KlKind = "k3"
     """KL(policy || reference): an estimate from samples (paper is the published code's, with reversed signs), or the sum
@@ -168,9 +167,8 @@ class GrpoLearner:
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
-        self.credit = build_credit(
-            config.credit, self.model.vae, config.adv_norm, config.credit_curvature, config.credit_batch
-        )
+        options = CreditOptions(config.adv_norm, config.credit_curvature, config.credit_batch)
+        self.credit = METHODS[config.credit].build(self.model.vae, options)
         self._signal = SignalToNoise()
         self.reset_optimizer()
 
@@ -254,7 +252,7 @@ class GrpoLearner:
         empty. All processes end with the same adapters.
 
         Args:
-            step: for error messages.
+            step: the step's number, for the learning rate and for error messages.
             fresh: the trajectories come from the current weights; the ratio in the first pass is then exactly 1.
         Raises:
             LogprobMismatch: fresh, but the first pass's log-probs differ from the recorded ones by more than

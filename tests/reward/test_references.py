@@ -75,7 +75,7 @@ def test_without_targets_what_compares_with_them_is_left_out():
 
 
 def test_a_missing_reference_is_never_replaced():
-    with pytest.raises(ValueError, match="compares with the target, and the conditions have none"):
+    with pytest.raises(ValueError, match="compares with the target, but these conditions have none"):
         scored("lite=1,color@style=0.05", References(content=ALL.content, style=ALL.style))
 
 
