@@ -72,7 +72,7 @@ def _reference(what: str, name: str) -> Reference:
     for reference in get_args(Reference):
         if name == reference:
             return reference
-    raise UserError(f"--reward {what}: there is nothing called {name!r} to compare with; choose @target, @content or @style")
+    raise UserError(f"--reward {what}: unknown reference {name!r}; choose @target, @content or @style")
 
 
 def _weight(name: str, number: str) -> float:

@@ -109,7 +109,9 @@ def _parse(words: Sequence[str], default: GrpoConfig) -> GrpoConfig:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return tyro.cli(tyro.conf.OmitArgPrefixes[GrpoConfig], default=default, args=words)
     except SystemExit:
-        raise UserError(f"{_reason(said.getvalue())}; `python launch/grpo.py --help` explains its flags") from None
+        raise UserError(
+            f"{_reason(said.getvalue()).rstrip('.')}; `python launch/grpo.py --help` explains its flags"
+        ) from None
 
 
 def _reason(said: str) -> str:

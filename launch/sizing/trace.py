@@ -71,6 +71,7 @@ def _with_fused_attention() -> Iterator[None]:
 
     torch has no such kernel there and would multiply the scores out. Tensors of other devices are not affected.
     """
+    # torch has no public way to take a registration back.
     with ShapesOnly(), torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("scaled_dot_product_attention", _fused_attention, "AutogradMeta")
         yield

@@ -46,7 +46,7 @@ def test_pairs_need_a_reward_that_compares_with_the_inputs(tmp_path: Path) -> No
     batch = ConditionSets(patterns, tiny.SIZE, None, 2, seed=0).of_step(0)
     assert batch.target is None
     assert batch.to("cpu").select(slice(0, 1)).style.shape == (1, 3, tiny.SIZE, tiny.SIZE)
-    with pytest.raises(UserError, match=r"the reward ssim compares with targets, and .*pairs.tar .*write ssim@content"):
+    with pytest.raises(UserError, match=r"the reward ssim compares with targets, but .*pairs.tar .*write ssim@content"):
         ConditionSets(patterns, tiny.SIZE, None, 2, seed=0, target_for="ssim")
 
 

@@ -97,8 +97,8 @@ def test_a_reward_worker_compares_with_all_pictures_of_its_conditions():
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("color@palette=1", r"--reward color@palette: there is nothing called 'palette' to compare with; choose @target"),
-        ("color@", "nothing called ''"),
+        ("color@palette=1", r"--reward color@palette: unknown reference 'palette'; choose @target"),
+        ("color@", "unknown reference ''"),
         ("pretty@style", "unknown reward 'pretty'"),
         ("color@style=-1", r"--reward color@style=-1: the weight must be a positive number"),
         ("color@style,color@style=2", "color@style is given twice"),

@@ -216,5 +216,7 @@ def test_gradient_credit_takes_what_the_plan_says():
         (activations,) = (c.bytes for c in planned.colocated().components if c.name == "reward activations")
         _, scored = peak_bytes(lambda detail=detail: scorer.score(images, references, detail))
         assert activations == pytest.approx(scored, rel=0.15)
-    names = {component.name for component in plan.colocated().components}
-    assert {"reward gradients", "slopes of the tokens", "decoder and its backward"} <= names
+    parts = {component.name: component.bytes for component in plan.colocated().components}
+    assert parts["decoder and its backward"] == plan.measured["credit"]
+    assert parts["reward gradients"] == 2 * gradient[:1].numel() * 2 * GROUP
+    assert parts["slopes of the tokens"] == 4 * model.arch.Cvae * model.arch.tokens * 2 * GROUP
