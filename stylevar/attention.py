@@ -19,6 +19,8 @@ from stylevar.lowrank import project
 from stylevar.norm import modulate
 
 MAX_SCALE_MUL = math.log(100)
+SHORT = 256
+"""Number of keys up to which the scores may be kept for a backward pass."""
 
 
 class Span(NamedTuple):
@@ -30,6 +32,16 @@ class Span(NamedTuple):
     tokens: tuple[int, ...]
     keys: int
     bias: Tensor | None = None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T + bias) v for q [N, H, T, 64] and k, v [N, H, K, 64]; `bias` [T, K] is added to the scores."""
+    training = q.requires_grad and torch.is_grad_enabled()
+    if training and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT:
+        # With AMX, this takes a third to two thirds of the time of the fused kernel and its backward pass.
+        scores = q @ k.transpose(-1, -2)
+        return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
 
 
 class BlendedAttention(nn.Module):
@@ -95,7 +107,7 @@ class BlendedAttention(nn.Module):
             some = some.unsqueeze(1).expand(b, g, -1, -1, -1).flatten(0, 1)
             keys, values = k[..., : span.keys, :], v[..., : span.keys, :]
             bias = None if span.bias is None else span.bias.to(some.dtype)
-            mixed = F.scaled_dot_product_attention(some, keys, values, attn_mask=bias, scale=1.0)
+            mixed = attend(some, keys, values, bias)
             for scale in mixed.split([2 * t for t in span.tokens], dim=2):
                 parts.append(scale.view(b, g, self.heads, 2, -1, HEAD_DIM))
         style, content = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)).unbind(3)

@@ -12,6 +12,7 @@ from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch, usu
 from learner.lesson import Lesson
 from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
 from stylevar.adapters import Adapters
+from stylevar.attention import SHORT, attend
 from stylevar.contracts import PolicyVersion
 
 VERSION = PolicyVersion(0, 0)
@@ -87,3 +88,21 @@ def test_merging_adapters_into_the_base_keeps_every_bit_of_it():
             adapters.refresh()
         adapters.bake()
     assert rounded.fingerprint() == exact.fingerprint()
+
+
+@pytest.mark.parametrize("keys", [SHORT // 4, SHORT + 4])
+def test_bf16_attention_has_the_values_and_gradients_of_fp32(keys: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 20, 64), (2, 3, keys, 64), (2, 3, keys, 64)]
+    drawn = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    bias = torch.zeros(20, keys).masked_fill(torch.ones(20, keys).triu(keys // 2).bool(), -torch.inf)
+    outcomes = []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = inputs = [0.3 * tensor.to(dtype) for tensor in drawn]
+        for tensor in inputs:
+            tensor.requires_grad_(True)
+        mixed = attend(q, k, v, bias.to(dtype))
+        outcomes.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), inputs)])
+    for exact, rounded in zip(*outcomes, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert (exact - rounded.float()).norm() < 0.02 * exact.norm()
