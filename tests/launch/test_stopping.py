@@ -73,6 +73,7 @@ def test_sft_saves_when_its_whole_group_is_signalled(tmp_path, number):
     assert len(checkpoints(tmp_path / "runs" / "sft")) == 1
 
 
+@pytest.mark.slow
 def test_no_loading_process_outlives_a_program_that_is_killed(tmp_path):
     program = start("sft.py", *sft_flags(tmp_path, "--memory-gb", "0", "--loader-workers", "2"))
     read_until(program, b"loss")

@@ -150,6 +150,7 @@ def test_a_run_survives_the_loss_of_every_role_unchanged(inputs, undisturbed, tm
     assert "is done again with the same seeds" in caplog.text
 
 
+@pytest.mark.slow
 def test_more_workers_of_every_role_change_nothing_but_rounding(inputs, tmp_path):
     fields = {"conditions": 4, "steps": 4, "merge": NO_MERGES["merge"]}
     fields["learner"] = replace(config(inputs, tmp_path).learner, minibatches=2, updates_per_rollout=2)
