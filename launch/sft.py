@@ -20,10 +20,10 @@ from launch.common.device import choose_device, set_threads
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.sft import MAY_CHANGE, SftConfig, load_config
 from launch.run.drive import drive
-from launch.run.resume import NothingLeft, check_changes
+from launch.run.resume import NothingLeft, check_changes, check_minutes
 from launch.run.run_folder import ResumePoint, find_resume
 from launch.run.run_lock import only_writer
-from launch.supervised.run import PROGRAM, SftRun
+from launch.supervised.run import PROGRAM, SftRun, minutes_trained
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 
@@ -48,6 +48,8 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
     Raises NothingLeft if the run is already finished.
     """
     with only_writer(Path(config.runs) / config.name if point is None else point.run):
+        if point is not None and point.checkpoint is not None:
+            check_minutes(point, minutes_trained(point.checkpoint), config.minutes)
         if config.workers > 1:
             from launch.supervised.parallel import train_parallel
 

@@ -70,6 +70,8 @@ class SftConfig:
     """Optimizer steps; by default the number that `epochs` takes."""
     epochs: Annotated[float, Gt(0)] = 10.0
     """Passes over the training triplets, if `steps` is not given."""
+    minutes: Annotated[float, Gt(0), Le(math.inf)] = math.inf
+    """Stop after this many minutes of training steps if all `steps` take longer; the learning rate falls in time for that."""
     batch: Annotated[int, Gt(0)] = 128
     """Triplets per step, summed over all processes."""
     micro_batch: Annotated[int, Gt(0)] = 16
@@ -136,6 +138,7 @@ class SftConfig:
 MAY_CHANGE = (
     "steps",
     "epochs",
+    "minutes",
     "micro_batch",
     "loader_workers",
     "workers",

@@ -81,7 +81,7 @@ class Measurement:
         self.adapters = Adapters(model, config.learner.lora_rank, seed=config.seed)
         # One update on the whole unit. Only its time matters, so no mismatch may stop it.
         alone = dataclasses.replace(config.learner, minibatches=1, updates_per_rollout=1, mismatch_limit=math.inf)
-        self.learner = GrpoLearner(self.adapters, alone, config.rollout.temperature)
+        self.learner = GrpoLearner(self.adapters, alone, config.rollout.temperature, steps=config.steps)
         self._rate: float | None = None
 
     def amount(self, unit: int) -> tuple[int, int]:

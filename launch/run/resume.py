@@ -60,6 +60,15 @@ def check_steps(point: ResumePoint, steps: int) -> None:
         )
 
 
+def check_minutes(point: ResumePoint, trained: float, minutes: float) -> None:
+    """Raises NothingLeft if the run is finished and has `trained` for all its `minutes`."""
+    if trained >= minutes and point.step == finished_at(point.run):
+        raise NothingLeft(
+            f"run {point.run} is finished after {minutes:g} minutes of training, nothing is left to do: its model is "
+            f"{point.run / 'model'}; give more --minutes to continue"
+        )
+
+
 def _listed(name: str, may_change: Sequence[str]) -> bool:
     return name in may_change or any(name.startswith(f"{group}.") for group in may_change)
 

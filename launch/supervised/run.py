@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -72,6 +73,11 @@ SAMPLES = 3
 PROGRAM = "sft.py"
 
 
+def minutes_trained(checkpoint: Path) -> float:
+    """Minutes that a run had spent on training steps when it wrote `checkpoint`."""
+    return json.loads((checkpoint / STATE_FILE).read_text()).get("minutes", 0.0)  # older checkpoints lack it
+
+
 class SftRun:
     """One process of a run: its data, learner, folder and reports. See `launch.run.drive.Run` for its life cycle.
 
@@ -110,6 +116,7 @@ class SftRun:
             resident = make_resident(tokens, self.data.train, config.augment, device, cache)
             self.batches = ResidentBatches(resident, order, config.micro_batch, self.rank, self.world)
         self.done, self.best = 0, math.inf  # steps, and the lowest held-out loss of a checkpoint
+        self.trained = 0.0  # minutes of training steps
         self.timer = PhaseTimer(torch.cuda.synchronize if device.type == "cuda" else None)
         if checkpoint is not None:
             self._load(checkpoint)
@@ -117,17 +124,23 @@ class SftRun:
         with saving(self.folder, PROGRAM):
             self.telemetry = Telemetry(self.folder, self.done) if self.rank == 0 else None
 
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps or by minutes."""
+        return max(self.done / self.steps, self.trained / self.config.minutes)
+
     def advance(self, stop: Stop) -> bool:
         """Train to the end (True), or until a stop is requested and a checkpoint is written (False)."""
-        config, timer = self.config, self.timer
+        config, timer, device = self.config, self.timer, self.learner.model.device
         go_on = f"continue with: python launch/sft.py --resume {self.folder.path}"
         steps = load_steps(self.batches, self.done, self.steps, loader_workers(config, self.data), go_on)
         logged = self.done
         with closing(steps), closing(self._new_bar(self.done, self.steps)) as bar, stop:
-            for step in range(self.done, self.steps):
+            while self.progress < 1:
+                started, step = time.monotonic(), self.done
                 with timer("data"):
                     micro_batches = next(steps)
-                lr = config.schedule.learning_rate(step, self.steps, config.step.lr)
+                lr = config.schedule.learning_rate(step, self._planned_steps(), config.step.lr)
                 with timer("step"):
                     metrics = self.learner.step(micro_batches, lr, trajectory_seed(config.seed, step, "sft", 0))
                 self.done = step + 1
@@ -136,18 +149,24 @@ class SftRun:
                         f"the loss of step {self.done} is {metrics.loss}: resume from the last checkpoint in "
                         f"{self.folder.checkpoints} with a lower --lr or --grad-clip"
                     )
+                # All processes must agree on the time and on a stop, or they would wait for each other forever.
+                seconds = time.monotonic() - started
+                mine = torch.tensor([seconds, float(stop.requested)], dtype=torch.float64, device=device)
+                seconds, stops = (sum_over_ranks(mine) / self.world).tolist()
+                self.trained += seconds / 60
                 bar.update(1)
-                if self.telemetry and (self.done % config.log_every == 0 or self.done == self.steps):
+                if self.telemetry and (self.done % config.log_every == 0 or self.progress >= 1):
                     bar.set_description(f"sft, loss {metrics.loss:.3f}")
                     self._log(self.telemetry, self.done - logged, lr, metrics)
                     logged = self.done
-                # All processes must agree, or they would wait for each other forever.
-                wishes = torch.tensor(float(stop.requested), device=self.learner.model.device)
-                stopping = float(sum_over_ranks(wishes)) > 0
-                self._milestones(stopping)
-                if stopping:
+                self._milestones(stopping=stops > 0)
+                if stops > 0:
                     break
-        return self.done == self.steps
+        return self.progress >= 1
+
+    def _planned_steps(self) -> int:
+        """Steps of the whole run: all of them, or as many as fit into its minutes at the pace so far."""
+        return self.steps if self.done == 0 else round(self.done / self.progress)
 
     def finish(self) -> Path:
         """Write the run's model folder, from its best or last checkpoint, and return it."""
@@ -177,7 +196,7 @@ class SftRun:
     def _milestones(self, stopping: bool) -> None:
         """Validate and write a checkpoint if they are due."""
         done = self.done
-        scheduled = done == self.steps or done % self.config.checkpoint_every == 0
+        scheduled = self.progress >= 1 or done % self.config.checkpoint_every == 0
         loss = math.inf
         if self.data.validation and (scheduled or done % self.config.eval_every == 0):
             with self.timer("eval"):
@@ -199,7 +218,7 @@ class SftRun:
         state = read_model_state(source / MODEL_FILE)
         vae = self.config.absolute().vae
         notes = {"vae": vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
-        with self.folder.final_model(self.steps, notes) as folder:
+        with self.folder.final_model(self.done, notes) as folder:
             save_model(state, self.learner.model.arch, folder, half=self.config.half)
 
     def _log(self, telemetry: Telemetry, steps: int, lr: float, metrics: SftMetrics) -> None:
@@ -247,7 +266,7 @@ class SftRun:
                 save_file(raw, str(folder / RAW_FILE))
             save_torch(learner.state(), folder / OPTIMIZER_FILE)
             best = None if math.isinf(self.best) else self.best
-            state = {"step": self.done, "best_heldout_loss": best, "seed": self.config.seed}
+            state = {"step": self.done, "minutes": self.trained, "best_heldout_loss": best, "seed": self.config.seed}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
     def _load(self, folder: Path) -> None:
@@ -260,3 +279,4 @@ class SftRun:
         learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
         state = json.loads((folder / STATE_FILE).read_text())
         self.done, self.best = state["step"], state["best_heldout_loss"] or math.inf
+        self.trained = minutes_trained(folder)

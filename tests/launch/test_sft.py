@@ -283,6 +283,20 @@ def test_a_finished_run_has_nothing_left_to_do(finished, monkeypatch, capsys):
     assert {path for path, time in contents(finished).items() if before.get(path) != time} <= {str(finished / ".lock")}
 
 
+def test_a_run_ends_with_its_minutes_and_its_learning_rate_falls_in_time(files, tmp_path, monkeypatch, capsys):
+    minutes = ["--minutes", "0.03", "--schedule", "linear", "--lr-end", "0", "--warmup", "0"]
+    run(*flags(files, tmp_path, "--name", "timed", "--steps", "1000000", "--checkpoint-every", "1000000", *minutes))
+    folder = tmp_path / "timed"
+    state = json.loads((folder / "model" / "training.json").read_text())
+    assert 0 < state["steps"] < 1_000_000
+    rates = [rate for _, rate in scalars(folder, "lr")]
+    assert len(rates) == 1 or rates[-1] < rates[0]
+    assert main(monkeypatch, "--resume", str(folder)) == 0
+    assert "is finished after 0.03 minutes of training, nothing is left to do" in capsys.readouterr().out
+    assert main(monkeypatch, "--resume", str(folder), "--minutes", "0.06") == 0
+    assert json.loads((folder / "model" / "training.json").read_text())["steps"] > state["steps"]
+
+
 def test_an_extended_run_goes_on_as_the_flags_said(files, tmp_path, monkeypatch, capsys):
     """The command that is printed when it is stopped needs no flags: the settings in force are those on disk."""
     run(*flags(files, tmp_path, "--name", "longer", "--steps", "2"))

@@ -52,7 +52,8 @@ def argv(tmp_path_factory) -> list[str]:
     train, heldout = tiny.shard(folder / "train-0.tar", 10), tiny.shard(folder / "heldout-0.tar", 3, first=50)
     plain = to_plain(config(init=str(model), vae=str(vae), shards=(str(train),), heldout=(str(heldout),), threads=1))
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
-    return ["--config", str(folder / "config.yaml"), "--runs", str(folder / "runs")]
+    schedule = ["--lr-schedule", "cosine"]  # a rate that depends on the length of the run, as in the demo
+    return ["--config", str(folder / "config.yaml"), "--runs", str(folder / "runs"), *schedule]
 
 
 @pytest.fixture(autouse=True)
