@@ -71,7 +71,7 @@ class SftConfig:
     epochs: Annotated[float, Gt(0)] = 10.0
     """Passes over the training triplets, if `steps` is not given."""
     minutes: Annotated[float, Gt(0), Le(math.inf)] = math.inf
-    """Stop after this many minutes of training steps if all `steps` take longer; the learning rate falls in time for that."""
+    """Stop after this many minutes of training steps if `steps` take longer; the learning rate falls in time for that."""
     batch: Annotated[int, Gt(0)] = 128
     """Triplets per step, summed over all processes."""
     micro_batch: Annotated[int, Gt(0)] = 16
@@ -161,6 +161,7 @@ MAY_CHANGE = (
     "step.label_smoothing",
     "step.train_bn",
     "step.precision",
+    "step.ema",  # but not to or from none
     "step.self_forced",
     "step.self_forced_rate",
     "step.compile",
@@ -169,7 +170,7 @@ MAY_CHANGE = (
     "schedule",
     "augment",
 )
-"""Settings that a resumed run may change. The others define the checkpoint (model, average, order of the data) or the
+"""Settings that a resumed run may change. The others define the checkpoint (model, order of the data) or the
 held-out triplets that the best checkpoint was chosen by."""
 
 

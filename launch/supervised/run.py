@@ -273,7 +273,8 @@ class SftRun:
         """Inverse of `_save`, except for the model, which is already loaded."""
         learner, raw = self.learner, folder / RAW_FILE
         if raw.is_file() != (learner.average is not None):
-            raise UserError(f"--resume {folder}: was made with a different --ema; resume with the run's own")
+            has, given = ("an average", 0) if raw.is_file() else ("no average", self.config.step.ema)
+            raise UserError(f"--ema {given:g}: {folder} has {has} of the weights; resume with the run's own --ema")
         if learner.average is not None:
             load_into(learner.model, read_model_state(raw), str(raw))
         learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))

@@ -259,8 +259,9 @@ def test_what_cannot_be_resumed_is_left_as_it_is(finished, monkeypatch, capsys):
         return (finished / "config.yaml").read_text(), sorted(p.name for p in (finished / "checkpoints").iterdir())
 
     before = left()
-    assert main(monkeypatch, "--resume", str(finished), "--ema", "0") == 2
-    assert "cannot change --ema from 0.9 to 0.0" in capsys.readouterr().err
+    assert main(monkeypatch, "--resume", str(finished), "--steps", "9", "--ema", "0") == 2
+    assert "--ema 0: " in (error := capsys.readouterr().err)
+    assert "has an average of the weights; resume with the run's own --ema" in error
     assert main(monkeypatch, "--resume", str(finished), "--runs", "elsewhere", "--name", "other") == 2
     assert "cannot change --name from whole to other" in capsys.readouterr().err
     earlier = str(finished / "checkpoints" / "step_00000006")
