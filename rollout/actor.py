@@ -47,14 +47,16 @@ class RolloutWorker:
         device: str,
         threads: int,
         detail: RewardDetail = "none",
+        branch_after: int | None = None,
     ) -> dict[str, Any]:
         """Load the run's base.
 
         Args:
             heldout: sampling settings for held-out evaluation.
             detail: the additional reward output that the credit needs in training.
+            branch_after: see `GroupSampler`; for training.
         Raises:
-            UserError: files cannot be used.
+            UserError: files cannot be used, or the model has too few scales to branch.
         """
         keep_freed_memory()
         torch.set_num_threads(threads)
@@ -62,7 +64,7 @@ class RolloutWorker:
         self._policy.adapters.keep_in_place = config.cuda_graphs
         self._seed, self._detail, self._decode_batch = source.seed, detail, config.decode_batch
         self._samplers = {
-            False: GroupSampler(self._policy.model, config),
+            False: GroupSampler(self._policy.model, config, branch_after=branch_after),
             True: GroupSampler(self._policy.model, heldout, streams=CoupledStreams),
         }
         self._version: PolicyVersion | None = None  # no adapters yet

@@ -12,6 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from stylevar.bounds import Remedy, check_bounds
+from stylevar.branching import Branching, prefix_tokens
 from stylevar.capture import Captured, Record, cuda_graph
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch
@@ -102,11 +103,18 @@ class GroupSampler(Sampler):
         streams: Streams = TrajectoryStreams,
         record: Record = cuda_graph,
         clock: Clock = untimed,
+        branch_after: int | None = None,
     ) -> None:
         """`streams` and `clock`: see `Sampler`.
 
+        With `branch_after`, trajectories of a group share their first scales, this many (0 chooses), as `Branching` says; it
+        replaces `streams`. Raises UserError if no scale is left after them.
         With `cuda_graphs` the policy's effective weights must keep their memory addresses (`Adapters.keep_in_place`).
         """
+        self._seeds = trajectory_seeds
+        if branch_after is not None:
+            branching = Branching(prefix_tokens(model.arch.patch_nums, branch_after))
+            self._seeds, streams = branching.seeds, branching.streams
         super().__init__(
             model,
             config,
@@ -129,7 +137,7 @@ class GroupSampler(Sampler):
 
         `group` replaces the configured size, for evaluation.
         """
-        seeds = trajectory_seeds(seed, step, batch.keys, self._group if group is None else group)
+        seeds = self._seeds(seed, step, batch.keys, self._group if group is None else group)
         drawn = Samples.join(list(self.parts(self.conditions.get(batch).select, seeds)))
         return Trajectories(
             batch.keys, drawn.tokens, drawn.logp, drawn.kept_mass, drawn.images, seeds, version, drawn.support

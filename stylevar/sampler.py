@@ -12,13 +12,13 @@ from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, guide_queries
 from stylevar.generate import Generation, Scale, generate, generate_scales
 from stylevar.images import pm1_to_u8
-from stylevar.sampling import CoupledStreams, Stream, TrajectoryStreams
+from stylevar.sampling import Stream, TrajectoryStreams
 from stylevar.sampling_config import SamplingConfig
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
-Streams = type[TrajectoryStreams | CoupledStreams]
-"""Creates the random streams for given seeds."""
+Streams = Callable[[Tensor, int, torch.device], Stream]
+"""Creates the random streams for seeds [B, G], a number of tokens per trajectory, and a device."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ def refuse_unlike(config: GrpoConfig) -> None:
             "--compare-naive: leave --kv-cache, --temperature, --logprob, --precision, --tf32 and --updates-per-rollout at "
             "exact, 1, full, fp32, off and 1: the naive model supports nothing else"
         )
+    if config.learner.branch_after is not None:
+        raise UserError("--compare-naive: the naive model draws every trajectory on its own; leave out --credit vmr")
 
 
 @dataclass(frozen=True)

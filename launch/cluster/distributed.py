@@ -244,8 +244,9 @@ class DistributedRun:
         """Have a rollout worker load the run's base. `restart` may have changed the base since the worker was created."""
         config, placement = self._config, self._placement
         sampling = (config.rollout, config.heldout_sampling())
-        threads, detail = placement.threads("rollout", config.threads), config.learner.reward_detail
-        return actor.setup.remote(self._source, *sampling, placement.device, threads, detail)
+        threads, learner = placement.threads("rollout", config.threads), config.learner
+        needs = (learner.reward_detail, learner.branch_after)
+        return actor.setup.remote(self._source, *sampling, placement.device, threads, *needs)
 
     def _start_reader(self, image_size: int, vae: str) -> Pool:
         """Start an actor that reads conditions: images of this size, and tokens of this VQ-VAE."""

@@ -24,6 +24,7 @@ from rollout.prefixes import images_to_score
 from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
 from stylevar.allocator import keep_freed_memory
+from stylevar.branching import CONTINUATIONS
 from stylevar.conditions import encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion, Trajectories
 from stylevar.transformer import StyleVAR
@@ -91,7 +92,8 @@ class Measurement:
             self._rate = product_peak(self.device, sides=(1024,))  # the phases are slower
         affordable = int(PASS_SECONDS * self._rate / sum(self.flops.per_trajectory(group).values()))
         if affordable < group:
-            return 1, max(2, affordable)
+            sharing = 1 if self.config.learner.branch_after is None else CONTINUATIONS
+            return 1, max(2 * sharing, affordable // sharing * sharing)
         return min(unit, affordable // group), group
 
     def costs(self, unit: int, threads: Mapping[Role, int]) -> Costs:
@@ -105,7 +107,7 @@ class Measurement:
             batch = self._read(conditions)
             read = self._seconds(lambda: self._read(conditions))
             encode = self._seconds(lambda: ConditionCache(model, images=config.rollout.decode_batch).get(batch))
-            sampler = GroupSampler(model, config.rollout)
+            sampler = GroupSampler(model, config.rollout, branch_after=config.learner.branch_after)
             known = sampler.conditions.tokenized(batch)
             state = sampler.conditions.get(batch)
             start = adapters.state()

@@ -78,7 +78,8 @@ class ColocatedWorker:
         self.adapters.keep_in_place = config.rollout.cuda_graphs
         self.timer = PhaseTimer(torch.cuda.synchronize if self.device.type == "cuda" else None)
         self.conditions = ConditionCache(policy.model, images=config.rollout.decode_batch)
-        self.sampler = GroupSampler(policy.model, config.rollout, self.conditions, clock=self.timer)
+        branch = config.learner.branch_after
+        self.sampler = GroupSampler(policy.model, config.rollout, self.conditions, clock=self.timer, branch_after=branch)
         self.trainer = Trainer(policy, config.learner, config.rollout.temperature, self.timer, config.steps)
 
     def step(self, step: int) -> StepReport:

@@ -26,6 +26,8 @@ class CreditOptions:
     norm: AdvantageNorm = "std"
     curvature: bool = True
     at_once: int = 8
+    middle: int = 0
+    eta: float = 1.0
 
 
 @dataclass(frozen=True)

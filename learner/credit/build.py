@@ -10,11 +10,13 @@ from learner.credit.gradient import GradientCredit
 from learner.credit.local import LocalCredit
 from learner.credit.prefix import PrefixCredit
 from learner.credit.trajectory import TrajectoryCredit
+from learner.credit.vmr import VmrCredit
 
-CreditKind = Literal["trajectory", "prefix", "local", "gradient"]
+CreditKind = Literal["trajectory", "vmr", "prefix", "local", "gradient"]
 
 METHODS: Mapping[CreditKind, type[CreditMethod]] = {
     "trajectory": TrajectoryCredit,
+    "vmr": VmrCredit,
     "prefix": PrefixCredit,
     "local": LocalCredit,
     "gradient": GradientCredit,

@@ -63,13 +63,18 @@ class LearnerConfig:
     """KL(policy || reference): an estimate from samples (paper is the published code's, with reversed signs), or the sum
     over all codes (full), which has no sampling noise."""
     credit: CreditKind = "trajectory"
-    """How a reward becomes advantages: one per trajectory, as published (trajectory); one per scale, relative to the reward
-    expected from the unfinished image before it (prefix); one per token, from the reward in its part of the image (local);
-    or one for every code in each token's place, from the reward's gradient (gradient)."""
+    """How a reward becomes advantages: one per trajectory, as published (trajectory); one for the coarse scales or the fine
+    ones, in turns (vmr); one per scale, relative to the reward expected from the unfinished image before it (prefix); one
+    per token, from the reward in its part of the image (local); or one for every code in each token's place, from the
+    reward's gradient (gradient)."""
     credit_curvature: bool = True
     """For --credit gradient: measure the reward's curvature; without it, a code's value is linear in its vector."""
     credit_batch: Annotated[int, Ge(1)] = 8
     """For --credit gradient: images in the decoder's forward and backward pass at once; fewer need less memory."""
+    credit_middle: Annotated[int, Ge(0)] = 0
+    """For --credit vmr: how many scales count as coarse; 0 for those up to a quarter of the last one's side."""
+    credit_eta: Annotated[float, Gt(0)] = 1.0
+    """For --credit vmr: temperature of the soft value; the smaller, the more the better of two continuations counts."""
     panw_gamma: float = 0.7
     """Exponent of the per-token weights, (tokens of the scale)^-gamma; 0 weights all tokens equally."""
     adv_norm: AdvantageNorm = "std"
@@ -99,6 +104,11 @@ class LearnerConfig:
     def reward_detail(self) -> RewardDetail:
         """The additional reward output that the credit needs."""
         return METHODS[self.credit].detail
+
+    @property
+    def branch_after(self) -> int | None:
+        """For `GroupSampler`: after how many scales the trajectories of a group branch (0 chooses); None if they do not."""
+        return self.credit_middle if self.credit == "vmr" else None
 
 
 class LogprobMismatch(RuntimeError):
@@ -167,7 +177,9 @@ class GrpoLearner:
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
         self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
-        options = CreditOptions(config.adv_norm, config.credit_curvature, config.credit_batch)
+        options = CreditOptions(
+            config.adv_norm, config.credit_curvature, config.credit_batch, config.credit_middle, config.credit_eta
+        )
         self.credit = METHODS[config.credit].build(self.model.vae, options)
         self._signal = SignalToNoise()
         self.reset_optimizer()

@@ -134,17 +134,20 @@ def test_a_run_leaves_what_it_promises(whole):
     assert conditions == {"heldout_00000000": 3, "heldout_00000003": 2, "heldout_00000006": 2, "heldout_00000008": 3}
 
 
-@pytest.mark.parametrize("credit", ["gradient", "prefix"])
-def test_what_the_credit_remembers_is_resumed(inputs, tmp_path, credit):
-    """Bit for bit: what it has measured so far belongs to the checkpoint."""
-    fields = {"steps": 4, "learner": LearnerConfig(lora_rank=2, lr=1e-2, credit=credit)}
+@pytest.mark.parametrize(("credit", "remembered"), [("gradient", ["sums"]), ("prefix", ["sums"]), ("vmr", [])])
+def test_what_the_credit_remembers_is_resumed(inputs, tmp_path, credit, remembered):
+    """Bit for bit: what it has measured so far belongs to the checkpoint. The turns of vmr follow from the step's number."""
+    learner = LearnerConfig(lora_rank=2, lr=1e-2, credit=credit)
+    fields = {"steps": 4, "learner": learner, "rollout": RolloutConfig(group=4, top_k=20)}
     execute(config(inputs, tmp_path, "whole", **fields), None, ColocatedWorker())
     stop_and_resume(config(inputs, tmp_path, **fields), at=1)
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert rows(run) == rows(whole)
     ours, theirs = (torch.load(last_checkpoint(path) / "optimizer.pt", weights_only=True) for path in (run, whole))
-    assert theirs["credit.sums"].any()
-    assert torch.equal(ours["credit.sums"], theirs["credit.sums"])
+    assert [name for name in theirs if name.startswith("credit.")] == [f"credit.{name}" for name in remembered]
+    for name in remembered:
+        assert theirs[f"credit.{name}"].any()
+        assert torch.equal(ours[f"credit.{name}"], theirs[f"credit.{name}"])
     adapters = [load_file(last_checkpoint(path) / "adapter" / "adapter_model.safetensors") for path in (run, whole)]
     assert all(torch.equal(adapters[0][name], value) for name, value in adapters[1].items())
 

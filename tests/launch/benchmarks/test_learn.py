@@ -133,6 +133,8 @@ def test_other_settings_are_not_mixed_into_old_runs(finished):
 def test_variants_are_methods_or_names_with_flags():
     shared = "all: --conditions 16 --lr 1e-3"
     (plain,) = read_variants((shared, "gradient"))
+    (branched,) = read_variants(("all: --group 8", "vmr"))
+    assert (branched.config.learner.credit, branched.config.rollout.group) == ("vmr", 8)
     (own,) = read_variants((shared, "own: --preset paper --conditions 8 --steps 5"))
     assert (plain.name, plain.config.learner.credit, plain.config.conditions) == ("gradient", "gradient", 16)
     assert (plain.config.steps, plain.has_steps) == (demo().steps, False)
@@ -151,6 +153,7 @@ def test_variants_are_methods_or_names_with_flags():
         (["a: --nope 3"], "--variants, a: Unrecognized options: --nope, 3; `python"),
         (["a: --lr '1"], "--variants, a: No closing quotation"),
         (["a: --group 1"], "--variants, a: --group 1"),
+        (["vmr"], "--variants, vmr: --group 2: with --credit vmr, must be even and at least 4"),
         (["a: --seed 3"], "--variants, a: --seed is the same for all variants: give bench.py learn --seeds"),
         (["a: --eval_every 3"], "--eval-every is the same for all variants: give bench.py learn --points"),
         (["a: --dry-run"], "leave out --dry-run and --what-if"),

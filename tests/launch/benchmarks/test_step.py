@@ -105,6 +105,8 @@ def test_settings_that_cannot_be_are_refused(monkeypatch, capsys):
         tiny(reward="pretty")
     with pytest.raises(UserError, match="--compare-naive: leave --kv-cache"):
         tiny(rollout=RolloutConfig(group=2, kv_cache="paper"), compare_naive=True).measure()
+    with pytest.raises(UserError, match="--compare-naive: .* leave out --credit vmr"):
+        tiny(rollout=RolloutConfig(group=4), learner=LearnerConfig(credit="vmr"), compare_naive=True).measure()
     assert exit_code(monkeypatch, bench.main, "step", "--reward", "pretty") == 2
     assert "pretty" in "".join(capsys.readouterr())
     assert exit_code(monkeypatch, bench.main, "step", "--reward", "dreamsim", "--depth", "1", "--ch", "32") == 2

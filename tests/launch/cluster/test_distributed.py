@@ -26,6 +26,7 @@ from launch.rl.reports import StepReport
 from launch.rl.run import execute
 from launch.run.run_folder import find_resume
 from learner.grpo.update import LearnerConfig
+from rollout.sampler import RolloutConfig
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}
@@ -88,13 +89,16 @@ def test_it_is_the_colocated_run(colocated, undisturbed):
     assert min(scalars(undisturbed, "sync/bytes").values()) > 0
 
 
-SLOW = [pytest.param(credit, marks=pytest.mark.slow) for credit in ("prefix", "local")]
+SLOW = [pytest.param(credit, marks=pytest.mark.slow) for credit in ("prefix", "local", "vmr")]
 
 
 @pytest.mark.parametrize("credit", ["gradient", *SLOW])
 def test_credit_is_the_colocated_runs_however_many_learn(credit, inputs, tmp_path):
     """What rewards tell beside their values goes from the reward workers to the learners; what is averaged, over all."""
-    fields = {"learner": LearnerConfig(lora_rank=2, lr=1e-2, credit=credit, kl_estimator="full"), **NO_MERGES}
+    # A single token attends to nothing but itself: as the only coarse one, it would give the queries a gradient of mere
+    # rounding, which Adam scales up.
+    learner = LearnerConfig(lora_rank=2, lr=1e-2, credit=credit, credit_middle=2, kl_estimator="full")
+    fields = {"learner": learner, "rollout": RolloutConfig(group=4, top_k=20), **NO_MERGES}
     alone = execute(config(inputs, tmp_path, "alone", **fields), None, ColocatedWorker()).path
     two = replace(ONE, learners=2, rollout_workers=2)
     shared = run(config(inputs, tmp_path, "shared", cluster=two, **fields))

@@ -210,6 +210,10 @@ def test_a_slow_machine_measures_a_part_and_scales_it(argv, monkeypatch):
     whole = measurement.costs(2, {"rollout": 1, "reward": 1, "learner": 1})
     measurement._rate = 2 / PASS_SECONDS
     assert measurement.amount(4) == (1, 2)
+    branching = dataclasses.replace(settings, learner=dataclasses.replace(settings.learner, credit="vmr"))
+    monkeypatch.setattr(measurement, "config", branching)
+    assert measurement.amount(4) == (1, 4)
+    monkeypatch.setattr(measurement, "config", settings)
     part = measurement.costs(2, {"rollout": 1, "reward": 1, "learner": 1})
     # A second for two whole groups, and for half a group.
     assert (whole.sample, whole.score, whole.reference) == (0.5, 0.5, 0.5)
