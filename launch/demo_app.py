@@ -26,7 +26,7 @@ from launch.stylise.pretrained import ModelSource
 from launch.stylise.session import MAX_SAMPLES, Session, example_photos, example_styles
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
-from stylevar.pipeline import Sampling
+from stylevar.sampling_config import Sampling
 
 FONTS = ["system-ui", "sans-serif"]  # system fonts, so that the page works offline
 PREVIEW, RESULTS, WIDTH = 260, 500, 1220  # pixels; WIDTH is the page's width in a typical window

@@ -36,8 +36,10 @@ from launch.stylise.results import Results, plan_results
 from stylevar.allocator import keep_freed_memory
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
-from stylevar.pictures import Fit, Restore, from_u8, restored
-from stylevar.pipeline import Sampling, StyleVARPipeline
+from stylevar.fit import Fit, Restore
+from stylevar.pictures import from_u8, restored
+from stylevar.pipeline import StyleVARPipeline
+from stylevar.sampling_config import Sampling
 from stylevar.text import printable
 
 USUAL = RUNS / "infer"

@@ -19,9 +19,9 @@ import tyro
 from annotated_types import Ge, Le
 
 from data.convert import demo, demo_corpus, demo_photos, demo_sheet, folder, imagepulse, omnistyle
-from data.convert.block import ConvertConfig, FilterConfig, check_dataset
+from data.convert.block import check_dataset
 from data.convert.check import check
-from data.convert.picture import PictureConfig
+from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.run import Summary, convert
 from data.convert.source import Block
 from data.convert.split import SplitConfig

@@ -32,7 +32,8 @@ from launch.common.defaults import DEMO_DATA
 from launch.common.device import choose_device
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.shape import VaeShape
-from learner.supervised.vqvae import TokenizerLearner, TokenizerStepConfig, mirrored
+from learner.supervised.config import TokenizerStepConfig
+from learner.supervised.vqvae import TokenizerLearner, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside

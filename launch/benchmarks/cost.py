@@ -16,8 +16,8 @@ from launch.common.text import duration, table
 from launch.configs.grpo import GrpoConfig
 from launch.configs.shape import ModelShape
 from launch.rl.colocated import ColocatedWorker
-from learner.grpo.update import LearnerConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from rollout.config import RolloutConfig
 from stylevar.bounds import check_bounds
 
 

@@ -24,21 +24,21 @@ import torch
 from annotated_types import Ge
 from PIL import Image, ImageOps
 
-from data.augment import AugmentConfig
+from data.config import AugmentConfig, MixtureConfig
 from data.convert import omnistyle
-from data.convert.block import ConvertConfig, FilterConfig
-from data.convert.picture import PictureConfig
+from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.run import convert
 from data.convert.split import SplitConfig
 from data.index import expand_shards, index_triplets
 from data.manifest import MANIFEST
-from data.mixture import MixtureConfig, MixtureOrder
+from data.mixture import MixtureOrder
 from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
 from launch.benchmarks.generated import write_omnistyle
 from launch.common.cpus import available_cpus
 from launch.supervised.data import MicroBatches, load_steps
-from learner.supervised.step import SftLearner, SftStepConfig
+from learner.supervised.config import SftStepConfig
+from learner.supervised.step import SftLearner
 from learner.supervised.token_cache import tokenize
 from stylevar.bounds import check_bounds
 from stylevar.build import build_vae_stylevar

@@ -25,13 +25,14 @@ from launch.run.telemetry import memory
 from launch.sizing.flops import count_flops
 from launch.sizing.peak import product_peak
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.bounds import check_bounds
+from stylevar.config import Precision
 from stylevar.errors import UserError
 from stylevar.images import u8_to_pm1
-from stylevar.policy import Precision, allow_tf32
+from stylevar.policy import allow_tf32
 from stylevar.released import ReleasedStyleVAR
 from stylevar.sampling import SharedStream
 from stylevar.sampling_config import TopK, TopP

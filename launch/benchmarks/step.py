@@ -28,16 +28,17 @@ from launch.sizing.flops import count_flops
 from launch.sizing.memory import saved_activations
 from launch.sizing.peak import product_peak
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import DreamSimType, RewardConfig
+from learner.grpo.config import LearnerConfig
 from reward.cells import CELLS
+from reward.config import DreamSimType, RewardConfig
 from reward.scorer import build_scorer
-from rollout.sampler import RolloutConfig
+from rollout.config import RolloutConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.bounds import check_bounds
+from stylevar.config import Precision
 from stylevar.contracts import References, RewardDetail, Scores
 from stylevar.errors import UserError
-from stylevar.policy import Policy, Precision
+from stylevar.policy import Policy
 
 RewardName = Literal["none", "lite", "dreamsim"]
 PHASES = (

@@ -17,14 +17,14 @@ from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
 from launch.configs.io import RunKind, absolute_patterns, absolute_source, load_settings
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeConfig
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.bounds import check_bounds
-from stylevar.config import Alpha
+from stylevar.config import Alpha, Precision
 from stylevar.errors import UserError
-from stylevar.policy import PolicySource, Precision
+from stylevar.policy import PolicySource
 from stylevar.sampling_config import SamplingConfig, Temperature, TopK, TopP
 
 SAMPLED_BY = ("temperature", "top_k", "top_p")

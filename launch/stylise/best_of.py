@@ -9,8 +9,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from reward.base import DreamSimType, RewardConfig
 from reward.build import build_distance
+from reward.config import DreamSimType, RewardConfig
 from reward.metrics import color_distance
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError

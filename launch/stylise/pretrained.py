@@ -7,8 +7,9 @@ from typing import Literal
 
 from launch.common.defaults import DEMO_MODEL
 from launch.common.device import choose_device
+from stylevar.config import Precision
 from stylevar.pipeline import StyleVARPipeline
-from stylevar.policy import Precision, allow_tf32
+from stylevar.policy import allow_tf32
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ from launch.supervised.start import starting_model
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.supervised.step import SftLearner, SftMetrics
 from learner.supervised.token_cache import TokenCache
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError

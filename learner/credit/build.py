@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from learner.credit.base import CreditMethod
+from learner.credit.config import CreditKind
 from learner.credit.gradient import GradientCredit
 from learner.credit.local import LocalCredit
 from learner.credit.prefix import PrefixCredit
 from learner.credit.trajectory import TrajectoryCredit
-
-CreditKind = Literal["trajectory", "prefix", "local", "gradient"]
 
 METHODS: Mapping[CreditKind, type[CreditMethod]] = {
     "trajectory": TrajectoryCredit,

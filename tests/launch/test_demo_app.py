@@ -12,7 +12,7 @@ from launch.stylise.best_of import Judge, ScoreConfig
 from launch.stylise.pretrained import ModelSource
 from launch.stylise.session import EXAMPLE_STYLES, MAX_SAMPLES, Session, example_photos, example_styles
 from stylevar.errors import UserError
-from stylevar.pipeline import Sampling
+from stylevar.sampling_config import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
 from launch.evaluation.runner import PARTS, file_name
 from launch.evaluation.stylizer import CheckpointStylizer, Method, build_stylizer, parse_methods
-from reward.base import MissingWeights, RewardConfig
+from reward.base import MissingWeights
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
 from stylevar.errors import UserError
 from stylevar.sampling_config import SamplingChoice

@@ -24,9 +24,9 @@ from launch.configs.io import to_plain
 from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import execute
 from launch.run.run_folder import RunFolder, find_resume
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeAction
-from learner.grpo.update import LearnerConfig
-from rollout.sampler import RolloutConfig
+from rollout.config import RolloutConfig
 from stylevar.errors import UserError
 
 ROOT = Path(grpo.__file__).parents[1]

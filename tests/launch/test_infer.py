@@ -20,7 +20,7 @@ from launch.stylise.best_of import ScoreConfig
 from launch.stylise.pretrained import ModelSource
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError
-from stylevar.pipeline import Sampling
+from stylevar.sampling_config import Sampling
 
 
 @pytest.fixture(scope="module")

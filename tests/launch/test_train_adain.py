@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.augment import AugmentConfig
+from data.config import AugmentConfig
 from launch import train_adain
 from launch.common.defaults import DEMO_DATA
 from launch.common.stop import STOPPED, StopRequest

@@ -15,7 +15,8 @@ from launch import train_vqvae as program
 from launch.common.stop import StopRequest
 from launch.configs.shape import VaeShape
 from launch.train_vqvae import TokenizerRun, TrainVqvaeConfig
-from learner.supervised.vqvae import TokenizerStepConfig, mirrored
+from learner.supervised.config import TokenizerStepConfig
+from learner.supervised.vqvae import mirrored
 from stylevar.errors import UserError
 
 SHAPE = VaeShape(patch_nums=(1, 2, 3), V=32, Cvae=8, ch=32, ch_mult=(1, 1, 1))

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.augment import AugmentConfig
+from data.config import AugmentConfig
 from launch.common.cpus import Threads, available_cpus
 from launch.common.device import choose_device, set_threads
 from launch.common.grids import draw_table
@@ -27,7 +27,7 @@ from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_heldo
 from launch.evaluation.baselines.vgg_file import load_vgg
 from launch.run.event_file import EventFile
 from launch.supervised.data import load_steps, strided
-from learner.optimizer import Decay
+from learner.config import Decay
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside

@@ -20,9 +20,9 @@ from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, Step, StepResult
 from launch.configs.shape import ModelShape
 from launch.sizing.flops import count_flops
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.contracts import References
 from stylevar.errors import UserError
 

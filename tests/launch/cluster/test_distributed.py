@@ -25,7 +25,7 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.reports import StepReport
 from launch.rl.run import execute
 from launch.run.run_folder import find_resume
-from learner.grpo.update import LearnerConfig
+from learner.grpo.config import LearnerConfig
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}
