@@ -30,6 +30,10 @@ class ScratchShape(ModelShape):
     """Share one adaLN projection between all blocks, with a learned offset per block: a quarter fewer weights."""
 
 
+PROGRAM = "sft.py"
+"""The file in launch/ that has these settings, for commands to print."""
+
+
 def _small() -> ScratchShape:
     return ScratchShape((1, 2, 4, 7, 10), V=1024, Cvae=16, ch=32, ch_mult=(1, 1, 2, 4), depth=4, style_enc_dim=128)
 

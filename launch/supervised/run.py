@@ -23,7 +23,7 @@ from data.shards import TripletShards
 from launch.common.grids import GridRow, draw_grid
 from launch.common.stop import Stop
 from launch.configs.io import as_kept
-from launch.configs.sft import SftConfig
+from launch.configs.sft import PROGRAM, SftConfig
 from launch.run.resume import check_steps
 from launch.run.run_folder import ResumePoint, RunFolder
 from launch.run.saving import saving
@@ -70,7 +70,6 @@ def console_bar(done: int, total: int) -> ProgressBar:
 
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
 SAMPLES = 3
-PROGRAM = "sft.py"
 
 
 class SftRun:

@@ -60,7 +60,7 @@ def _no_ray(monkeypatch):
     def started(*args: object) -> None:
         raise AssertionError("a dry run has reached for Ray")
 
-    monkeypatch.setattr(grpo, "start_worker", started)
+    monkeypatch.setattr("launch.cluster.start.start_worker", started)
 
 
 def number(pattern: str, text: str) -> float:
