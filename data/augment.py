@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import replace
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from data.config import AugmentConfig
 from data.shard_writer import ROLES
 from data.triplets import to_u8
-from stylevar.bounds import Remedy, check_bounds
 from stylevar.contracts import Condition
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Augmentation of training triplets. Held-out triplets and those of GRPO are never augmented."""
-
-    augment: bool = True
-    """Augment the training triplets, differently in each epoch."""
-    rotation: Annotated[float, Ge(0), Le(45), Remedy("it is an angle in degrees")] = 10.0
-    """Largest rotation of the content in degrees; the target is rotated with it."""
-    brightness: Annotated[float, Ge(0), Lt(1)] = 0.2
-    """The content's brightness is multiplied by a number within this distance of 1."""
-    style_crop: Annotated[float, Gt(0), Le(1)] = 0.8
-    """Smallest share of the style image's area that a random crop keeps; the crop is resized to full size."""
-    flip: bool = False
-    """Mirror each triplet (all three images) with probability 1/2, with or without --augment."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-    @property
-    def varies(self) -> bool:
-        """Whether a picture differs in each epoch. Mirroring alone gives only two variants."""
-        return self.augment and (self.rotation > 0 or self.brightness > 0 or self.style_crop < 1)
 
 
 def augment(condition: Condition, config: AugmentConfig, seed: int, epoch: int) -> Condition:

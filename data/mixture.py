@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from annotated_types import Ge
 from numpy.typing import NDArray
 
+from data.config import MixtureConfig, listed
 from data.order import EpochOrder
-from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
-
-Weight = Annotated[float, Ge(0)]
-
-
-@dataclass(frozen=True)
-class MixtureConfig:
-    """How corpora are mixed. Without weights each sample occurs once per epoch, so corpora count by their size."""
-
-    weights: tuple[tuple[str, Weight], ...] = ()
-    """Share of each corpus in the batches, e.g. --weights omnistyle 0.7 imagepulse 0.3."""
-    weights_end: tuple[tuple[str, Weight], ...] = ()
-    """Shares at the end of the run, interpolated linearly from --weights: a curriculum."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        for flag, pairs in (("--weights", self.weights), ("--weights-end", self.weights_end)):
-            if pairs and not any(weight for _, weight in pairs):
-                raise UserError(f"{flag} {_shown(pairs)}: at least one must be positive")
-            if len(dict(pairs)) < len(pairs):
-                raise UserError(f"{flag} {_shown(pairs)}: a corpus is named twice")
-        if self.weights_end and set(dict(self.weights_end)) != set(dict(self.weights)):
-            end, start = _named(dict(self.weights_end)), _named(dict(self.weights))
-            raise UserError(f"--weights-end names {end}, --weights {start}: name the same corpora")
 
 
 class Pick(NamedTuple):
@@ -59,7 +34,7 @@ class MixtureOrder:
         """`corpora` maps names to sample numbers; UserError if the weights do not name exactly these corpora."""
         weights, weights_end = dict(config.weights), dict(config.weights_end)
         if weights and set(weights) != set(corpora):
-            raise UserError(f"--weights names {_named(weights)}, the shards hold {_named(corpora)}: name exactly these")
+            raise UserError(f"--weights names {listed(weights)}, the shards hold {listed(corpora)}: name exactly these")
         self.seed, self.batch = seed, batch
         if not weights:
             self._members = [np.sort(np.concatenate(list(corpora.values())))]
@@ -124,11 +99,3 @@ def _shares(weights: list[float]) -> NDArray[np.float64]:
 
 def _hash(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:8], "big")
-
-
-def _shown(pairs: tuple[tuple[str, float], ...]) -> str:
-    return " ".join(f"{name} {weight:g}" for name, weight in pairs)
-
-
-def _named(names: Mapping[str, object]) -> str:
-    return ", ".join(sorted(names)) or "nothing"

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment import AugmentConfig, is_mirrored
+from data.augment import is_mirrored
+from data.config import AugmentConfig
 from data.shard_writer import ROLES
 from data.shards import TripletShards
 from stylevar.contracts import ConditionBatch

@@ -11,6 +11,7 @@ python launch/bench.py learn --seconds 300 --seeds 0 1 2
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,19 +19,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch.benchmarks.cost import Cost
-from launch.benchmarks.data import Data
-from launch.benchmarks.infer import Infer
-from launch.benchmarks.learn import Learn
-from launch.benchmarks.scale import Scale
-from launch.benchmarks.step import Step
+from launch.benchmarks.config import Cost, Data, Infer, Learn, Scale, Step
 from launch.common.cli import about, exit_code
+
+KINDS: dict[str, type] = {"data": Data, "scale": Scale, "step": Step, "infer": Infer, "cost": Cost, "learn": Learn}
+"""The modules of `launch.benchmarks`, each with the flags of its `run`."""
 
 
 def main() -> None:
-    kinds = {"data": Data, "scale": Scale, "step": Step, "infer": Infer, "cost": Cost, "learn": Learn}
-    commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in kinds.items()}
-    exit_code(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=about(__doc__)).run())
+    commands: dict[str, Any] = {name: Annotated[kind, tyro.conf.OmitArgPrefixes] for name, kind in KINDS.items()}
+
+    def body() -> None:
+        bench = tyro.extras.subcommand_cli_from_dict(commands, description=about(__doc__))
+        name = next(name for name, kind in KINDS.items() if isinstance(bench, kind))
+        # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
+        import_module(f"launch.benchmarks.{name}").run(bench)
+
+    exit_code(body)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from launch.common import cli
-from launch.release.files import check_config, check_target, stored_state, target_of, write
 from stylevar.bounds import check_bounds
-from stylevar.checkpoint import read_model
 from stylevar.config import Alpha
 from stylevar.errors import UserError
 from stylevar.source import Take, locate
@@ -72,6 +70,10 @@ class ReleaseConfig:
 
 
 def main(config: ReleaseConfig) -> None:
+    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
+    from launch.release.files import check_config, check_target, stored_state, target_of, write
+    from stylevar.checkpoint import read_model
+
     target = None if config.out is None else target_of(config.out, config.with_vae)
     if target is not None:
         check_target(target, config.overwrite)

@@ -13,17 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ray
 import tyro
 
-from data.shards import expand_shards
-from launch.cluster.start import start_worker
 from launch.common.cli import about, exit_code
 from launch.common.commands import loss_warning
 from launch.common.stop import StopRequest
-from launch.configs.grpo import MAY_CHANGE, GrpoConfig, default_for, flag, load_config
-from launch.dry_run.plan import plan
-from launch.rl.run import PROGRAM, execute, report
+from launch.configs.grpo import MAY_CHANGE, PROGRAM, GrpoConfig, default_for, flag, load_config
 from launch.run.resume import NothingLeft, check_changes, check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume, new_folder
 from launch.run.run_lock import only_writer
@@ -53,6 +48,8 @@ def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
 
 def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
     """Report a user's mistakes before anything is started or written."""
+    from data.index import expand_shards
+
     for patterns in config.condition_patterns().values():
         expand_shards(patterns)
     locate(config.init, config.revision)
@@ -64,6 +61,8 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
 def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
     """Run on Ray, from the first check to the report. A new run that the user has not `named` gets an unused name."""
     if config.plan.wanted:
+        from launch.dry_run.plan import plan  # late, like all that runs
+
         print(plan(dataclasses.replace(config, resume=None, config=None)))
         return
     if (warning := loss_warning(config.runs)) is not None:
@@ -75,6 +74,12 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
         print(finished)
         return
     preflight(config, point, named)
+    # Imported late: it takes seconds, and neither --help nor a mistake on the command line needs it.
+    import ray
+
+    from launch.cluster.start import start_worker
+    from launch.rl.run import execute, report
+
     config = dataclasses.replace(config, resume=None, config=None)
     stop, path = StopRequest(), config.runs / config.name
     with only_writer(path) if named or point else new_folder(path) as path:

@@ -11,32 +11,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 from annotated_types import Ge, Le
 
-from data.convert import demo, demo_corpus, demo_photos, demo_sheet, folder, imagepulse, omnistyle
-from data.convert.block import ConvertConfig, FilterConfig, check_dataset
-from data.convert.check import check
-from data.convert.picture import PictureConfig
-from data.convert.run import Summary, convert
+from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.source import Block
 from data.convert.split import SplitConfig
-from data.convert.tokenize import tokenize
-from data.manifest import REJECTS
-from data.shards import expand_shards
 from launch.common.cli import about, exit_code
 from launch.common.cpus import available_cpus
-from launch.common.device import choose_device
 from stylevar.bounds import check_bounds
-from stylevar.checkpoint import load_tokenizer
 from stylevar.config import PAPER_PATCH_NUMS
 from stylevar.errors import UserError
 from stylevar.text import printable
-from stylevar.vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from data.convert import demo
+    from data.convert.run import Summary
+    from stylevar.vqvae import VQVAE
+
+# What does the work is imported where it is done: it takes seconds, and neither --help nor a mistyped flag needs it.
 
 BLOCK = 100
 """Triplets per block. A process converts one block at a time, and a restart repeats only unfinished blocks."""
@@ -57,6 +54,9 @@ class TokenConfig:
         """The VQ-VAE, if tokens are wanted."""
         if self.tokenize is None:
             return None
+        from launch.common.device import choose_device
+        from stylevar.checkpoint import load_tokenizer
+
         return load_tokenizer(self.tokenize, self.patch_nums).to(choose_device(self.device))
 
 
@@ -85,6 +85,10 @@ class Source(ABC):
         check_bounds(self)
 
     def run(self) -> None:
+        from data.convert.block import check_dataset
+        from data.convert.run import convert
+        from data.convert.tokenize import tokenize
+
         if not self.source.is_dir():
             raise UserError(f"{self.source} is not a folder: give the folder that holds the corpus")
         dataset = self.dataset or type(self).__name__.lower()
@@ -126,6 +130,8 @@ class OmniStyle(Source):
     """OmniStyle-150K: content, style and OmniStyle-150K (or target), each a folder, a .tar or a split .tar.part_aa ..."""
 
     def blocks(self, dataset: str) -> Sequence[Block]:
+        from data.convert import omnistyle
+
         return omnistyle.blocks(self.source, BLOCK, dataset)
 
 
@@ -134,6 +140,8 @@ class ImagePulse(Source):
     """ImagePulse-StyleTransfer: a folder of <timestamp>.tar.gz archives."""
 
     def blocks(self, dataset: str) -> Sequence[Block]:
+        from data.convert import imagepulse
+
         return imagepulse.blocks(self.source, dataset)
 
 
@@ -142,6 +150,8 @@ class Folder(Source):
     """A folder with {content,style,target}/NAME.EXT, or with one folder NAME/{content,style,target}.EXT per triplet."""
 
     def blocks(self, dataset: str) -> Sequence[Block]:
+        from data.convert import folder
+
         return folder.blocks(self.source, BLOCK, dataset)
 
 
@@ -157,6 +167,8 @@ class Pairs(Source):
     """Seed of the random pairs."""
 
     def blocks(self, dataset: str) -> Sequence[Block]:
+        from data.convert import folder
+
         return folder.pair_blocks(self.source, self.styles, self.count, self.pair_seed, BLOCK, dataset)
 
     def named(self) -> str:
@@ -165,6 +177,8 @@ class Pairs(Source):
 
 def report(summary: Summary, out: Path) -> None:
     """Print what was written and what was left out."""
+    from data.manifest import REJECTS
+
     total = sum(summary.splits.values())
     splits = ", ".join(f"{count} {split}" for split, count in summary.splits.items())
     print(f"{total} triplets ({splits}) in {summary.shards} shards in {out}")
@@ -186,6 +200,8 @@ class Check:
         check_bounds(self)
 
     def run(self) -> None:
+        from data.convert.check import check
+
         result = check(self.folder, self.workers)
         print(result.summary())
         if result.problems:
@@ -201,6 +217,8 @@ class Tokenize:
     tokens: TokenConfig = field(default_factory=TokenConfig)
 
     def run(self) -> None:
+        from data.convert.tokenize import tokenize
+
         vae = self.tokens.load()
         if vae is None:
             raise UserError("--tokenize is missing: name the VQ-VAE")
@@ -215,6 +233,8 @@ class Photos:
     """Folder for the pictures and the list of their authors. Existing files are kept."""
 
     def run(self) -> None:
+        from data.convert import demo_photos
+
         counts = demo_photos.collect(self.out, demo_photos.listed())
         print(", ".join(f"{count} {kind}s" for kind, count in counts.items()) + f" are in {self.out}")
 
@@ -245,6 +265,9 @@ class Demo:
         check_bounds(self)
 
     def run(self) -> None:
+        from data.convert import demo, demo_sheet
+        from data.index import expand_shards
+
         photos = demo.load_photos(self.photos)
         if self.train_triplets is None:
             demo.build(photos, self.out, self.size, self.seed, demo.load_styliser(self.threads))
@@ -258,6 +281,8 @@ class Demo:
     def _corpus(self, photos: list[demo.Photo], count: int) -> list[Path]:
         if self.out == Path("data/demo") or self.more_photos is None:
             raise UserError(f"--train-triplets {count}: needs --more-photos DIR and an --out of its own")
+        from data.convert import demo_corpus, demo_photos
+
         plan = demo_corpus.CorpusPlan(photos, demo_photos.load_collection(self.more_photos), self.seed)
         networks = demo_corpus.load_networks(self.threads)
         return demo_corpus.build_corpus(plan, self.out, self.size, self.seed, count, networks)

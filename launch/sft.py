@@ -16,15 +16,11 @@ import tyro
 
 from launch.common import cli
 from launch.common.commands import continuing, lasting, loss_warning, quoted
-from launch.common.device import choose_device, set_threads
 from launch.common.stop import STOPPED, StopRequest
-from launch.configs.sft import MAY_CHANGE, SftConfig, load_config
-from launch.run.drive import drive
+from launch.configs.sft import MAY_CHANGE, PROGRAM, SftConfig, load_config
 from launch.run.resume import NothingLeft, check_changes, check_minutes
 from launch.run.run_folder import ResumePoint, find_resume
 from launch.run.run_lock import only_writer
-from launch.supervised.run import PROGRAM, SftRun, minutes_trained
-from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError
 
 
@@ -49,6 +45,8 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
     """
     with only_writer(Path(config.runs) / config.name if point is None else point.run):
         if point is not None and point.checkpoint is not None:
+            from launch.supervised.run import minutes_trained
+
             check_minutes(point, minutes_trained(point.checkpoint), config.minutes)
         if config.workers > 1:
             from launch.supervised.parallel import train_parallel
@@ -59,6 +57,12 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
 
 def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
     """`train` in this process."""
+    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
+    from launch.common.device import choose_device, set_threads
+    from launch.run.drive import drive
+    from launch.supervised.run import SftRun
+    from stylevar.allocator import keep_freed_memory
+
     keep_freed_memory()
     set_threads(config.threads)
     return drive(SftRun(config, point, choose_device(config.device)), PROGRAM, StopRequest())

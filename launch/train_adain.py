@@ -16,12 +16,15 @@ import tyro
 from launch.common import cli
 from launch.common.commands import command, quoted
 from launch.common.stop import STOPPED
-from launch.evaluation.baselines.training import TrainAdainConfig, train
+from launch.evaluation.baselines.config import TrainAdainConfig
 
 
 def main() -> None:
     def body() -> None:
         config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainAdainConfig], description=cli.about(__doc__))
+        # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
+        from launch.evaluation.baselines.training import train
+
         path, finished = train(config)
         vgg = [] if config.vgg is None else ["--adain-vgg", config.vgg]
         print(f"use it with: {command('eval.py', '--methods', f'adain={path}', *vgg)}")

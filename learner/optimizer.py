@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-Decay = Annotated[float, Ge(0), Lt(1)]
-"""Decay per step of a moving average."""
-OptimizerDevice = Literal["auto", "cpu", "device"]
+from learner.config import OptimizerDevice
 
 
 class HostAdamW(torch.optim.AdamW):

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from reward.base import RewardConfig
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
 from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import CallInfo, ConditionBatch, RewardDetail, Scores

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from reward.base import MissingWeights, PerceptualDistance, RewardConfig
+from reward.base import MissingWeights, PerceptualDistance
+from reward.config import RewardConfig
 from reward.custom import load_custom
 from reward.terms import Term
 from reward.weighted import Part, WeightedSum

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.base import Embedding, PerceptualDistance, RewardConfig
+from reward.base import Embedding, PerceptualDistance
+from reward.config import RewardConfig
 from stylevar.errors import UserError
 
 _SIZE, _IMAGES = 64, 2

@@ -9,12 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reward.base import Embedding, PerceptualDistance, RewardConfig
+from reward.base import Embedding, PerceptualDistance
 from reward.build import build_distance
+from reward.config import RewardConfig
 from reward.metrics import independent_metrics
 from reward.statistics import image_statistics
-from stylevar.contracts import Reference, References, RewardDetail, Scores
+from stylevar.contracts import References, RewardDetail, Scores
 from stylevar.errors import UserError
+from stylevar.references import Reference
 
 
 class Scorer(Protocol):

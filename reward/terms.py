@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from stylevar.contracts import Reference
 from stylevar.errors import UserError
+from stylevar.references import Reference
 
 NAMES = (
     "lite",

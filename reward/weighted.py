@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reward.base import Embedding, PerceptualDistance
 from reward.cells import to_grid
-from stylevar.contracts import Reference
+from stylevar.references import Reference
 
 
 class Part(NamedTuple):

@@ -11,8 +11,9 @@ import ray
 import torch
 from torch import Tensor
 
+from rollout.config import RolloutConfig
 from rollout.prefixes import images_to_score
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.allocator import keep_freed_memory
 from stylevar.contracts import CallInfo, ConditionBatch, PolicyVersion, RewardDetail, Trajectories
 from stylevar.policy import Policy, PolicySource

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from annotated_types import Ge, Le
 
 from stylevar.bounds import Remedy, as_named, check_bounds
@@ -18,6 +17,8 @@ PAPER_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAPER_ALPHAS = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.8)
 HEAD_DIM = 64
 MAX_VOCAB = 2**15
+Precision = Literal["fp32", "bf16"]
+"""What the blocks multiply and attend in."""
 Alpha = Annotated[float, Ge(0), Le(1)]
 """Weight of the style stream at one scale; the content stream gets the rest."""
 
@@ -26,6 +27,8 @@ def default_alphas(scales: int) -> tuple[float, ...]:
     """Style weight of each scale: the ten published values, or their curve sampled at `scales` equally spaced points."""
     if scales == len(PAPER_ALPHAS):
         return PAPER_ALPHAS
+    import numpy as np  # late: processes that only parse flags do not need it
+
     at = np.linspace(0.0, len(PAPER_ALPHAS) - 1.0, scales)
     return tuple(round(float(a), 4) for a in np.interp(at, range(len(PAPER_ALPHAS)), PAPER_ALPHAS))
 

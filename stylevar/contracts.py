@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Reference = Literal["target", "content", "style"]
-"""The images of a condition that a reward can compare with."""
+from stylevar.references import Reference
 
 
 @dataclass(frozen=True)

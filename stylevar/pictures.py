@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,9 +10,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from stylevar.colour import to_srgb
+from stylevar.fit import Fit, Restore
 
-Fit = Literal["crop", "pad", "stretch"]
-Restore = Literal["aspect", "size", "square"]
 Size = tuple[int, int]
 
 MAX_PIXELS = 64_000_000

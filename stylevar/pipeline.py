@@ -13,35 +13,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from PIL import Image
 from torch import Tensor
 
 from stylevar.checkpoint import load_pair
 from stylevar.conditions import ConditionState, encode_conditions
+from stylevar.config import Precision
 from stylevar.errors import BadSetting, UserError
+from stylevar.fit import Fit, Restore
 from stylevar.images import to_device, u8_to_pm1
-from stylevar.pictures import DAMAGE, Fit, Restore, Size, from_u8, restored, square, to_u8, upright_rgb
-from stylevar.policy import Precision
+from stylevar.pictures import DAMAGE, Size, from_u8, restored, square, to_u8, upright_rgb
 from stylevar.sampler import Sampler, Streams
 from stylevar.sampling import TrajectoryStreams, trajectory_seeds
-from stylevar.sampling_config import KvCache, SamplingChoice
+from stylevar.sampling_config import KvCache, Sampling
 from stylevar.transformer import StyleVAR
 
 Pictures = Image.Image | Sequence[Image.Image]
-
-
-@dataclass(frozen=True)
-class Sampling(SamplingChoice):
-    """How results are sampled."""
-
-    num_samples: Annotated[int, Ge(1)] = 1
-    """Results per pair."""
-    seed: int = 0
-    """Random seed. A result depends on the seed, its pair's name and its number, not on other pairs."""
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from stylevar.adapters import Adapters
 from stylevar.checkpoint import MODEL_FILE, load_into, load_pair, read_model_state
+from stylevar.config import Precision
 from stylevar.contracts import PolicyVersion
 from stylevar.hub import fetch
 from stylevar.sampling import trajectory_seed
 from stylevar.transformer import StyleVAR
 
 START = PolicyVersion(0, 0)
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from stylevar.conditions import ConditionState, guide_queries
 from stylevar.generate import Generation, Scale, generate, generate_scales
 from stylevar.images import pm1_to_u8
 from stylevar.sampling import Stream, TrajectoryStreams
-from stylevar.sampling_config import SamplingConfig
+from stylevar.sampling_config import SamplingConfig, conditions_at_once
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
@@ -129,11 +129,6 @@ class Sampler:
 
     def _stream(self, seeds: Tensor) -> Stream:
         return self.streams(seeds, self.model.arch.tokens, self.model.device)
-
-
-def conditions_at_once(samples: int, conditions: int, group: int) -> int:
-    """How many conditions to draw together if at most `samples` samples may be (0 for no limit); at least one."""
-    return max(1, samples // group if samples else conditions)
 
 
 @torch.no_grad()

@@ -58,3 +58,18 @@ class SamplingChoice:
         """These settings on top of a model's own."""
         chosen = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         return replace(own, **{name: value for name, value in chosen.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Sampling(SamplingChoice):
+    """How results are sampled."""
+
+    num_samples: Annotated[int, Ge(1)] = 1
+    """Results per pair."""
+    seed: int = 0
+    """Random seed. A result depends on the seed, its pair's name and its number, not on other pairs."""
+
+
+def conditions_at_once(samples: int, conditions: int, group: int) -> int:
+    """How many conditions to draw together if at most `samples` samples may be (0 for no limit); at least one."""
+    return max(1, samples // group if samples else conditions)

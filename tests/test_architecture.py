@@ -30,7 +30,14 @@ COMMANDS = {
     *("grpo", "sft", "infer", "eval", "export", "prepare", "report", "bench", "demo_app", "train_adain", "train_vqvae"),
     "merge",  # tells the new name of export
 }
-FOR_REWARDS = {"stylevar.allocator", "stylevar.bounds", "stylevar.contracts", "stylevar.errors", "stylevar.role_log"}
+FOR_REWARDS = {
+    "stylevar.allocator",
+    "stylevar.bounds",
+    "stylevar.contracts",
+    "stylevar.errors",
+    "stylevar.references",
+    "stylevar.role_log",
+}
 """All that rewards need of the model's package: none of it loads the model."""
 Graph = Mapping[str, set[str]]
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from data.convert.picture import PictureConfig, Prepared, prepare_picture
+from data.convert.config import ConvertConfig, PictureConfig
+from data.convert.picture import Prepared, prepare_picture
 from data.convert.source import Block, Picture, Piece, RawTriplet, Reject
-from data.convert.split import SplitConfig
 from data.manifest import REJECT_SCHEMA, SCHEMA, rows_to_table
 from data.shard_writer import EncodedTriplet, ShardWriter
 from data.triplets import UnusableImage
 from stylevar.atomic import file_aside
-from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable
 
@@ -28,40 +26,6 @@ DATASET_LENGTH = 40
 """Longest corpus name in keys, which must fit the 100 characters of a tar header."""
 KEPT_PICTURES = 4096
 """Number of prepared pictures that a process caches for triplets with the same content or style: about 150 MB."""
-
-
-@dataclass(frozen=True)
-class FilterConfig:
-    """Exclude triplets by their flags and scores in the corpus."""
-
-    drop_flag: tuple[str, ...] = ()
-    """Exclude triplets with any of these artifact flags."""
-    min_score: dict[str, float] = field(default_factory=dict)
-    """Exclude triplets with a lower or missing score, e.g. --min-score aesthetic 5."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-    def refusal(self, triplet: RawTriplet) -> str | None:
-        """Why `triplet` is excluded, or None."""
-        for flag in self.drop_flag:
-            if triplet.flags.get(flag):
-                return f"flag {flag}"
-        for name, bound in self.min_score.items():
-            score = triplet.scores.get(name)
-            if score is None or score < bound:
-                return f"score {name} is {score}, below {bound}"
-        return None
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """The settings that, with the source, determine the bytes of a prepared set."""
-
-    dataset: str
-    picture: PictureConfig
-    split: SplitConfig
-    filters: FilterConfig
 
 
 class PictureCache:

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
 from PIL import Image, ImageOps
 
+from data.convert.config import PictureConfig
 from data.convert.source import identity
 from data.triplets import decode_rgb
-from stylevar.bounds import check_bounds
-
-
-@dataclass(frozen=True)
-class PictureConfig:
-    """How pictures are stored."""
-
-    size: Annotated[int, Ge(8), Le(4096)] = 256
-    """Side of the square images in pixels."""
-    fit: Literal["crop", "stretch"] = "crop"
-    """crop: shorter side to `size`, then the centre square; stretch: both sides to `size`, like the published code."""
-    quality: Annotated[int, Ge(1), Le(100)] = 95
-    """JPEG quality, without chroma subsampling."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data.convert.assemble import assemble
-from data.convert.block import FILTERED, ConvertConfig, PictureCache, convert_block
+from data.convert.block import FILTERED, PictureCache, convert_block
+from data.convert.config import ConvertConfig
 from data.convert.source import Block
 from data.manifest import MANIFEST, REJECT_SCHEMA, REJECTS
 from data.processes import CONTEXT, process_pool

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, replace
 
-from annotated_types import Ge
-
-from launch.benchmarks.model import SMALL
-from launch.benchmarks.step import Effort, RandomRewards, build_policy, run_steps, use_threads
-from launch.common.cpus import Threads
+from launch.benchmarks.config import Cost
+from launch.benchmarks.step import RandomRewards, build_policy, run_steps, use_threads
 from launch.common.device import choose_device
 from launch.common.text import duration, table
 from launch.configs.grpo import GrpoConfig
-from launch.configs.shape import ModelShape
 from launch.rl.colocated import ColocatedWorker
-from learner.grpo.update import LearnerConfig
-from rollout.sampler import RolloutConfig
-from stylevar.bounds import check_bounds
 
 
 @dataclass(frozen=True)
@@ -32,53 +24,33 @@ class Cell:
     cpu_over_wall: float
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds per trajectory by conditions and group size. They fall as a step shares more work."""
+def run(bench: Cost) -> None:
+    """Measure every step size and print the result."""
+    cells = measure(bench)
+    if bench.json:
+        print(json.dumps([asdict(cell) for cell in cells]))
+        return
+    rows = []
+    for group in bench.groups:
+        each = (duration(cell.seconds_per_trajectory) for cell in cells if cell.group == group)
+        rows.append((str(group), *each))
+    print("time per trajectory, by group size (rows) and conditions per step (columns), without a reward")
+    print(table(("G", *(f"B = {count}" for count in bench.conditions)), rows))
+    print(f"CPU time over wall time at least {min(cell.cpu_over_wall for cell in cells):.2f}")
 
-    model: ModelShape = SMALL
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lora_rank=16))
-    effort: Effort = field(default_factory=Effort)
-    groups: tuple[Annotated[int, Ge(2)], ...] = (2, 4, 8, 16)
-    """Trajectories per condition (G), at least 2: a group of one has no advantages."""
-    conditions: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 4)
-    """Conditions per step (B)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto uses a GPU if there is one."""
-    threads: Threads = 0
-    """CPU threads; 0 for all cores."""
-    json: bool = False
-    """Print a JSON list instead of a table."""
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-    def run(self) -> None:
-        cells = self.measure()
-        if self.json:
-            print(json.dumps([asdict(cell) for cell in cells]))
-            return
-        rows = []
-        for group in self.groups:
-            each = (duration(cell.seconds_per_trajectory) for cell in cells if cell.group == group)
-            rows.append((str(group), *each))
-        print("time per trajectory, by group size (rows) and conditions per step (columns), without a reward")
-        print(table(("G", *(f"B = {count}" for count in self.conditions)), rows))
-        print(f"CPU time over wall time at least {min(cell.cpu_over_wall for cell in cells):.2f}")
-
-    def measure(self) -> list[Cell]:
-        """Steps of every size on one policy, row by row."""
-        use_threads(self.threads)
-        usual = GrpoConfig(rollout=self.rollout, learner=self.learner, device=self.device)
-        policy = build_policy(usual, self.model, choose_device(self.device))
-        cells = []
-        for group in self.groups:
-            for conditions in self.conditions:
-                worker = ColocatedWorker()
-                config = replace(usual, conditions=conditions, rollout=replace(self.rollout, group=group))
-                worker.assemble(config, policy, RandomRewards())
-                steps = run_steps(worker, self.effort)
-                each = steps.seconds / (conditions * group)
-                cells.append(Cell(group, conditions, steps.seconds, each, steps.cpu_over_wall))
-        return cells
+def measure(bench: Cost) -> list[Cell]:
+    """Steps of every size on one policy, row by row."""
+    use_threads(bench.threads)
+    usual = GrpoConfig(rollout=bench.rollout, learner=bench.learner, device=bench.device)
+    policy = build_policy(usual, bench.model, choose_device(bench.device))
+    cells = []
+    for group in bench.groups:
+        for conditions in bench.conditions:
+            worker = ColocatedWorker()
+            config = replace(usual, conditions=conditions, rollout=replace(bench.rollout, group=group))
+            worker.assemble(config, policy, RandomRewards())
+            steps = run_steps(worker, bench.effort)
+            each = steps.seconds / (conditions * group)
+            cells.append(Cell(group, conditions, steps.seconds, each, steps.cpu_over_wall))
+    return cells

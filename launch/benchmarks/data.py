@@ -12,119 +12,99 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from annotated_types import Ge
 from PIL import Image, ImageOps
 
-from data.augment import AugmentConfig
+from data.config import AugmentConfig, MixtureConfig
 from data.convert import omnistyle
-from data.convert.block import ConvertConfig, FilterConfig
-from data.convert.picture import PictureConfig
+from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.run import convert
 from data.convert.split import SplitConfig
 from data.index import expand_shards, index_triplets
 from data.manifest import MANIFEST
-from data.mixture import MixtureConfig, MixtureOrder
+from data.mixture import MixtureOrder
 from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
+from launch.benchmarks.config import Data
 from launch.benchmarks.generated import write_omnistyle
-from launch.common.cpus import available_cpus
 from launch.supervised.data import MicroBatches, load_steps
-from learner.supervised.step import SftLearner, SftStepConfig
+from learner.supervised.config import SftStepConfig
+from learner.supervised.step import SftLearner
 from learner.supervised.token_cache import tokenize
-from stylevar.bounds import check_bounds
 from stylevar.build import build_vae_stylevar
 from stylevar.contracts import ConditionBatch
 
 BATCH = 16
 
 
-@dataclass(frozen=True)
-class Data:
-    """Preparing, reading, resuming and one SFT step, on a generated corpus in OmniStyle's format."""
+def run(bench: Data) -> None:
+    """Generate a corpus, measure on it, and print a line per result."""
+    with _folder(bench.scratch) as folder:
+        contents, styles = 20, -(-bench.triplets // 20)
+        write_omnistyle(folder / "source", contents, styles, bench.triplets, bench.source_px)
+        _prepare(bench, folder)
+        _read(bench, folder)
+        _memory(bench, folder)
+        _resume(bench, folder)
+    _step_split()
 
-    triplets: Annotated[int, Ge(1)] = 400
-    """Targets of the generated corpus."""
-    source_px: Annotated[int, Ge(1)] = 1024
-    """Side of its pictures."""
-    size: Annotated[int, Ge(1)] = 256
-    """Side of the prepared pictures."""
-    epoch: Annotated[int, Ge(1)] = 100_000
-    """Triplets of the epoch during which memory is measured."""
-    rows: Annotated[int, Ge(1)] = 1_000_000
-    """Rows of the manifest with which a run is resumed."""
-    workers: Annotated[int, Ge(1)] = field(default_factory=available_cpus)
-    """Processes that prepare and read."""
-    scratch: Path | None = None
-    """Where the corpus is generated; a temporary folder by default, removed at the end."""
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
+def _prepare(bench: Data, folder: Path) -> None:
+    files = sorted((folder / "source").rglob("*.*"))
+    bound = len(files) / _seconds(lambda: _bare(files, bench.size))
+    config = ConvertConfig("omnistyle", PictureConfig(size=bench.size), SplitConfig(0, 0, 0), FilterConfig())
+    start = time.perf_counter()
+    convert(omnistyle.blocks(folder / "source", 100), folder / "set", config, "bench", workers=1)
+    rate = len(files) / (time.perf_counter() - start)
+    _show("prepare", f"{rate:.1f} pictures/s, bare decode + resize + encode {bound:.1f}/s: {rate / bound:.0%}")
 
-    def run(self) -> None:
-        with _folder(self.scratch) as folder:
-            contents, styles = 20, -(-self.triplets // 20)
-            write_omnistyle(folder / "source", contents, styles, self.triplets, self.source_px)
-            self._prepare(folder)
-            self._read(folder)
-            self._memory(folder)
-            self._resume(folder)
-        _step_split()
 
-    def _prepare(self, folder: Path) -> None:
-        files = sorted((folder / "source").rglob("*.*"))
-        bound = len(files) / _seconds(lambda: _bare(files, self.size))
-        config = ConvertConfig("omnistyle", PictureConfig(size=self.size), SplitConfig(0, 0, 0), FilterConfig())
-        start = time.perf_counter()
-        convert(omnistyle.blocks(folder / "source", 100), folder / "set", config, "bench", workers=1)
-        rate = len(files) / (time.perf_counter() - start)
-        _show("prepare", f"{rate:.1f} pictures/s, bare decode + resize + encode {bound:.1f}/s: {rate / bound:.0%}")
+def _read(bench: Data, folder: Path) -> None:
+    shards = TripletShards(expand_shards([folder / "set"]), bench.size)
+    files = ShardFiles(shards.index.paths)
+    places = [(s, *p) for s, row in zip(shards.index.shard, shards.index.places, strict=True) for p in row[:3].tolist()]
+    encoded = [files.read(*place) for place in places]
 
-    def _read(self, folder: Path) -> None:
-        shards = TripletShards(expand_shards([folder / "set"]), self.size)
-        files = ShardFiles(shards.index.paths)
-        places = [(s, *p) for s, row in zip(shards.index.shard, shards.index.places, strict=True) for p in row[:3].tolist()]
-        encoded = [files.read(*place) for place in places]
+    def bare() -> None:
+        for data in encoded:
+            np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((bench.size, bench.size)))
 
-        def bare() -> None:
-            for data in encoded:
-                np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((self.size, self.size)))
+    def ours() -> None:
+        for i in range(len(shards)):
+            shards[i]
 
-        def ours() -> None:
-            for i in range(len(shards)):
-                shards[i]
+    bound, rate = (len(encoded) / min(_seconds(f) for _ in range(3)) for f in (bare, ours))
+    _show("read", f"{rate:.0f} pictures/s, bare JPEG decode + resize {bound:.0f}/s: {rate / bound:.0%}")
 
-        bound, rate = (len(encoded) / min(_seconds(f) for _ in range(3)) for f in (bare, ours))
-        _show("read", f"{rate:.0f} pictures/s, bare JPEG decode + resize {bound:.0f}/s: {rate / bound:.0%}")
 
-    def _memory(self, folder: Path) -> None:
-        paths = _many(folder, self.epoch)
-        # In a process of its own, like a loading process of a run.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context) as pool:
-            rate, seen = pool.submit(_read_epoch, paths, self.size).result()
-        shown = " ".join(f"{mib:.0f}" for mib in seen)
-        _show("memory", f"{self.epoch} triplets at {rate:.0f}/s, RSS in MiB before and along the epoch: {shown}")
+def _memory(bench: Data, folder: Path) -> None:
+    paths = _many(folder, bench.epoch)
+    # In a process of its own, like a loading process of a run.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        rate, seen = pool.submit(_read_epoch, paths, bench.size).result()
+    shown = " ".join(f"{mib:.0f}" for mib in seen)
+    _show("memory", f"{bench.epoch} triplets at {rate:.0f}/s, RSS in MiB before and along the epoch: {shown}")
 
-    def _resume(self, folder: Path) -> None:
-        paths = _many(folder, self.rows)
 
-        def first(start: int) -> float:
-            began = time.perf_counter()
-            batches = _batches(TripletShards(paths, self.size), AugmentConfig())
-            next(load_steps(batches, start, start + 1, self.workers))
-            return time.perf_counter() - began
+def _resume(bench: Data, folder: Path) -> None:
+    paths = _many(folder, bench.rows)
 
-        cold, middle = first(0), first(self.rows // BATCH // 2)
-        _show("resume", f"first batch of {self.rows} rows after {cold:.1f} s, in the middle of the epoch {middle:.1f} s")
+    def first(start: int) -> float:
+        began = time.perf_counter()
+        batches = _batches(TripletShards(paths, bench.size), AugmentConfig())
+        next(load_steps(batches, start, start + 1, bench.workers))
+        return time.perf_counter() - began
+
+    cold, middle = first(0), first(bench.rows // BATCH // 2)
+    _show("resume", f"first batch of {bench.rows} rows after {cold:.1f} s, in the middle of the epoch {middle:.1f} s")
 
 
 def _read_epoch(paths: list[Path], size: int) -> tuple[float, list[float]]:

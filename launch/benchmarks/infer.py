@@ -6,35 +6,29 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from launch.benchmarks.compare import check, naive_flops
+from launch.benchmarks.config import Infer
 from launch.benchmarks.model import build_model, random_conditions
 from launch.benchmarks.naive import NaiveModel
-from launch.benchmarks.step import Effort, use_threads
-from launch.common.cpus import Threads
+from launch.benchmarks.step import use_threads
 from launch.common.device import choose_device
 from launch.common.text import duration, operations, share, table
-from launch.configs.shape import ModelShape
 from launch.run.telemetry import memory
 from launch.sizing.flops import count_flops
 from launch.sizing.peak import product_peak
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
-from stylevar.bounds import check_bounds
-from stylevar.errors import UserError
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.images import u8_to_pm1
-from stylevar.policy import Precision, allow_tf32
+from stylevar.policy import allow_tf32
 from stylevar.released import ReleasedStyleVAR
 from stylevar.sampling import SharedStream
-from stylevar.sampling_config import TopK, TopP
 from stylevar.transformer import StyleVAR
 
 
@@ -90,105 +84,76 @@ class InferResult:
         return f"{table(header, [batch.row() for batch in self.batches], 0)}\n{peak}"
 
 
-@dataclass(frozen=True)
-class Infer:
-    """Stylising pairs, from images to images: time, FLOPs, share of the peak of matrix products, and memory."""
+def run(bench: Infer) -> None:
+    """Measure every batch size and print the result."""
+    result = measure(bench)
+    print(json.dumps(asdict(result)) if bench.json else result.text())
 
-    model: ModelShape = field(default_factory=ModelShape)
-    effort: Effort = field(default_factory=Effort)
-    batch_sizes: tuple[Annotated[int, Ge(1)], ...] = (1, 4, 8)
-    """Pairs at once."""
-    top_k: TopK = 900
-    """Only the best K tokens may be drawn; 0 for all."""
-    top_p: TopP = 0.96
-    """Only the smallest set of tokens that holds this share may be drawn; 0 for all."""
-    precision: Precision = "fp32"
-    """bf16: blocks multiply and attend in bfloat16, and a GPU decodes in it."""
-    tf32: bool = False
-    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
-    compile: bool = False
-    """Compile the model first, as `infer.py --compile` does."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto uses a GPU if there is one."""
-    threads: Threads = 0
-    """CPU threads; 0 for all cores."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-    compare_naive: bool = False
-    """Also run a plain implementation of the model, check that the tokens agree, and show what is saved."""
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.compare_naive and (self.precision == "bf16" or self.tf32):
-            raise UserError("--compare-naive checks for equal tokens: leave out --precision bf16 and --tf32")
-        if not self.batch_sizes:
-            raise UserError("--batch-sizes names nothing: give one or more")
+def measure(bench: Infer) -> InferResult:
+    """Build the model and time every batch size, smallest first."""
+    use_threads(bench.threads)
+    device = choose_device(bench.device)
+    model = build_model(bench.model)
+    model.vae.to(device)
+    model.to(device)
+    allow_tf32(bench.tf32)
+    if bench.precision == "bf16":
+        model.hold_in(torch.bfloat16)
+    if bench.compile:
+        model.compile_blocks()
+    settings = RolloutConfig(top_k=bench.top_k, top_p=bench.top_p)
+    work = Workload(model.arch, LearnerConfig(lora_rank=1), settings, RewardConfig())
+    peak = product_peak(device, torch.bfloat16 if bench.precision == "bf16" else torch.float32)
+    batches = tuple(_batch(bench, model, work, size, peak) for size in sorted(bench.batch_sizes))
+    return InferResult(str(device), torch.get_num_threads(), peak, batches)
 
-    def run(self) -> None:
-        result = self.measure()
-        print(json.dumps(asdict(result)) if self.json else result.text())
 
-    def measure(self) -> InferResult:
-        """Build the model and time every batch size, smallest first."""
-        use_threads(self.threads)
-        device = choose_device(self.device)
-        model = build_model(self.model)
-        model.vae.to(device)
-        model.to(device)
-        allow_tf32(self.tf32)
-        if self.precision == "bf16":
-            model.hold_in(torch.bfloat16)
-        if self.compile:
-            model.compile_blocks()
-        settings = RolloutConfig(top_k=self.top_k, top_p=self.top_p)
-        work = Workload(model.arch, LearnerConfig(lora_rank=1), settings, RewardConfig())
-        peak = product_peak(device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        batches = tuple(self._batch(model, work, size, peak) for size in sorted(self.batch_sizes))
-        return InferResult(str(device), torch.get_num_threads(), peak, batches)
+def _batch(bench: Infer, model: ReleasedStyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
+    pairs = random_conditions(size, model.arch.image_size, seed=size).to(model.device)
+    style, content = u8_to_pm1(pairs.style), u8_to_pm1(pairs.content)
 
-    def _batch(self, model: ReleasedStyleVAR, work: Workload, size: int, peak: float) -> BatchResult:
-        pairs = random_conditions(size, model.arch.image_size, seed=size).to(model.device)
-        style, content = u8_to_pm1(pairs.style), u8_to_pm1(pairs.content)
+    def ours() -> Tensor:
+        _, tokens = model.autoregressive_infer(
+            size, style, content, g_seed=0, top_k=bench.top_k, top_p=bench.top_p, return_tokens=True
+        )
+        return torch.cat(tokens, dim=1)
 
-        def ours() -> Tensor:
-            _, tokens = model.autoregressive_infer(
-                size, style, content, g_seed=0, top_k=self.top_k, top_p=self.top_p, return_tokens=True
-            )
-            return torch.cat(tokens, dim=1)
+    tokens, seconds, cpu = _timed(bench, ours, model.device)
+    counted = count_flops(work)
+    flops = float(size * (counted.encode + counted.queries + counted.rollout + counted.decode))
+    used = memory(model.device)
+    naive = _naive(bench, model, work, style, content, tokens) if bench.compare_naive else None
+    rate = flops / seconds / peak
+    peaks = used["memory/rss_peak_gib"], used.get("memory/cuda_peak_gib")
+    return BatchResult(size, seconds, size / seconds, flops, rate, cpu, *peaks, naive)
 
-        tokens, seconds, cpu = self._timed(ours, model.device)
-        counted = count_flops(work)
-        flops = float(size * (counted.encode + counted.queries + counted.rollout + counted.decode))
-        used = memory(model.device)
-        naive = self._naive(model, work, style, content, tokens) if self.compare_naive else None
-        rate = flops / seconds / peak
-        peaks = used["memory/rss_peak_gib"], used.get("memory/cuda_peak_gib")
-        return BatchResult(size, seconds, size / seconds, flops, rate, cpu, *peaks, naive)
 
-    def _naive(self, model: StyleVAR, work: Workload, style: Tensor, content: Tensor, tokens: Tensor) -> NaiveResult:
-        plain = NaiveModel(model)
+def _naive(bench: Infer, model: StyleVAR, work: Workload, style: Tensor, content: Tensor, tokens: Tensor) -> NaiveResult:
+    plain = NaiveModel(model)
 
-        @torch.no_grad()
-        def naive() -> Tensor:
-            sampled = plain.sample(plain.read(style, content), SharedStream(0, model.device), work.rollout)
-            model.vae.fhat_to_img(sampled.f_hat)
-            return sampled.tokens
+    @torch.no_grad()
+    def naive() -> Tensor:
+        sampled = plain.sample(plain.read(style, content), SharedStream(0, model.device), work.rollout)
+        model.vae.fhat_to_img(sampled.f_hat)
+        return sampled.tokens
 
-        drawn, seconds, _ = self._timed(naive, model.device)
-        counted = naive_flops(work)
-        equal = float((drawn == tokens).float().mean())
-        check(equal, 0.0, model.device)
-        return NaiveResult(seconds, float(len(style) * sum(counted[p] for p in ("condition", "rollout", "decode"))), equal)
+    drawn, seconds, _ = _timed(bench, naive, model.device)
+    counted = naive_flops(work)
+    equal = float((drawn == tokens).float().mean())
+    check(equal, 0.0, model.device)
+    return NaiveResult(seconds, float(len(style) * sum(counted[p] for p in ("condition", "rollout", "decode"))), equal)
 
-    def _timed(self, work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float, float]:
-        """What `work` returns, its median seconds, and CPU time over wall time."""
-        passed, cpu = [], 0.0
-        for number in range(self.effort.warmup + self.effort.repeat):
-            start_cpu, start = time.process_time(), time.perf_counter()
-            result = work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number >= self.effort.warmup:
-                passed.append(time.perf_counter() - start)
-                cpu += time.process_time() - start_cpu
-        return result, statistics.median(passed), cpu / sum(passed)
+
+def _timed(bench: Infer, work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float, float]:
+    """What `work` returns, its median seconds, and CPU time over wall time."""
+    passed, cpu = [], 0.0
+    for number in range(bench.effort.warmup + bench.effort.repeat):
+        start_cpu, start = time.process_time(), time.perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number >= bench.effort.warmup:
+            passed.append(time.perf_counter() - start)
+            cpu += time.process_time() - start_cpu
+    return result, statistics.median(passed), cpu / sum(passed)

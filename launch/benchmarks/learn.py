@@ -8,12 +8,12 @@ import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import ray
-from annotated_types import Ge
 
 from data.shards import TripletShards, expand_shards
+from launch.benchmarks.config import Learn
 from launch.benchmarks.gains import FinishedRun, Learned, markdown, summarise, to_json
 from launch.benchmarks.learn_plot import draw
 from launch.benchmarks.variants import Variant, read_variants
@@ -21,15 +21,14 @@ from launch.cluster.start import start_worker
 from launch.common.commands import lasting, loss_warning
 from launch.common.stop import StopRequest
 from launch.common.text import duration
-from launch.configs.grpo import GrpoConfig, load_config
+from launch.configs.grpo import PROGRAM, GrpoConfig, load_config
 from launch.configs.io import to_plain
-from launch.rl.run import PROGRAM, execute, report
+from launch.rl.run import execute, report
 from launch.run.resume import NothingLeft, check_steps
 from launch.run.run_folder import find_resume, finished_at, flat
 from launch.run.run_lock import only_writer
 from launch.run.saving import saving
 from stylevar.atomic import file_aside
-from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.text import check_path
 
@@ -51,125 +50,104 @@ class Plan:
         return replace(self.config, name=f"{self.name}-seed{seed}", seed=seed)
 
 
-@dataclass(frozen=True)
-class Learn:
-    """Compare variants of GRPO by their held-out gain after equal training time, over several seeds."""
+def run(bench: Learn) -> None:
+    """Plan all variants, train them one after the other, and write the results after every run."""
+    if (warning := loss_warning(bench.out)) is not None:
+        print(warning, file=sys.stderr)
+    check_path(bench.out, "--out", utf8=True)
+    variants = read_variants(bench.variants)
+    for variant in variants:
+        for patterns in variant.config.condition_patterns().values():
+            expand_shards(patterns)
+    plans = [_plan(bench, variant) for variant in variants]
+    # Seed by seed: a slow hour of the machine then hits all variants, and there is a first comparison early.
+    runs = [(plan, seed) for seed in bench.seeds for plan in plans]
+    for number, (plan, seed) in enumerate(runs, 1):
+        print(f"run {number} of {len(runs)}: {plan.name}, seed {seed}, {plan.config.steps} steps", flush=True)
+        if train(plan.with_seed(seed)) or number == len(runs):
+            text = _write(bench, [summary for p in plans if (summary := _summary(bench, p, plans[0])) is not None])
+    print(text)
+    print(f"table and picture: {lasting(bench.out)}/learn.md, learn.json, learn.png")
 
-    variants: tuple[str, ...] = ("trajectory", "gradient")
-    """What to compare. Each is a method of --credit, or a name and flags of launch/grpo.py, as in
-    "slow: --credit gradient --lr 1e-4". "all: FLAGS" gives flags to all variants."""
-    out: Path = Path("runs/learn")
-    """Folder of runs and results. The same command continues an interrupted comparison and repeats no finished run."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each variant is trained once with each seed."""
-    seconds: Annotated[float, Ge(0)] = 300.0
-    """Training time per run, without held-out scoring; 0 for no limit. A few timed steps turn it into a number of steps."""
-    trajectories: Annotated[int, Ge(0)] = 0
-    """Trajectories that a run may sample for training; 0 for no limit."""
-    points: Annotated[int, Ge(1)] = 4
-    """How often each run scores its held-out conditions after the start, evenly spread over its steps."""
-    eval_conditions: Annotated[int, Ge(0)] = 0
-    """Held-out conditions scored during training; 0 for all. All are scored at the start and the end."""
-    eval_group: Annotated[int, Ge(1)] = 4
-    """Samples per held-out condition."""
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give one or more, each once")
+def _plan(bench: Learn, variant: Variant) -> Plan:
+    """The variant's plan, which stays once a run has begun, so that all seeds have the same number of steps."""
+    file = bench.out / "plans" / f"{variant.name}.json"
+    usual = replace(variant.config, runs=bench.out / "runs", name=variant.name)
+    asked = _asked(bench, variant)
+    kept = _kept(bench, file, variant.name, asked)
+    if kept is None:
+        steps, step_seconds = _steps(bench, variant, usual)
+        kept = {"asked": asked, "steps": steps, "step_seconds": step_seconds}
+        write(file, json.dumps(kept, indent=2) + "\n")
+    steps, step_seconds = kept["steps"], kept["step_seconds"]
+    count = bench.eval_conditions or len(TripletShards(expand_shards(usual.heldout)))
+    monitor = replace(
+        usual.monitor, eval_every=math.ceil(steps / bench.points), eval_conditions=count, eval_group=bench.eval_group
+    )
+    expected = None if step_seconds is None else steps * step_seconds
+    return Plan(variant.name, variant.flags, replace(usual, steps=steps, monitor=monitor), expected)
 
-    def run(self) -> None:
-        """Plan all variants, train them one after the other, and write the results after every run."""
-        if (warning := loss_warning(self.out)) is not None:
-            print(warning, file=sys.stderr)
-        check_path(self.out, "--out", utf8=True)
-        variants = read_variants(self.variants)
-        for variant in variants:
-            for patterns in variant.config.condition_patterns().values():
-                expand_shards(patterns)
-        plans = [self._plan(variant) for variant in variants]
-        # Seed by seed: a slow hour of the machine then hits all variants, and there is a first comparison early.
-        runs = [(plan, seed) for seed in self.seeds for plan in plans]
-        for number, (plan, seed) in enumerate(runs, 1):
-            print(f"run {number} of {len(runs)}: {plan.name}, seed {seed}, {plan.config.steps} steps", flush=True)
-            if train(plan.with_seed(seed)) or number == len(runs):
-                text = self._write([summary for p in plans if (summary := self._summary(p, plans[0])) is not None])
-        print(text)
-        print(f"table and picture: {lasting(self.out)}/learn.md, learn.json, learn.png")
 
-    def _plan(self, variant: Variant) -> Plan:
-        """The variant's plan, which stays once a run has begun, so that all seeds have the same number of steps."""
-        file = self.out / "plans" / f"{variant.name}.json"
-        usual = replace(variant.config, runs=self.out / "runs", name=variant.name)
-        asked = self._asked(variant)
-        kept = self._kept(file, variant.name, asked)
-        if kept is None:
-            steps, step_seconds = self._steps(variant, usual)
-            kept = {"asked": asked, "steps": steps, "step_seconds": step_seconds}
-            write(file, json.dumps(kept, indent=2) + "\n")
-        steps, step_seconds = kept["steps"], kept["step_seconds"]
-        count = self.eval_conditions or len(TripletShards(expand_shards(usual.heldout)))
-        monitor = replace(
-            usual.monitor, eval_every=math.ceil(steps / self.points), eval_conditions=count, eval_group=self.eval_group
-        )
-        expected = None if step_seconds is None else steps * step_seconds
-        return Plan(variant.name, variant.flags, replace(usual, steps=steps, monitor=monitor), expected)
+def _kept(bench: Learn, file: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The plan in `file`. None if there is none, or if it is for other settings and no run has begun with it.
 
-    def _kept(self, file: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """The plan in `file`. None if there is none, or if it is for other settings and no run has begun with it.
+    Raises UserError if runs have begun with other settings.
+    """
+    if not file.is_file():
+        return None
+    kept = json.loads(file.read_text())
+    settings = dict.fromkeys([*asked, *kept["asked"]])
+    changed = [s for s in settings if s not in asked or kept["asked"].get(s) != asked[s]]
+    if not changed:
+        return kept
+    if not any((bench.out / "runs").glob(f"{name}-seed*/config.yaml")):
+        return None
+    said = ", ".join(setting.removeprefix("settings.") for setting in changed)
+    raise UserError(
+        f"{file}: the runs of {name} have begun with other settings ({said}): choose another --out, or rename the variant"
+    )
 
-        Raises UserError if runs have begun with other settings.
-        """
-        if not file.is_file():
-            return None
-        kept = json.loads(file.read_text())
-        settings = dict.fromkeys([*asked, *kept["asked"]])
-        changed = [s for s in settings if s not in asked or kept["asked"].get(s) != asked[s]]
-        if not changed:
-            return kept
-        if not any((self.out / "runs").glob(f"{name}-seed*/config.yaml")):
-            return None
-        said = ", ".join(setting.removeprefix("settings.") for setting in changed)
-        raise UserError(
-            f"{file}: the runs of {name} have begun with other settings ({said}): choose another --out, or rename the "
-            "variant"
-        )
 
-    def _asked(self, variant: Variant) -> dict[str, Any]:
-        """All settings that the variant's runs depend on. Their folder is not one of them, so that it can be moved."""
-        settings = to_plain(replace(variant.config.absolute(), runs=Path(), name=variant.name))
-        budget = {} if variant.has_steps else {"seconds": self.seconds, "trajectories": self.trajectories}
-        scored = {"points": self.points, "eval_conditions": self.eval_conditions, "eval_group": self.eval_group}
-        return flat({"settings": settings, **budget, **scored})
+def _asked(bench: Learn, variant: Variant) -> dict[str, Any]:
+    """All settings that the variant's runs depend on. Their folder is not one of them, so that it can be moved."""
+    settings = to_plain(replace(variant.config.absolute(), runs=Path(), name=variant.name))
+    budget = {} if variant.has_steps else {"seconds": bench.seconds, "trajectories": bench.trajectories}
+    scored = {"points": bench.points, "eval_conditions": bench.eval_conditions, "eval_group": bench.eval_group}
+    return flat({"settings": settings, **budget, **scored})
 
-    def _steps(self, variant: Variant, config: GrpoConfig) -> tuple[int, float | None]:
-        """The number of steps per run, and the seconds of one step if it had to be timed."""
-        if variant.has_steps:
-            return config.steps, None
-        step_seconds = None
-        if self.seconds:
-            print(f"timing a step of {variant.name}", flush=True)
-            step_seconds = time_step(config)
-        return steps_within(variant, self.seconds, self.trajectories, step_seconds), step_seconds
 
-    def _summary(self, plan: Plan, first: Plan) -> Learned | None:
-        """What a variant has learned in its finished runs; None if there are none."""
-        runs, reference = self._finished(plan), {} if plan is first else self._finished(first)
-        return summarise(plan.name, plan.flags, plan.expected, runs, reference) if runs else None
+def _steps(bench: Learn, variant: Variant, config: GrpoConfig) -> tuple[int, float | None]:
+    """The number of steps per run, and the seconds of one step if it had to be timed."""
+    if variant.has_steps:
+        return config.steps, None
+    step_seconds = None
+    if bench.seconds:
+        print(f"timing a step of {variant.name}", flush=True)
+        step_seconds = time_step(config)
+    return steps_within(variant, bench.seconds, bench.trajectories, step_seconds), step_seconds
 
-    def _finished(self, plan: Plan) -> dict[int, FinishedRun]:
-        """The variant's finished runs by seed."""
-        configs = {seed: plan.with_seed(seed) for seed in self.seeds}
-        paths = {seed: config.runs / config.name for seed, config in configs.items()}
-        return {seed: FinishedRun.read(path) for seed, path in paths.items() if finished_at(path) == plan.config.steps}
 
-    def _write(self, variants: list[Learned]) -> str:
-        """Table and picture; returns the table."""
-        text = markdown(variants)
-        write(self.out / "learn.md", text)
-        write(self.out / "learn.json", to_json(variants))
-        draw(variants, self.out / "learn.png")
-        return text
+def _summary(bench: Learn, plan: Plan, first: Plan) -> Learned | None:
+    """What a variant has learned in its finished runs; None if there are none."""
+    runs, reference = _finished(bench, plan), {} if plan is first else _finished(bench, first)
+    return summarise(plan.name, plan.flags, plan.expected, runs, reference) if runs else None
+
+
+def _finished(bench: Learn, plan: Plan) -> dict[int, FinishedRun]:
+    """The variant's finished runs by seed."""
+    configs = {seed: plan.with_seed(seed) for seed in bench.seeds}
+    paths = {seed: config.runs / config.name for seed, config in configs.items()}
+    return {seed: FinishedRun.read(path) for seed, path in paths.items() if finished_at(path) == plan.config.steps}
+
+
+def _write(bench: Learn, variants: list[Learned]) -> str:
+    """Table and picture; returns the table."""
+    text = markdown(variants)
+    write(bench.out / "learn.md", text)
+    write(bench.out / "learn.json", to_json(variants))
+    draw(variants, bench.out / "learn.png")
+    return text
 
 
 def steps_within(variant: Variant, seconds: float, trajectories: int, step_seconds: float | None) -> int:

@@ -14,9 +14,6 @@ from stylevar.contracts import ConditionBatch
 from stylevar.lowrank import factors
 from stylevar.released import ReleasedStyleVAR
 
-SMALL = ModelShape(depth=4, patch_nums=(1, 2, 3, 4), ch=32)
-"""A model that a laptop trains, on 64 px images."""
-
 
 def build_model(shape: ModelShape, seed: int = 0) -> ReleasedStyleVAR:
     """A model and, as its `vae`, the tokenizer. Raises UserError for a shape whose parts do not fit together."""

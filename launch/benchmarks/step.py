@@ -6,19 +6,16 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Literal, get_args
+from dataclasses import asdict, dataclass, replace
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
+from launch.benchmarks.config import Effort, Step
 from launch.benchmarks.model import build_model, enliven, random_conditions
-from launch.benchmarks.plot import draw_phases, refuse_unknown
+from launch.benchmarks.plot import draw_phases
 from launch.benchmarks.result import PhaseResult
-from launch.common.cpus import Threads
 from launch.common.device import choose_device, set_threads
 from launch.common.text import duration, size, table
 from launch.configs.grpo import GrpoConfig
@@ -28,18 +25,13 @@ from launch.sizing.flops import count_flops
 from launch.sizing.memory import saved_activations
 from launch.sizing.peak import product_peak
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import DreamSimType, RewardConfig
 from reward.cells import CELLS
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
-from rollout.sampler import RolloutConfig
 from stylevar.allocator import keep_freed_memory
-from stylevar.bounds import check_bounds
 from stylevar.contracts import References, RewardDetail, Scores
-from stylevar.errors import UserError
-from stylevar.policy import Policy, Precision
+from stylevar.policy import Policy
 
-RewardName = Literal["none", "lite", "dreamsim"]
 PHASES = (
     "condition",
     "effective weights",
@@ -69,19 +61,6 @@ class RandomRewards:
         elif detail == "prefixes":
             more = torch.randn(generated_u8.shape[:3], device=rewards.device)
         return Scores(rewards, {"total": -rewards}, more)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
-
-    repeat: Annotated[int, Ge(1)] = 3
-    """Measured repetitions; medians are shown."""
-    warmup: Annotated[int, Ge(0)] = 1
-    """Repetitions before that, which are not measured."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -153,117 +132,84 @@ class StepResult:
         return "\n".join(lines if self.comparison is None else [*lines, self.comparison.text()])
 
 
-@dataclass(frozen=True)
-class Step:
-    """One GRPO step on random weights and images: time, FLOPs and share of the peak of each phase, and memory."""
+def run(bench: Step) -> None:
+    """Measure the steps, print the result, and draw it with --plot."""
+    result = measure(bench)
+    if bench.plot is not None:
+        title = f"{bench.conditions} x {bench.rollout.group} trajectories, depth {bench.model.depth}, on {result.device}"
+        draw_phases(result.phases, f"{title}: {duration(result.step.seconds)} a step", bench.plot)
+    print(json.dumps(asdict(result)) if bench.json else result.text())
 
-    model: ModelShape = field(default_factory=ModelShape)
-    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=2))
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(micro_batch=1))
-    effort: Effort = field(default_factory=Effort)
-    conditions: Annotated[int, Ge(1)] = 1
-    """Conditions per step."""
-    reward: RewardName = "none"
-    """The reward; none gives random rewards that cost no time."""
-    dreamsim_type: DreamSimType = "dino_vitb16"
-    """Which DreamSim model scores the images. Used only with --reward dreamsim."""
-    dreamsim_cache: str | None = None
-    """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
-    precision: Precision = "fp32"
-    """What the blocks multiply in."""
-    tf32: bool = False
-    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto uses a GPU if there is one."""
-    threads: Threads = 0
-    """CPU threads; 0 for all cores."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-    plot: Path | None = None
-    """Also draw where the time goes, into this .png or .svg file."""
-    compare_naive: bool = False
-    """Also run the step with a plain implementation, check that both agree, and show what is saved. Takes much longer."""
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.reward not in get_args(RewardName):
-            raise UserError(f"--reward {self.reward}: unknown; choose one of {', '.join(get_args(RewardName))}")
+def measure(bench: Step) -> StepResult:
+    """Build the model, and run its steps. Raises UserError for settings that do not fit together."""
+    config = _config(bench)
+    if bench.compare_naive:
+        refuse_unlike(config)
+    use_threads(bench.threads)
+    device = choose_device(config.device)
+    policy = build_policy(config, bench.model, device)
+    worker = ColocatedWorker()
+    worker.assemble(config, policy, RandomRewards() if bench.reward == "none" else build_scorer(config.reward, device))
+    peak = _peak(bench, device)
+    steps = run_steps(worker, bench.effort)
+    peak = max(peak, _peak(bench, device))  # on a busy machine, the better of two measurements
+    work = Workload(policy.model.arch, config.learner, config.rollout, config.reward)
+    flops = _flops(bench, work)
+    result = _result(bench, steps, flops, peak, saved_activations(work, _micro_batch(bench)), device)
+    if not bench.compare_naive:
+        return result
+    return replace(result, comparison=compare_step(worker, work, steps.phases, flops))
 
-        if self.plot is not None:
-            refuse_unknown(self.plot)
 
-    def run(self) -> None:
-        result = self.measure()
-        if self.plot is not None:
-            title = f"{self.conditions} x {self.rollout.group} trajectories, depth {self.model.depth}, on {result.device}"
-            draw_phases(result.phases, f"{title}: {duration(result.step.seconds)} a step", self.plot)
-        print(json.dumps(asdict(result)) if self.json else result.text())
+def _micro_batch(bench: Step) -> int:
+    return bench.learner.micro_batch or bench.rollout.group
 
-    def measure(self) -> StepResult:
-        """Build the model, and run its steps. Raises UserError for settings that do not fit together."""
-        config = self._config()
-        if self.compare_naive:
-            refuse_unlike(config)
-        use_threads(self.threads)
-        device = choose_device(config.device)
-        policy = build_policy(config, self.model, device)
-        worker = ColocatedWorker()
-        worker.assemble(config, policy, RandomRewards() if self.reward == "none" else build_scorer(config.reward, device))
-        peak = self._peak(device)
-        steps = run_steps(worker, self.effort)
-        peak = max(peak, self._peak(device))  # on a busy machine, the better of two measurements
-        work = Workload(policy.model.arch, config.learner, config.rollout, config.reward)
-        flops = self._flops(work)
-        result = self._result(steps, flops, peak, saved_activations(work, self._micro_batch), device)
-        if not self.compare_naive:
-            return result
-        return replace(result, comparison=compare_step(worker, work, steps.phases, flops))
 
-    @property
-    def _micro_batch(self) -> int:
-        return self.learner.micro_batch or self.rollout.group
+def _config(bench: Step) -> GrpoConfig:
+    kind = "dreamsim" if bench.reward == "dreamsim" else "lite"
+    return GrpoConfig(
+        conditions=bench.conditions,
+        rollout=bench.rollout,
+        learner=bench.learner,
+        reward=RewardConfig(kind, bench.dreamsim_type, bench.dreamsim_cache),
+        precision=bench.precision,
+        tf32=bench.tf32,
+        device=bench.device,
+        threads=bench.threads,
+    )
 
-    def _config(self) -> GrpoConfig:
-        kind = "dreamsim" if self.reward == "dreamsim" else "lite"
-        return GrpoConfig(
-            conditions=self.conditions,
-            rollout=self.rollout,
-            learner=self.learner,
-            reward=RewardConfig(kind, self.dreamsim_type, self.dreamsim_cache),
-            precision=self.precision,
-            tf32=self.tf32,
-            device=self.device,
-            threads=self.threads,
-        )
 
-    def _flops(self, work: Workload) -> dict[str, float]:
-        passes, steps = self.learner.updates_per_rollout, self.learner.updates_per_rollout * self.learner.minibatches
-        flops = count_flops(work).per_step(self.conditions, self.rollout.group, passes, steps)
-        return flops | {"reward": 0.0} if self.reward == "none" else flops
+def _flops(bench: Step, work: Workload) -> dict[str, float]:
+    passes, steps = bench.learner.updates_per_rollout, bench.learner.updates_per_rollout * bench.learner.minibatches
+    flops = count_flops(work).per_step(bench.conditions, bench.rollout.group, passes, steps)
+    return flops | {"reward": 0.0} if bench.reward == "none" else flops
 
-    def _peak(self, device: torch.device) -> float:
-        return product_peak(device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
 
-    def _result(self, steps: Steps, flops: dict[str, float], peak: float, saved: int, device: torch.device) -> StepResult:
-        inside = {name: steps.phases[name] for name in TRANSFORMER}
-        return StepResult(
-            device=str(device),
-            threads=torch.get_num_threads(),
-            conditions=self.conditions,
-            group=self.rollout.group,
-            micro_batch=self._micro_batch,
-            peak_flops_per_s=peak,
-            phases={name: PhaseResult.of(s, flops.get(name, 0.0), peak) for name, s in steps.phases.items()},
-            transformer=PhaseResult.of(sum(inside.values()), sum(flops[name] for name in inside), peak),
-            step=PhaseResult.of(steps.seconds, sum(flops.values()), peak),
-            seconds_per_trajectory=steps.seconds / (self.conditions * self.rollout.group),
-            cpu_over_wall=steps.cpu_over_wall,
-            rss_peak_gib=steps.metrics["memory/rss_peak_gib"],
-            cuda_peak_gib=steps.metrics.get("memory/cuda_peak_gib"),
-            saved_activation_bytes=saved,
-            logprob_mismatch_max=steps.metrics["policy/logprob_mismatch_max"],
-            comparison=None,
-        )
+def _peak(bench: Step, device: torch.device) -> float:
+    return product_peak(device, torch.bfloat16 if bench.precision == "bf16" else torch.float32)
+
+
+def _result(bench: Step, steps: Steps, flops: dict[str, float], peak: float, saved: int, device: torch.device) -> StepResult:
+    inside = {name: steps.phases[name] for name in TRANSFORMER}
+    return StepResult(
+        device=str(device),
+        threads=torch.get_num_threads(),
+        conditions=bench.conditions,
+        group=bench.rollout.group,
+        micro_batch=_micro_batch(bench),
+        peak_flops_per_s=peak,
+        phases={name: PhaseResult.of(s, flops.get(name, 0.0), peak) for name, s in steps.phases.items()},
+        transformer=PhaseResult.of(sum(inside.values()), sum(flops[name] for name in inside), peak),
+        step=PhaseResult.of(steps.seconds, sum(flops.values()), peak),
+        seconds_per_trajectory=steps.seconds / (bench.conditions * bench.rollout.group),
+        cpu_over_wall=steps.cpu_over_wall,
+        rss_peak_gib=steps.metrics["memory/rss_peak_gib"],
+        cuda_peak_gib=steps.metrics.get("memory/cuda_peak_gib"),
+        saved_activation_bytes=saved,
+        logprob_mismatch_max=steps.metrics["policy/logprob_mismatch_max"],
+        comparison=None,
+    )
 
 
 def use_threads(threads: int) -> None:

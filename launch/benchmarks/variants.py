@@ -14,7 +14,7 @@ import tyro
 
 from launch.configs.grpo import GrpoConfig, default_for, flag
 from launch.run.run_folder import flat
-from learner.grpo.update import CreditKind
+from learner.credit.config import CreditKind
 from stylevar.errors import UserError
 
 EVERY = "all"

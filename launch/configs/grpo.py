@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -17,16 +17,20 @@ from launch.common.text import parse_size
 from launch.configs.cluster import ClusterConfig
 from launch.configs.dry_run import PlanConfig
 from launch.configs.io import RunKind, absolute_patterns, absolute_source, load_settings
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeConfig
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.bounds import check_bounds
-from stylevar.config import Alpha
+from stylevar.config import Alpha, Precision
 from stylevar.errors import UserError
-from stylevar.policy import PolicySource, Precision
 from stylevar.sampling_config import SamplingConfig, Temperature, TopK, TopP
 
+if TYPE_CHECKING:
+    from stylevar.policy import PolicySource
+
+PROGRAM = "grpo.py"
+"""The file in launch/ that has these settings, for commands to print."""
 SAMPLED_BY = ("temperature", "top_k", "top_p")
 """Sampling settings that held-out scoring sets separately."""
 
@@ -152,6 +156,8 @@ class GrpoConfig:
 
     def policy_source(self) -> PolicySource:
         """The source of the weights at the run's start."""
+        from stylevar.policy import PolicySource  # late: it loads the model's code
+
         return PolicySource(
             self.init,
             self.vae,

@@ -10,14 +10,13 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from data.augment import AugmentConfig
-from data.mixture import MixtureConfig
+from data.config import AugmentConfig, MixtureConfig
 from launch.common.cpus import Threads
 from launch.common.defaults import DEMO_VAE
 from launch.configs.io import RunKind, absolute_patterns, absolute_source, load_settings
 from launch.configs.shape import ModelShape
+from learner.supervised.config import SftStepConfig
 from learner.supervised.schedule import ScheduleConfig
-from learner.supervised.step import SftStepConfig
 from stylevar.bounds import check_bounds
 from stylevar.config import Alpha
 from stylevar.errors import UserError
@@ -29,6 +28,10 @@ class ScratchShape(ModelShape):
 
     shared_aln: bool = False
     """Share one adaLN projection between all blocks, with a learned offset per block: a quarter fewer weights."""
+
+
+PROGRAM = "sft.py"
+"""The file in launch/ that has these settings, for commands to print."""
 
 
 def _small() -> ScratchShape:

@@ -13,8 +13,9 @@ from data.conditions import ConditionSets
 from data.index import expand_shards
 from data.patterns import expand_braces, find_paths
 from launch.configs.grpo import GrpoConfig
-from reward.base import MissingWeights, RewardConfig
+from reward.base import MissingWeights
 from reward.build import check_weights
+from reward.config import RewardConfig
 from stylevar.checkpoint import VAE_FILE, config_beside, load_pair
 from stylevar.config import ModelConfig
 from stylevar.hub import fetch

@@ -12,8 +12,8 @@ from launch.evaluation.config import EvalConfig
 from reward.base import MissingWeights
 from reward.build import check_weights
 from reward.metrics import PSNR_CAP
-from stylevar.contracts import Reference
 from stylevar.errors import UserError
+from stylevar.references import Reference
 
 logger = logging.getLogger(__name__)
 

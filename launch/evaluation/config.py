@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from launch.common.defaults import DEMO_DATA
-from reward.base import RewardConfig
+from reward.config import RewardConfig
 from stylevar.bounds import check_bounds
 from stylevar.errors import UserError
 from stylevar.sampling_config import SamplingChoice, Temperature

@@ -21,9 +21,9 @@ from launch.evaluation.fid import load_art_inception
 from launch.evaluation.retrieval import RETRIEVAL, Retrieval
 from launch.evaluation.stylizer import Method, Stylizer, build_stylizer
 from reward.build import build_term
-from stylevar.contracts import Reference
 from stylevar.images import u8_to_01
 from stylevar.policy import allow_tf32
+from stylevar.references import Reference
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from launch.run.newest_run import newest_first
 from stylevar.checkpoint import CONFIG_FILE, load_pair, read_architecture
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
-from stylevar.pipeline import Sampling, StyleVARPipeline
+from stylevar.pipeline import StyleVARPipeline
 from stylevar.sampling import CoupledStreams, TrajectoryStreams
+from stylevar.sampling_config import Sampling
 from stylevar.text import clipped, shortened
 from stylevar.transformer import StyleVAR
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data.shards import TripletShards, expand_shards
 from launch.common.commands import continuing, lasting, quoted
 from launch.common.stop import STOPPED, Stop, StopRequest
-from launch.configs.grpo import GrpoConfig, load_config
+from launch.configs.grpo import PROGRAM, GrpoConfig, load_config
 from launch.configs.io import as_kept
 from launch.rl.heldout import before_after, compare, not_finite, save_scores, save_values
 from launch.rl.progress import Progress, step_line
@@ -31,7 +31,6 @@ from learner.grpo.merging import MergeAction, MergeController
 from stylevar.contracts import StepMetrics
 from stylevar.errors import UserError
 
-PROGRAM = "grpo.py"
 PROGRESS = "progress.json"
 """File in a checkpoint with the driver's own state."""
 

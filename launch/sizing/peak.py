@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stylevar.policy import Precision
+from stylevar.config import Precision
 
 SIDES = (1024, 1536, 2048)
 """Large enough to keep the cores of a CPU busy, small enough to be quick."""

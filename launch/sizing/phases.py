@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from launch.sizing.trace import ShapesOnly
 from learner.credit.gradient import token_slopes
-from learner.grpo.update import GrpoLearner, LearnerConfig
-from reward.base import DreamSimType, Embedding, PerceptualDistance, RewardConfig
+from learner.grpo.config import LearnerConfig
+from learner.grpo.update import GrpoLearner
+from reward.base import Embedding, PerceptualDistance
 from reward.build import assemble, build_term, distance_class
+from reward.config import DreamSimType, RewardConfig
 from reward.scorer import RewardScorer
-from rollout.sampler import RolloutConfig
+from rollout.config import RolloutConfig
 from stylevar.adapters import Adapters
 from stylevar.build import build_from_config
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
-from stylevar.config import ModelConfig
+from stylevar.config import ModelConfig, Precision
 from stylevar.contracts import PolicyVersion, References, RewardDetail, Trajectories
 from stylevar.generate import Generation, generate
-from stylevar.policy import Precision
 from stylevar.sampler import decode
 
 META = torch.device("meta")

@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from reward.base import DreamSimType, RewardConfig
+from launch.stylise.config import ScoreConfig
 from reward.build import build_distance
+from reward.config import RewardConfig
 from reward.metrics import color_distance
-from stylevar.bounds import check_bounds
-from stylevar.errors import UserError
 from stylevar.images import u8_to_01
 
 _LUMA = (0.299, 0.587, 0.114)
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """How results are scored without a target."""
-
-    reward: Literal["lite", "dreamsim"] = "lite"
-    """Perceptual distance behind the reward; dreamsim needs its weights on disk, lite is built in."""
-    dreamsim_type: DreamSimType = "dino_vitb16"
-    """Which DreamSim model. Used only with --reward dreamsim."""
-    dreamsim_cache: str | None = None
-    """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
-    content_weight: Annotated[float, Ge(0)] = 1.0
-    """Weight of the distance to the content, compared in grey so that new colours are not penalised."""
-    style_weight: Annotated[float, Ge(0)] = 0.25
-    """Weight of the distance to the style picture; keep it small, because it also rewards copying the picture's scene."""
-    palette_weight: Annotated[float, Ge(0)] = 0.02
-    """Weight of the difference in colour statistics from the style, in CIELAB units."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if not (self.content_weight or self.style_weight or self.palette_weight):
-            raise UserError("--content-weight, --style-weight and --palette-weight are all 0: one must be positive")
 
 
 @dataclass(frozen=True)

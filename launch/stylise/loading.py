@@ -15,7 +15,8 @@ from torch import Tensor
 from data.triplets import load_photo
 from launch.stylise.pictures import Failures, PairFiles
 from stylevar.errors import UserError
-from stylevar.pictures import Fit, Size, square, to_u8
+from stylevar.fit import Fit
+from stylevar.pictures import Size, square, to_u8
 from stylevar.pipeline import style_fit
 
 T = TypeVar("T")

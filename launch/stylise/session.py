@@ -15,8 +15,10 @@ from data.triplets import load_photo
 from launch.common.defaults import DEMO_DATA
 from launch.stylise.best_of import Judge, Judged
 from stylevar.errors import UserError
-from stylevar.pictures import Fit, from_u8, restored, to_u8
-from stylevar.pipeline import Prepared, Sampling, StyleVARPipeline
+from stylevar.fit import Fit
+from stylevar.pictures import from_u8, restored, to_u8
+from stylevar.pipeline import Prepared, StyleVARPipeline
+from stylevar.sampling_config import Sampling
 
 Captioned = list[tuple[Image.Image, str]]
 MAX_SAMPLES = 16

@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.augment import AugmentConfig, augment
+from data.augment import augment
+from data.config import AugmentConfig
 from data.convert.split import SPLITS
 from data.index import TripletIndex, expand_shards, index_triplets
 from data.mixture import MixtureOrder

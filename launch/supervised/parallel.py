@@ -21,12 +21,12 @@ from launch.common.commands import quoted
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest
 from launch.configs.io import as_kept
-from launch.configs.sft import SftConfig
+from launch.configs.sft import PROGRAM, SftConfig
 from launch.run.drive import drive
 from launch.run.resume import check_steps
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume
 from launch.run.saving import saving
-from launch.supervised.run import PROGRAM, SftRun
+from launch.supervised.run import SftRun
 from learner.parallel import rank_and_world
 from stylevar.allocator import keep_freed_memory
 from stylevar.errors import UserError

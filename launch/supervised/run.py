@@ -24,7 +24,7 @@ from data.shards import TripletShards
 from launch.common.grids import GridRow, draw_grid
 from launch.common.stop import Stop
 from launch.configs.io import as_kept
-from launch.configs.sft import SftConfig
+from launch.configs.sft import PROGRAM, SftConfig
 from launch.run.resume import check_steps
 from launch.run.run_folder import ResumePoint, RunFolder
 from launch.run.saving import saving
@@ -46,7 +46,8 @@ from launch.supervised.start import starting_model
 from learner.parallel import rank_and_world, sum_over_ranks
 from learner.supervised.step import SftLearner, SftMetrics
 from learner.supervised.token_cache import TokenCache
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError
@@ -70,7 +71,6 @@ def console_bar(done: int, total: int) -> ProgressBar:
 
 RAW_FILE, OPTIMIZER_FILE, STATE_FILE = "raw.safetensors", "optimizer.pt", "state.json"
 SAMPLES = 3
-PROGRAM = "sft.py"
 
 
 def minutes_trained(checkpoint: Path) -> float:

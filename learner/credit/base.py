@@ -5,23 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from learner.credit.config import AdvantageNorm
 from learner.lesson import Lesson
 from stylevar.contracts import RewardDetail
 from stylevar.logprobs import CodeValues
 from stylevar.vqvae import VQVAE
 
-AdvantageNorm = Literal["std", "none", "leave-one-out"]
 DECAY = 0.9
 """Decay of the moving averages that methods keep across updates."""
 
 
 @dataclass(frozen=True)
 class CreditOptions:
-    """Settings of the methods; see `learner.grpo.update.LearnerConfig`. Each method uses those it needs."""
+    """Settings of the methods; see `learner.grpo.config.LearnerConfig`. Each method uses those it needs."""
 
     norm: AdvantageNorm = "std"
     curvature: bool = True

@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from learner.credit.base import DECAY, AdvantageNorm, Credit, CreditMethod, CreditOptions
+from learner.credit.base import DECAY, Credit, CreditMethod, CreditOptions
+from learner.credit.config import AdvantageNorm
 from learner.credit.trajectory import group_advantages
 from learner.lesson import Lesson
 from learner.parallel import sum_over_ranks

@@ -22,7 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learner.credit.base import AdvantageNorm, Credit, CreditMethod, CreditOptions
+from learner.credit.base import Credit, CreditMethod, CreditOptions
+from learner.credit.config import AdvantageNorm
 from learner.credit.trajectory import beyond_others, group_advantages, normalise
 from learner.lesson import Lesson
 from stylevar.contracts import RewardDetail

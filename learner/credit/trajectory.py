@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.credit.base import AdvantageNorm, Advantages, Credit, CreditMethod, CreditOptions
+from learner.credit.base import Advantages, Credit, CreditMethod, CreditOptions
+from learner.credit.config import AdvantageNorm
 from learner.lesson import Lesson
 from stylevar.errors import UserError
 from stylevar.vqvae import VQVAE

@@ -28,7 +28,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.credit.base import AdvantageNorm, Credit, CreditMethod, CreditOptions
+from learner.credit.base import Credit, CreditMethod, CreditOptions
+from learner.credit.config import AdvantageNorm
 from learner.credit.trajectory import group_advantages
 from learner.lesson import Lesson
 from stylevar.branching import CONTINUATIONS, prefix_tokens, sharing

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeAction
 from learner.grpo.trainer import Trainer
-from learner.grpo.update import LearnerConfig
 from learner.lesson import Lesson
 from stylevar.allocator import keep_freed_memory
 from stylevar.conditions import ConditionState

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-KlKind = Literal["k3", "k1", "k2", "paper", "full"]
+from learner.grpo.config import KlKind
 
 MAX_LOG_RATIO = 10.0
 """Log-ratios are clamped to this magnitude before exp (e^10 = 22,026), so that one outlier token cannot cause overflow."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
+from learner.grpo.config import KlKind
+from learner.grpo.kl import MAX_LOG_RATIO, kl_estimate
 
 
 @dataclass(frozen=True)

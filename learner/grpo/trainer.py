@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeAction
-from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson, UpdateResult
 from stylevar.adapters import AdapterState
 from stylevar.checkpoint import save_model, save_torch

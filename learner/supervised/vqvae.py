@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from learner.optimizer import Decay
-from stylevar.bounds import check_bounds
+from learner.supervised.config import TokenizerStepConfig
 from stylevar.images import u8_to_pm1
 from stylevar.vqvae import VQVAE
 
@@ -64,25 +62,6 @@ def tokenizer_loss(
         rebuilt = [level.float() for level in features(image * 0.5 + 0.5)]
     perceptual = feature_distance(rebuilt, wanted)
     return TokenizerLoss(pixels + perceptual_weight * perceptual + codebook, pixels, perceptual, codebook, tokens)
-
-
-@dataclass(frozen=True)
-class TokenizerStepConfig:
-    """Settings of an optimizer step of the VQ-VAE."""
-
-    lr: Annotated[float, Gt(0)] = 1e-3
-    """Peak learning rate."""
-    perceptual_weight: Annotated[float, Ge(0)] = 0.1
-    """Weight of the EfficientNet-Lite0 feature distance relative to L1."""
-    ema: Decay = 0.995
-    """Decay of the moving average of the weights, which is saved."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoder, the decoder and the features; the quantizer, the loss and the weights are fp32."""
-    compile: bool = False
-    """Compile encoder and decoder with torch.compile: minutes before the first step, then faster steps."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 class TokenizerLearner:

@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from data.augment import AugmentConfig, augment, rotated
+from data.augment import augment, rotated
+from data.config import AugmentConfig
 from data.triplets import to_u8
 from launch.benchmarks.generated import picture
 from stylevar.contracts import Condition

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.mixture import MixtureConfig, MixtureOrder
+from data.config import MixtureConfig
+from data.mixture import MixtureOrder
 from data.order import EpochOrder
 from stylevar.errors import UserError
 

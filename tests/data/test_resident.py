@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import AugmentConfig, augment
+from data.augment import augment
+from data.config import AugmentConfig
 from data.resident import ResidentTriplets
 from data.shards import TripletShards
 from stylevar.contracts import ConditionBatch

@@ -8,16 +8,18 @@ import pytest
 from PIL import Image
 
 from launch import demo_app
-from launch.stylise.best_of import Judge, ScoreConfig
-from launch.stylise.pretrained import ModelSource
+from launch.stylise.best_of import Judge
+from launch.stylise.config import AppConfig, ModelSource, ScoreConfig
+from launch.stylise.page import build_page
+from launch.stylise.pretrained import load_pipeline
 from launch.stylise.session import EXAMPLE_STYLES, MAX_SAMPLES, Session, example_photos, example_styles
 from stylevar.errors import UserError
-from stylevar.pipeline import Sampling
+from stylevar.sampling_config import Sampling
 
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    return Session(ModelSource(device="cpu").load(), Judge(ScoreConfig()))
+    return Session(load_pipeline(ModelSource(device="cpu")), Judge(ScoreConfig()))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_bad_pictures(session, styles, tmp_path, content, words) -> None:
 
 def test_the_page_takes_an_empty_seed(session, styles, tmp_path) -> None:
     pytest.importorskip("gradio")
-    page = demo_app.build_page(session, tmp_path)
+    page = build_page(session, tmp_path)
     stylise = next(block.fn for block in page.fns.values() if block.api_name == "stylise")
     *_, last = stylise(example_photos()[0], styles[0], 1, 0.0, 1.0, 900, 0.96, None, "crop")
     assert len(last[0]) == 1
@@ -89,4 +91,4 @@ def test_the_page_takes_an_empty_seed(session, styles, tmp_path) -> None:
 def test_without_gradio_it_says_how_to_get_it(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"^the page needs gradio, which is not installed: pip install -e '\.\[app\]'$"):
-        demo_app.main(demo_app.AppConfig())
+        demo_app.main(AppConfig())

@@ -19,14 +19,15 @@ from program import exit_code
 
 from launch import eval as program
 from launch.common.defaults import DEMO_MODEL
-from launch.evaluation import measure, stylizer, sweep
+from launch.evaluation import evaluate, measure, stylizer, sweep
 from launch.evaluation.columns import choose_columns
 from launch.evaluation.conditions import ShardSet, open_conditions, pictures_of
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.pictures import ranked
-from launch.evaluation.runner import PARTS, file_name
+from launch.evaluation.runner import PARTS, Stopped, file_name
 from launch.evaluation.stylizer import CheckpointStylizer, Method, build_stylizer, parse_methods
-from reward.base import MissingWeights, RewardConfig
+from reward.base import MissingWeights
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
 from stylevar.errors import UserError
 from stylevar.sampling_config import SamplingChoice
@@ -415,7 +416,7 @@ def test_a_bare_evaluation_goes_on_where_it_stopped(files, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     bare = dataclasses.replace(config(files, tmp_path), out=None)
     program.main(bare)
-    monkeypatch.setattr(program, "run_all", lambda *arguments: (_ for _ in ()).throw(program.Stopped()))
+    monkeypatch.setattr(evaluate, "run_all", lambda *arguments: (_ for _ in ()).throw(Stopped()))
     with pytest.raises(SystemExit):
         program.main(bare)
     assert [path.name for path in sorted(Path("runs").iterdir())] == ["eval", "eval-2"]

@@ -24,9 +24,9 @@ from launch.configs.io import to_plain
 from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import execute
 from launch.run.run_folder import RunFolder, find_resume
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeAction
-from learner.grpo.update import LearnerConfig
-from rollout.sampler import RolloutConfig
+from rollout.config import RolloutConfig
 from stylevar.errors import UserError
 
 ROOT = Path(grpo.__file__).parents[1]
@@ -268,7 +268,7 @@ def test_every_field_is_a_flag(inputs, tmp_path):
 def test_bare_commands_run_the_demo_each_in_a_folder_of_its_own(inputs, tmp_path, monkeypatch, capsys):
     """No --preset and no --name; the rest makes the run one of milliseconds."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grpo, "start_worker", lambda config, stop: ColocatedWorker())
+    monkeypatch.setattr("launch.cluster.start.start_worker", lambda config, stop: ColocatedWorker())
     small = ["--init", f"{inputs}/sft", "--vae", f"{inputs}/sft", "--shards", f"{inputs}/train-*.tar", "--novel"]
     small += ["--heldout", f"{inputs}/heldout-*.tar", "--steps", "1", "--conditions", "1", "--group", "2"]
     small += ["--lora-rank", "2", "--threads", "1", "--device", "cpu"]

@@ -16,11 +16,11 @@ from PIL import Image
 from data.triplets import load_image_u8
 from launch import infer
 from launch.common import cli
-from launch.stylise.best_of import ScoreConfig
-from launch.stylise.pretrained import ModelSource
+from launch.stylise.config import InferConfig, ModelSource, ScoreConfig
+from launch.stylise.run import Stylist
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError
-from stylevar.pipeline import Sampling
+from stylevar.sampling_config import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-def config(files: Path, out: Path, **settings) -> infer.InferConfig:
+def config(files: Path, out: Path, **settings) -> InferConfig:
     """Settings of whatever part they belong to; a single picture or folder need not be in a tuple."""
 
     def part(kind, **preset):
@@ -46,7 +46,7 @@ def config(files: Path, out: Path, **settings) -> infer.InferConfig:
     if "pairs" not in settings:
         settings = {"content": files / "content", "style": files / "style"} | settings
     sources = {k: (v,) for k, v in settings.items() if k in ("content", "style") and isinstance(v, Path)}
-    return infer.InferConfig(out, **(settings | sources), model=model, sampling=sampling, score=score)
+    return InferConfig(out, **(settings | sources), model=model, sampling=sampling, score=score)
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -159,7 +159,7 @@ def test_best_of_keeps_the_best_first(files, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished(files, tmp_path, monkeypatch, capsys):
-    work, calls = infer.Stylist.work, []
+    work, calls = Stylist.work, []
 
     def interrupted(self, batch):
         if calls:
@@ -167,7 +167,7 @@ def test_ctrl_c_keeps_what_is_finished(files, tmp_path, monkeypatch, capsys):
         calls.append(batch)
         work(self, batch)
 
-    monkeypatch.setattr(infer.Stylist, "work", interrupted)
+    monkeypatch.setattr(Stylist, "work", interrupted)
     with pytest.raises(KeyboardInterrupt):
         infer.main(config(files, tmp_path / "out", batch=1))
     monkeypatch.undo()
@@ -220,7 +220,7 @@ def test_bad_numbers_are_one_line_and_code_2(flag, value, tmp_path, monkeypatch,
     argv = ["infer.py", "--content", "a", "--style", "b", "--out", str(tmp_path / "out"), flag, value]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as end:
-        cli.exit_code(lambda: cli.run(infer.main, infer.InferConfig))
+        cli.exit_code(lambda: cli.run(infer.main, InferConfig))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {flag} {value}")
 
@@ -284,7 +284,7 @@ def test_a_compiled_model_draws_the_same_pictures(files, tmp_path):
 
 def test_without_pictures_the_demos_are_taken_each_time_into_a_new_folder(files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    bare = infer.InferConfig(model=ModelSource(init=str(files / "model.safetensors"), device="cpu"))
+    bare = InferConfig(model=ModelSource(init=str(files / "model.safetensors"), device="cpu"))
     infer.main(bare)
     said = capsys.readouterr().out
     assert "no pictures are given" in said
@@ -309,9 +309,9 @@ def test_own_pictures_need_no_out(files, tmp_path, monkeypatch):
 
 def test_half_of_what_a_pair_needs(files, tmp_path):
     with pytest.raises(UserError, match="--content without --style: give both"):
-        infer.InferConfig(content=(files / "content",))
+        InferConfig(content=(files / "content",))
     with pytest.raises(UserError, match="--style without --content: give both"):
-        infer.InferConfig(style=(files / "style",))
+        InferConfig(style=(files / "style",))
     with pytest.raises(UserError, match=r"--out .*one\.png: give a folder"):
-        infer.main(infer.InferConfig(tmp_path / "one.png"))
+        infer.main(InferConfig(tmp_path / "one.png"))
     assert not list(tmp_path.iterdir())

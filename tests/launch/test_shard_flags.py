@@ -7,9 +7,9 @@ import tyro
 
 from launch.configs.grpo import GrpoConfig
 from launch.configs.sft import SftConfig
-from launch.evaluation.baselines.training import TrainAdainConfig
+from launch.configs.vqvae import TrainVqvaeConfig
+from launch.evaluation.baselines.config import TrainAdainConfig
 from launch.evaluation.config import EvalConfig
-from launch.train_vqvae import TrainVqvaeConfig
 
 FLAGS = [
     (GrpoConfig, "shards"),

@@ -14,14 +14,15 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.augment import AugmentConfig
+from data.config import AugmentConfig
 from launch import train_adain
 from launch.common.defaults import DEMO_DATA
 from launch.common.stop import STOPPED, StopRequest
 from launch.evaluation.baselines.build import build_baseline
+from launch.evaluation.baselines.config import TrainAdainConfig
 from launch.evaluation.baselines.decoder import decoder_notes
 from launch.evaluation.baselines.pairs import PairBatch, PairBatches, open_train
-from launch.evaluation.baselines.training import DECODER_FILE, AdainRun, TrainAdainConfig, train
+from launch.evaluation.baselines.training import DECODER_FILE, AdainRun, train
 from learner.supervised.schedule import ScheduleConfig
 from stylevar.errors import UserError
 
@@ -103,7 +104,7 @@ def test_stopped_it_saves_what_it_has_and_goes_on_from_there(shard, tmp_path):
 
 
 def test_ctrl_c_ends_with_its_own_code(shard, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_adain, "train", lambda config: (config.out / DECODER_FILE, False))
+    monkeypatch.setattr("launch.evaluation.baselines.training.train", lambda config: (config.out / DECODER_FILE, False))
     code = program.exit_code(monkeypatch, train_adain.main, "--shards", shard, "--out", tmp_path / "out")
     assert code == STOPPED
     assert "continue with --init" in capsys.readouterr().out

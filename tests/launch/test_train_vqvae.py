@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from launch import train_vqvae as program
 from launch.common.stop import StopRequest
 from launch.configs.shape import VaeShape
-from launch.train_vqvae import TokenizerRun, TrainVqvaeConfig
-from learner.supervised.vqvae import TokenizerStepConfig, mirrored
+from launch.configs.vqvae import TrainVqvaeConfig
+from launch.supervised.vqvae import TokenizerRun, psnr
+from learner.supervised.config import TokenizerStepConfig
+from learner.supervised.vqvae import mirrored
 from stylevar.errors import UserError
 
 SHAPE = VaeShape(patch_nums=(1, 2, 3), V=32, Cvae=8, ch=32, ch_mult=(1, 1, 1))
@@ -68,7 +70,7 @@ def test_training_brings_reconstructions_nearer(shard, tmp_path):
     run = TokenizerRun(
         config(shard, tmp_path, steps=40, eval_every=100, step=TokenizerStepConfig(lr=3e-3)), torch.device("cpu")
     )
-    before = program.psnr(run.learner.average, run.heldout["stylised"])
+    before = psnr(run.learner.average, run.heldout["stylised"])
     assert run.loop(StopRequest())
     assert run.history[-1]["psnr_stylised_db"] > before + 1
 

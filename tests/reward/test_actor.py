@@ -8,7 +8,7 @@ import torch
 
 from launch.common.ray_cluster import init_patiently
 from reward.actor import RewardWorker
-from reward.base import RewardConfig
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
 from stylevar.contracts import ConditionBatch, References
 from stylevar.errors import UserError

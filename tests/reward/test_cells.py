@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward.base import RewardConfig
 from reward.build import build_distance
 from reward.cells import CELLS, to_grid
+from reward.config import RewardConfig
 from reward.scorer import RewardScorer, build_scorer
 from stylevar.contracts import References
 from stylevar.errors import UserError

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from reward.base import PerceptualDistance, RewardConfig
+from reward.base import PerceptualDistance
 from reward.build import build_distance
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
 from stylevar.contracts import References
 from stylevar.errors import UserError

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from reward.base import RewardConfig
 from reward.build import build_distance
+from reward.config import RewardConfig
 from reward.dreamsim import DINO_FULL_FILE, DINO_HUB_FILE, DreamSimDistance, _dino_backbone
 from reward.scorer import RewardScorer
 from stylevar.contracts import References

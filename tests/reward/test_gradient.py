@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward.base import PerceptualDistance, RewardConfig
+from reward.base import PerceptualDistance
+from reward.config import RewardConfig
 from reward.pixels import ColorDistance, EdgeDistance, PsnrDistance, SsimDistance
 from reward.scorer import RewardScorer, build_scorer
 from reward.weighted import Part, WeightedSum

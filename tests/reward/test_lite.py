@@ -11,8 +11,8 @@ from PIL import Image
 from data.shards import TripletShards, expand_shards
 from data.triplets import decode_u8
 from launch.common.defaults import DEMO_DATA
-from reward.base import RewardConfig
 from reward.build import build_distance
+from reward.config import RewardConfig
 from reward.lite import PIXEL_WEIGHT, LiteDistance, LiteFeatures
 from reward.scorer import RewardScorer, build_scorer
 from stylevar.contracts import References

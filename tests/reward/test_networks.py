@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.transforms.v2 import functional as tv
 
-from reward.base import RewardConfig
 from reward.build import build_distance
 from reward.cells import CELLS
+from reward.config import RewardConfig
 from reward.lpips import VGG16
 from reward.scorer import build_scorer
 from reward.vgg import VGG19, FeatureMaps, _structure_kl, gram_matrix

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from reward.actor import RewardWorker
-from reward.base import Embedding, RewardConfig
+from reward.base import Embedding
+from reward.config import RewardConfig
 from reward.lite import LiteDistance
 from reward.scorer import build_scorer
 from reward.statistics import STATISTICS

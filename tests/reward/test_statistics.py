@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward.base import RewardConfig
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
 from reward.statistics import STATISTICS, color_entropy, group_diversity, image_statistics, of_images
 from stylevar.contracts import References

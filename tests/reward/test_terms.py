@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from launch.configs.grpo import load_config
-from reward.base import RewardConfig
 from reward.build import build_distance
+from reward.config import RewardConfig
 from reward.metrics import independent_metrics
 from reward.scorer import build_scorer
 from reward.terms import Term, parse_terms

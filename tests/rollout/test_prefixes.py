@@ -6,8 +6,9 @@ import pytest
 import small_model
 import torch
 
+from rollout.config import RolloutConfig
 from rollout.prefixes import images_to_score
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.contracts import PolicyVersion
 from stylevar.images import pm1_to_u8
 

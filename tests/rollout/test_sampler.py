@@ -8,7 +8,8 @@ import pytest
 import small_model
 import torch
 
-from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.capture import Captured
 from stylevar.conditions import guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch, PolicyVersion

@@ -13,8 +13,8 @@ from PIL import Image
 
 from stylevar.errors import UserError
 from stylevar.pictures import to_u8
-from stylevar.pipeline import Sampling, StyleVARPipeline
-from stylevar.sampling_config import SamplingConfig
+from stylevar.pipeline import StyleVARPipeline
+from stylevar.sampling_config import Sampling, SamplingConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,11 @@ import pytest
 import small_model
 import torch
 
-from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch, usual_mismatch
+from learner.grpo.config import LearnerConfig
+from learner.grpo.update import GrpoLearner, LogprobMismatch, usual_mismatch
 from learner.lesson import Lesson
-from rollout.sampler import ConditionCache, GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import ConditionCache, GroupSampler
 from stylevar.adapters import Adapters
 from stylevar.attention import SHORT, attend
 from stylevar.contracts import PolicyVersion

@@ -21,7 +21,8 @@ from launch.configs.io import absolute_source, to_plain
 from launch.configs.sft import SftConfig
 from launch.evaluation.config import EvalConfig
 from launch.evaluation.stylizer import CheckpointStylizer, Method, build_stylizer
-from launch.stylise.pretrained import ModelSource
+from launch.stylise.config import ModelSource
+from launch.stylise.pretrained import load_pipeline
 from launch.supervised.start import starting_model
 from learner.grpo.trainer import Trainer
 from stylevar.checkpoint import State, load_pair, read_architecture, save_model
@@ -144,7 +145,7 @@ def hub(files, monkeypatch) -> None:
 
 
 def by_infer(source: str, vae: str, out: Path) -> State:
-    return ModelSource(init=source, device="cpu").load().model.state_dict()
+    return load_pipeline(ModelSource(init=source, device="cpu")).model.state_dict()
 
 
 def by_eval(source: str, vae: str, out: Path) -> State:

@@ -9,7 +9,8 @@ import tiny
 import torch
 import torch.distributed as dist
 
-from learner.supervised.step import SftLearner, SftStepConfig
+from learner.supervised.config import SftStepConfig
+from learner.supervised.step import SftLearner
 from stylevar.contracts import ConditionBatch
 
 CONFIG = SftStepConfig(alpha_jitter=0.2, ema=0.9)

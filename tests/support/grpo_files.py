@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from launch.configs.grpo import GrpoConfig, MonitorConfig
+from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeConfig
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar import build_vae_stylevar
 from stylevar.checkpoint import save_model, save_vae
 

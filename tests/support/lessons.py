@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from learner.lesson import Lesson
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.adapters import Adapters
 from stylevar.conditions import ConditionState
 from stylevar.contracts import PolicyVersion, Trajectories

@@ -7,8 +7,7 @@ from pathlib import Path
 import tiny
 
 from data.convert import folder
-from data.convert.block import ConvertConfig, FilterConfig
-from data.convert.picture import PictureConfig
+from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.run import convert
 from data.convert.split import SplitConfig
 

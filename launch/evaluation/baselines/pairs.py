@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.augment import AugmentConfig, augment
+from data.augment import augment
+from data.config import AugmentConfig
 from data.convert.split import SPLITS
 from data.index import expand_shards, index_triplets
 from data.shard_writer import ROLES

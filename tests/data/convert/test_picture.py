@@ -9,7 +9,8 @@ import pytest
 from icc_profiles import PROPHOTO, gamma_curve, matrix_profile
 from PIL import Image
 
-from data.convert.picture import PictureConfig, prepare_picture
+from data.convert.config import PictureConfig
+from data.convert.picture import prepare_picture
 from data.convert.source import identity
 from data.triplets import UnusableImage, decode_u8
 

@@ -19,8 +19,9 @@ from program import exit_code
 
 from launch import bench
 from launch.benchmarks import learn
+from launch.benchmarks.config import Learn
 from launch.benchmarks.gains import Gain, Learned, Point, markdown
-from launch.benchmarks.learn import Learn, steps_within, time_step
+from launch.benchmarks.learn import steps_within, time_step
 from launch.benchmarks.learn_plot import figure
 from launch.benchmarks.variants import read_variants
 from launch.configs.grpo import demo
@@ -63,12 +64,12 @@ def finished(tmp_path_factory) -> Iterator[Comparison]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learn, "start_worker", start)
         with pytest.raises(SystemExit) as stopped:
-            asked.run()
+            learn.run(asked)
         assert stopped.value.code == 130
         known = [variant["name"] for variant in json.loads((out / "learn.json").read_text())["variants"]]
         for _ in range(2):
             begun.append([])
-            asked.run()
+            learn.run(asked)
         yield Comparison(asked, begun, known)
 
 
@@ -121,11 +122,11 @@ def test_other_settings_are_not_mixed_into_old_runs(finished):
     with pytest.raises(
         UserError, match=r"runs of fast have begun with other settings \(learner\.lr\): choose another --out"
     ):
-        replace(finished.asked, variants=(shared, slow, "fast: --steps 4 --lr 0.06")).run()
+        learn.run(replace(finished.asked, variants=(shared, slow, "fast: --steps 4 --lr 0.06")))
     with pytest.raises(UserError, match=r"the runs of slow have begun with other settings \(points\)"):
-        replace(finished.asked, points=3).run()
+        learn.run(replace(finished.asked, points=3))
     with pytest.raises(UserError, match=r"slow have begun with other settings \(steps, seconds, trajectories\)") as error:
-        replace(finished.asked, variants=(shared, "slow:")).run()
+        learn.run(replace(finished.asked, variants=(shared, "slow:")))
     assert "\n" not in str(error.value)
     assert (finished.asked.out / "learn.json").read_text() == before
 
@@ -204,9 +205,9 @@ def test_a_plan_by_which_nothing_was_done_may_change(tmp_path, monkeypatch):
     monkeypatch.setattr(learn, "time_step", lambda config: 3.0 if config.learner.credit == "gradient" else 1.0)
     monkeypatch.setattr(learn, "train", train)
     with pytest.raises(UserError, match="--seconds 2 --trajectories 0: give more"):
-        Learn(out=tmp_path, seconds=2).run()
+        learn.run(Learn(out=tmp_path, seconds=2))
     with pytest.raises(Stop):
-        Learn(out=tmp_path, seconds=9, points=4).run()
+        learn.run(Learn(out=tmp_path, seconds=9, points=4))
     assert done == [("trajectory-seed0", 9, 3)]
     plans = {name: json.loads((tmp_path / "plans" / f"{name}.json").read_text()) for name in ("trajectory", "gradient")}
     assert {name: plan["steps"] for name, plan in plans.items()} == {"trajectory": 9, "gradient": 3}

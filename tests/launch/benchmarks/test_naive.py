@@ -10,9 +10,10 @@ from torch import Tensor
 from launch.benchmarks.compare import naive_flops
 from launch.benchmarks.naive import NaiveModel
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import GroupSampler, RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced_features
 from stylevar.contracts import PolicyVersion
 from stylevar.images import u8_to_pm1

@@ -11,18 +11,19 @@ import torch
 from program import exit_code
 
 from launch import bench
-from launch.benchmarks import step as step_module
-from launch.benchmarks.cost import Cell, Cost
-from launch.benchmarks.infer import BatchResult, Infer, InferResult
+from launch.benchmarks import cost, infer, step
+from launch.benchmarks.config import Cost, Effort, Infer, Step
+from launch.benchmarks.cost import Cell
+from launch.benchmarks.infer import BatchResult, InferResult
 from launch.benchmarks.model import build_model
 from launch.benchmarks.result import PhaseResult
-from launch.benchmarks.step import PHASES, TRANSFORMER, Effort, Step, StepResult
+from launch.benchmarks.step import PHASES, TRANSFORMER, StepResult
 from launch.configs.shape import ModelShape
 from launch.sizing.flops import count_flops
 from launch.sizing.phases import Workload
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.contracts import References
 from stylevar.errors import UserError
 
@@ -45,7 +46,7 @@ def tiny(**changes: Any) -> Step:
 
 
 def test_the_plot_has_a_bar_for_each_phase(tmp_path, capsys):
-    tiny(plot=tmp_path / "step.svg").run()
+    step.run(tiny(plot=tmp_path / "step.svg"))
     drawn = (tmp_path / "step.svg").read_text()
     assert all(f"<!-- {phase} -->" in drawn for phase in ("rollout", "update backward"))
     assert "rollout" in capsys.readouterr().out
@@ -59,7 +60,7 @@ def test_naive_inference_is_compared_in_fp32_only():
 
 
 def test_a_step_is_measured_phase_by_phase_with_the_flops_of_the_plan():
-    result = tiny(conditions=2, reward="lite").measure()
+    result = step.measure(tiny(conditions=2, reward="lite"))
     assert list(result.phases) == [*PHASES, "other"]
     work = Workload(build_model(TINY).arch, LEARNER, ROLLOUT, RewardConfig())
     planned = count_flops(work).per_step(2, 2, passes=1, optimizer_steps=1)
@@ -74,7 +75,7 @@ def test_a_step_is_measured_phase_by_phase_with_the_flops_of_the_plan():
 
 
 def test_the_naive_model_goes_through_the_same_step():
-    result = tiny(compare_naive=True).measure()
+    result = step.measure(tiny(compare_naive=True))
     comparison = result.comparison
     assert comparison is not None
     assert comparison.tokens_equal == 1
@@ -86,7 +87,7 @@ def test_the_naive_model_goes_through_the_same_step():
 
 
 def test_json_has_the_documented_keys(capsys):
-    tiny(json=True).run()
+    step.run(tiny(json=True))
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {field.name for field in fields(StepResult)}
     assert set(printed["phases"]["rollout"]) == {field.name for field in fields(PhaseResult)}
@@ -95,7 +96,7 @@ def test_json_has_the_documented_keys(capsys):
 
 def test_rewards_of_none_differ_within_a_group():
     images = torch.zeros(2, 3, 3, 4, 4, dtype=torch.uint8)
-    rewards = step_module.RandomRewards().score(images, References(images[:, 0])).rewards
+    rewards = step.RandomRewards().score(images, References(images[:, 0])).rewards
     assert rewards.shape == (2, 3)
     assert len(set(rewards.flatten().tolist())) == 6
 
@@ -104,9 +105,9 @@ def test_settings_that_cannot_be_are_refused(monkeypatch, capsys):
     with pytest.raises(UserError, match="--reward pretty: unknown; choose one of none, lite, dreamsim"):
         tiny(reward="pretty")
     with pytest.raises(UserError, match="--compare-naive: leave --kv-cache"):
-        tiny(rollout=RolloutConfig(group=2, kv_cache="paper"), compare_naive=True).measure()
+        step.measure(tiny(rollout=RolloutConfig(group=2, kv_cache="paper"), compare_naive=True))
     with pytest.raises(UserError, match="--compare-naive: .* leave out --credit vmr"):
-        tiny(rollout=RolloutConfig(group=4), learner=LearnerConfig(credit="vmr"), compare_naive=True).measure()
+        step.measure(tiny(rollout=RolloutConfig(group=4), learner=LearnerConfig(credit="vmr"), compare_naive=True))
     assert exit_code(monkeypatch, bench.main, "step", "--reward", "pretty") == 2
     assert "pretty" in "".join(capsys.readouterr())
     assert exit_code(monkeypatch, bench.main, "step", "--reward", "dreamsim", "--depth", "1", "--ch", "32") == 2
@@ -114,7 +115,7 @@ def test_settings_that_cannot_be_are_refused(monkeypatch, capsys):
 
 
 def test_inference_is_measured_for_every_batch_size(capsys):
-    Infer(TINY, ONCE, batch_sizes=(2, 1), device="cpu", json=True, compare_naive=True).run()
+    infer.run(Infer(TINY, ONCE, batch_sizes=(2, 1), device="cpu", json=True, compare_naive=True))
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {field.name for field in fields(InferResult)}
     one, two = printed["batches"]
@@ -126,7 +127,7 @@ def test_inference_is_measured_for_every_batch_size(capsys):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_cost_is_tabulated(capsys, as_json):
-    Cost(TINY, RolloutConfig(), LEARNER, ONCE, groups=(2, 3), conditions=(1, 2), device="cpu", json=as_json).run()
+    cost.run(Cost(TINY, RolloutConfig(), LEARNER, ONCE, groups=(2, 3), conditions=(1, 2), device="cpu", json=as_json))
     printed = capsys.readouterr().out
     if as_json:
         cells = [Cell(**cell) for cell in json.loads(printed)]
@@ -139,6 +140,6 @@ def test_cost_is_tabulated(capsys, as_json):
 
 
 def test_a_result_reads_as_tables():
-    text = tiny(effort=Effort(repeat=2, warmup=0)).measure().text()
+    text = step.measure(tiny(effort=Effort(repeat=2, warmup=0))).text()
     assert all(phase in text for phase in PHASES)
     assert "of peak" in text

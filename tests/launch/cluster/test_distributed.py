@@ -25,8 +25,8 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.reports import StepReport
 from launch.rl.run import execute
 from launch.run.run_folder import find_resume
-from learner.grpo.update import LearnerConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from rollout.config import RolloutConfig
 
 ONE = ClusterConfig(placement="distributed", check_weights=True, unit=1)
 NO_MERGES = {"merge": replace(config(Path(), Path()).merge, peak_min_steps=10**6)}

@@ -15,7 +15,7 @@ from launch.cluster.pool import Member
 from launch.cluster.weights import Weights, WeightsDiverged
 from learner.grpo.actor import WeightsInfo
 from rollout.actor import RolloutWorker, SyncInfo, WrongVersion
-from rollout.sampler import RolloutConfig
+from rollout.config import RolloutConfig
 from stylevar.contracts import PolicyVersion
 from stylevar.policy import Policy, PolicySource
 from stylevar.wire import AdapterWire

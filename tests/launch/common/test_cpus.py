@@ -81,7 +81,7 @@ def test_threads_that_are_left_open_are_not_written_down(tmp_path: Path, monkeyp
     settings = config(write_inputs(tmp_path / "inputs"), tmp_path / "runs", steps=1, threads=0)
     before = torch.get_num_threads()
     monkeypatch.setattr(colocated, "available_cpus", lambda: 3)
-    monkeypatch.setattr(grpo, "start_worker", lambda config, stop: ColocatedWorker())
+    monkeypatch.setattr("launch.cluster.start.start_worker", lambda config, stop: ColocatedWorker())
     try:
         grpo.main(settings, None)
         assert torch.get_num_threads() == 3

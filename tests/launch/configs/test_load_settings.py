@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.mixture import MixtureConfig
+from data.config import MixtureConfig
 from launch.configs.grpo import GrpoConfig, demo
 from launch.configs.io import load_settings, to_plain
 from launch.configs.sft import SftConfig

@@ -24,9 +24,9 @@ from launch.dry_run.plan import _verdict, _WhatIf
 from launch.dry_run.roles import Hardware, place, schedule_of, with_rollout_workers
 from launch.dry_run.simulate import Prediction, Schedule
 from launch.sizing.flops import Flops
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError
 
@@ -61,7 +61,7 @@ def _no_ray(monkeypatch):
     def started(*args: object) -> None:
         raise AssertionError("a dry run has reached for Ray")
 
-    monkeypatch.setattr(grpo, "start_worker", started)
+    monkeypatch.setattr("launch.cluster.start.start_worker", started)
 
 
 def number(pattern: str, text: str) -> float:

@@ -20,8 +20,8 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import execute, report
 from launch.run_report.page import render
 from launch.run_report.record import read_run
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
 from stylevar.errors import UserError
 
 REWARD = RewardConfig("lite@content=2,color@style=0.05")

@@ -61,7 +61,7 @@ def program(monkeypatch):
     def run(*argv: object, stop_at: int = -1, die_at: int = -1) -> int:
         worker = Worker()
         worker.stop_at, worker.die_at = stop_at, die_at
-        monkeypatch.setattr(grpo, "start_worker", lambda *_: worker)
+        monkeypatch.setattr("launch.cluster.start.start_worker", lambda *_: worker)
         try:
             grpo.cli([str(word) for word in argv])
         except SystemExit as end:

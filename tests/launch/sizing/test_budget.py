@@ -12,9 +12,9 @@ from launch.configs.cluster import ROLES, ClusterConfig
 from launch.configs.grpo import GrpoConfig
 from launch.sizing.budget import RESERVE, Choice, choose, workload
 from launch.sizing.memory import MemoryPlan
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.errors import UserError
 
 ARCH = small_model.build(patch_nums=(1, 2, 4, 8), V=96, depth=3, ch_mult=(1, 1, 1, 1)).arch

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.sizing.flops import Flops, _measure, _reward, count_flops
 from launch.sizing.phases import META, Phases, Workload, over_depth
-from learner.grpo.update import LearnerConfig
-from reward.base import RewardConfig
-from rollout.sampler import RolloutConfig
+from learner.grpo.config import LearnerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
 from stylevar.build import build_from_config
 from stylevar.config import ModelConfig
 

@@ -23,11 +23,13 @@ from launch.sizing.memory import (
 from launch.sizing.phases import Phases, Workload
 from launch.sizing.trace import peak_bytes, saved_bytes
 from learner.credit.gradient import token_slopes
-from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.grpo.config import LearnerConfig
+from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
-from reward.base import RewardConfig
+from reward.config import RewardConfig
 from reward.scorer import build_scorer
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.cache import KVCache
 from stylevar.conditions import ConditionState, guide_queries
 from stylevar.config import ModelConfig

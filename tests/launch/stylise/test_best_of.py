@@ -9,7 +9,8 @@ from torch import Tensor
 from data.index import expand_shards
 from data.shards import TripletShards
 from launch.common.defaults import DEMO_DATA
-from launch.stylise.best_of import Judge, Judged, ScoreConfig, grey
+from launch.stylise.best_of import Judge, Judged, grey
+from launch.stylise.config import ScoreConfig
 from stylevar.errors import UserError
 
 

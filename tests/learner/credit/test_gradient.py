@@ -12,8 +12,9 @@ from lessons import lesson, sampled
 from torch import Tensor, nn
 
 from learner.credit.gradient import GradientCredit, token_slopes
+from learner.grpo.config import LearnerConfig
 from learner.grpo.loss import code_loss
-from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
 from stylevar.contracts import Trajectories
 from stylevar.logprobs import token_terms

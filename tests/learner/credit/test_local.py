@@ -10,8 +10,9 @@ from lessons import lesson, sampled
 from torch import Tensor
 
 from learner.credit.local import LocalCredit, window_means, windows
+from learner.grpo.config import LearnerConfig
 from learner.grpo.loss import grpo_loss
-from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
 from stylevar.errors import UserError
 

@@ -11,8 +11,9 @@ from lessons import lesson, sampled
 from torch import Tensor, nn
 
 from learner.credit.prefix import PrefixCredit
+from learner.grpo.config import LearnerConfig
 from learner.grpo.loss import grpo_loss
-from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
 
 VOCAB = 3

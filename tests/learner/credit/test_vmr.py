@@ -15,10 +15,12 @@ from torch import Tensor
 from launch.configs.grpo import GrpoConfig, demo
 from learner.credit.trajectory import group_advantages
 from learner.credit.vmr import VmrCredit
+from learner.grpo.config import LearnerConfig
 from learner.grpo.loss import grpo_loss
-from learner.grpo.update import GrpoLearner, LearnerConfig
+from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.branching import Branching
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError

@@ -12,11 +12,13 @@ import small_model
 import torch
 from golden_model import condition_major, tensors
 
+from learner.grpo.config import LearnerConfig
 from learner.grpo.loss import grpo_loss
 from learner.grpo.panw import panw_weights
-from learner.grpo.update import GrpoLearner, LearnerConfig, LogprobMismatch
+from learner.grpo.update import GrpoLearner, LogprobMismatch
 from learner.lesson import Lesson
-from rollout.sampler import GroupSampler, RolloutConfig
+from rollout.config import RolloutConfig
+from rollout.sampler import GroupSampler
 from stylevar.adapters import Adapters
 from stylevar.conditions import encode_conditions, guide_queries
 from stylevar.contracts import PolicyVersion, Scores, Trajectories

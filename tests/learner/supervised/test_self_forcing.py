@@ -7,8 +7,9 @@ import torch
 
 from data.shards import TripletShards
 from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from learner.supervised.config import SftStepConfig
 from learner.supervised.self_forcing import guess, self_forced
-from learner.supervised.step import SftLearner, SftStepConfig
+from learner.supervised.step import SftLearner
 from stylevar.checkpoint import load_pair
 from stylevar.images import u8_to_pm1
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from learner.supervised.step import SftLearner, SftStepConfig, decay_groups
+from learner.supervised.config import SftStepConfig
+from learner.supervised.step import SftLearner, decay_groups
 from learner.supervised.token_cache import TokenCache, tokenize
 from learner.supervised.validation import ValidationSums
 from stylevar.contracts import ConditionBatch
