@@ -12,6 +12,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # nohup and some CI runners have programs ignore signals, which ours respect and pass on: tests send them.
 for number in (signal.SIGHUP, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore for what they run in the background
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
