@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the demo's VQ-VAE and StyleVAR on one GPU in about ten minutes, and evaluate them.
+# Train the demo's VQ-VAE and StyleVAR on one GPU, for 3 and 5 minutes, and evaluate them.
 #
 #   data/demo/train.sh CORPUS OUT
 #

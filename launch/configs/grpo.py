@@ -136,8 +136,8 @@ class GrpoConfig:
         group = self.rollout.group
         if self.learner.branch_after is not None and (group % 2 or group < 4):
             raise UserError(
-                f"--group {group}: with --credit vmr, must be even and at least 4, two trajectories for each of two "
-                f"prefixes; give --group {max(4, group + group % 2)}"
+                f"--group {group}: must be even and at least 4 with --credit vmr, which compares pairs of trajectories; "
+                f"give --group {max(4, group + group % 2)}"
             )
         if Path(self.name).name != self.name or self.name in ("", ".", ".."):
             raise UserError(f"--name {self.name!r}: a single folder name is needed; put the path into --runs")

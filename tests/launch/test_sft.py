@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -285,17 +287,17 @@ def test_a_finished_run_has_nothing_left_to_do(finished, monkeypatch, capsys):
 
 
 def test_a_run_ends_with_its_minutes_and_its_learning_rate_falls_in_time(files, tmp_path, monkeypatch, capsys):
-    minutes = ["--minutes", "0.03", "--schedule", "linear", "--lr-end", "0", "--warmup", "0"]
-    run(*flags(files, tmp_path, "--name", "timed", "--steps", "1000000", "--checkpoint-every", "1000000", *minutes))
+    clock = itertools.count(step=15)  # read at both ends of a step, so that each takes a quarter of a minute
+    monkeypatch.setattr("launch.supervised.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    minutes = ["--minutes", "2", "--schedule", "linear", "--lr-end", "0", "--warmup", "0", "--lr", "1e-3"]
+    run(*flags(files, tmp_path, "--name", "timed", "--steps", "1000000", *minutes))
     folder = tmp_path / "timed"
-    state = json.loads((folder / "model" / "training.json").read_text())
-    assert 0 < state["steps"] < 1_000_000
-    rates = [rate for _, rate in scalars(folder, "lr")]
-    assert len(rates) == 1 or rates[-1] < rates[0]
+    assert json.loads((folder / "model" / "training.json").read_text())["steps"] == 8
+    assert [rate for _, rate in scalars(folder, "lr")] == pytest.approx([1e-3 * (1 - step / 8) for step in range(8)])
     assert main(monkeypatch, "--resume", str(folder)) == 0
-    assert "is finished after 0.03 minutes of training, nothing is left to do" in capsys.readouterr().out
-    assert main(monkeypatch, "--resume", str(folder), "--minutes", "0.06") == 0
-    assert json.loads((folder / "model" / "training.json").read_text())["steps"] > state["steps"]
+    assert "is finished after 2 minutes of training, nothing is left to do" in capsys.readouterr().out
+    assert main(monkeypatch, "--resume", str(folder), "--minutes", "2.5") == 0
+    assert json.loads((folder / "model" / "training.json").read_text())["steps"] == 10
 
 
 def test_an_extended_run_goes_on_as_the_flags_said(files, tmp_path, monkeypatch, capsys):

@@ -154,7 +154,7 @@ def test_variants_are_methods_or_names_with_flags():
         (["a: --nope 3"], "--variants, a: Unrecognized options: --nope, 3; `python"),
         (["a: --lr '1"], "--variants, a: No closing quotation"),
         (["a: --group 1"], "--variants, a: --group 1"),
-        (["vmr"], "--variants, vmr: --group 2: with --credit vmr, must be even and at least 4"),
+        (["vmr"], "--variants, vmr: --group 2: must be even and at least 4 with --credit vmr"),
         (["a: --seed 3"], "--variants, a: --seed is the same for all variants: give bench.py learn --seeds"),
         (["a: --eval_every 3"], "--eval-every is the same for all variants: give bench.py learn --points"),
         (["a: --dry-run"], "leave out --dry-run and --what-if"),

@@ -171,7 +171,7 @@ def test_settings_that_cannot_be_are_refused():
 
 @pytest.mark.parametrize(("group", "remedy"), [(2, 4), (3, 4), (5, 6)])
 def test_a_group_that_cannot_branch_is_refused(group, remedy):
-    said = f"^--group {group}: with --credit vmr, must be even and at least 4, .*; give --group {remedy}$"
+    said = f"^--group {group}: must be even and at least 4 with --credit vmr, .*; give --group {remedy}$"
     with pytest.raises(UserError, match=said):
         GrpoConfig(rollout=RolloutConfig(group=group), learner=LearnerConfig(credit="vmr"))
 
