@@ -43,9 +43,9 @@ class Judge:
 
     No part is enough alone: a copy of the content satisfies the first, a copy of the style picture the other two. The
     default weights were chosen with lite and an early model of the demo, on 80 held-out conditions with known targets, 8
-    samples each. There, the sample with the best reward is 0.033 (standard error 0.007) nearer to the target than the average
-    sample; the nearest of the 8 samples is 0.094 nearer. The targets themselves score better than all samples, better than
-    the content in 93 % of the conditions, and better than the style picture in 74 %.
+    samples each. There, the sample with the best reward is 0.033 (standard error 0.007) nearer to the target than the
+    average sample; the nearest of the 8 samples is 0.094 nearer. The targets themselves score better than all samples,
+    better than the content in 93 % of the conditions, and better than the style picture in 74 %.
     """
 
     def __init__(self, config: ScoreConfig, device: torch.device | str = "cpu") -> None:
