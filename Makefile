@@ -22,8 +22,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# worksteal keeps a file's tests together until one process runs out of work: no long file is left to the end.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # After the fast tests, run the slow ones one by one: they start Ray clusters and kill parts of them.
 test-all: test

@@ -179,5 +179,5 @@ def test_a_group_that_cannot_branch_is_refused(group, remedy):
 def test_the_demo_s_groups_are_too_small():
     usual = demo()
     learner = dataclasses.replace(usual.learner, credit="vmr")
-    with pytest.raises(UserError, match="^--group 2: with --credit vmr"):
+    with pytest.raises(UserError, match="^--group 2: must be even and at least 4 with --credit vmr"):
         dataclasses.replace(usual, learner=learner)
