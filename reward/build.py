@@ -18,6 +18,7 @@ from stylevar.errors import UserError
 
 _CLASSES = {
     "lite": "reward.lite:LiteDistance",
+    "lite_grey": "reward.lite:GreyDistance",
     "lpips": "reward.lpips:LpipsDistance",
     "lpips_alex": "reward.lpips:LpipsAlexDistance",
     "style": "reward.vgg:StyleDistance",

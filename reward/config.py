@@ -19,9 +19,10 @@ class RewardConfig:
     """What generated images are compared with, and how."""
 
     reward: str = "lite"
-    """The distance: dreamsim (the published reward), lite (built in, needs no weights), lpips, lpips_alex, style, content,
-    cfsd, clip, dino, ssim, psnr, edges or color; a weighted sum as dreamsim=5.0,lpips=1.0; or your own package.module:Class.
-    Each compares with the target; NAME@content or NAME@style compares with an input: dreamsim@content=2,color@style=0.05."""
+    """The distance: dreamsim (the published reward), lite or lite_grey (both built in, without weights), lpips, lpips_alex,
+    style, content, cfsd, clip, dino, ssim, psnr, edges or color; a weighted sum as dreamsim=5.0,lpips=1.0; or your own
+    package.module:Class. Each compares with the target; NAME@content or NAME@style compares with an input:
+    dreamsim@content=2,color@style=0.05."""
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None

@@ -16,6 +16,7 @@ from reward.cells import to_grid
 
 PIXEL_WEIGHT = 2.0
 GRID = 8
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class LiteFeatures(nn.Module):
@@ -88,6 +89,30 @@ class LiteDistance(PerceptualDistance):
         errors = (pixels_a - pixels_b).square().mean(1)
         rmse = errors.mean((1, 2), keepdim=True).sqrt().clamp_min(torch.finfo(errors.dtype).tiny)
         return 1 - torch.stack(cosines).mean(0) + PIXEL_WEIGHT * to_grid(errors / rmse)
+
+
+class GreyDistance(PerceptualDistance):
+    """The feature part of `LiteDistance` between the images in grey: shapes, whatever their colours."""
+
+    name = "lite_grey"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lite = LiteDistance()
+
+    def embed(self, images_01: Tensor) -> Embedding:
+        """fp32 [N, 3, H, W] in [0, 1] -> the embedding of `LiteDistance` of the grey images."""
+        return self.lite.embed(grey(images_01))
+
+    def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
+        """Distances fp32 [N]."""
+        return {"total": self.lite.compare(first, second)["features"]}
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma (ITU-R BT.601) of [..., 3, H, W] in all three channels."""
+    luma = torch.einsum("c,...chw->...hw", images.new_tensor(_LUMA), images)
+    return luma.unsqueeze(-3).expand_as(images)
 
 
 def _grid(level: Tensor) -> Tensor:

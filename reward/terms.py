@@ -11,6 +11,7 @@ from stylevar.references import Reference
 
 NAMES = (
     "lite",
+    "lite_grey",
     "dreamsim",
     "lpips",
     "lpips_alex",

@@ -10,35 +10,34 @@ import tyro
 from annotated_types import Ge, Le
 
 from launch.common.defaults import DEMO_MODEL
-from reward.config import DreamSimType
+from reward.config import RewardConfig
 from stylevar.bounds import check_bounds
 from stylevar.config import Precision
 from stylevar.errors import UserError
 from stylevar.fit import Fit, Restore
 from stylevar.sampling_config import Sampling
 
+USUAL_REWARD = "lite_grey@content=1,lite@style=0.25,color@style=0.02"
+"""Results are compared with the content in grey, so that new colours cost nothing, and with the style and its palette.
 
-@dataclass(frozen=True)
-class ScoreConfig:
-    """How results are scored without a target."""
+No term is enough alone: a copy of the content satisfies the first, a copy of the style picture the others. The weights were
+chosen with an early model of the demo, on 80 held-out conditions with known targets. There, the targets themselves score
+better than all samples, better than the content in 93 % of the conditions, and better than the style picture in 74 %.
+"""
 
-    reward: Literal["lite", "dreamsim"] = "lite"
-    """Perceptual distance behind the reward; dreamsim needs its weights on disk, lite is built in."""
-    dreamsim_type: DreamSimType = "dino_vitb16"
-    """Which DreamSim model. Used only with --reward dreamsim."""
-    dreamsim_cache: str | None = None
-    """Folder that holds DreamSim's weight files. Required with --reward dreamsim."""
-    content_weight: Annotated[float, Ge(0)] = 1.0
-    """Weight of the distance to the content, compared in grey so that new colours are not penalised."""
-    style_weight: Annotated[float, Ge(0)] = 0.25
-    """Weight of the distance to the style picture; keep it small, because it also rewards copying the picture's scene."""
-    palette_weight: Annotated[float, Ge(0)] = 0.02
-    """Weight of the difference in colour statistics from the style, in CIELAB units."""
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if not (self.content_weight or self.style_weight or self.palette_weight):
-            raise UserError("--content-weight, --style-weight and --palette-weight are all 0: one must be positive")
+def usual_reward() -> RewardConfig:
+    """The reward of results, for which there is no target."""
+    return RewardConfig(reward=USUAL_REWARD)
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Raise UserError if the reward compares with a target."""
+    if (name := config.target_term) is not None:
+        raise UserError(
+            f"--reward {config.reward}: {name} compares with a target, which new pictures do not have; write "
+            f"{name}@content or {name}@style"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,12 @@ class InferConfig:
     skip_existing: bool = False
     """Skip pairs whose results exist."""
     sampling: Sampling = field(default_factory=Sampling)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
+    reward: RewardConfig = field(default_factory=usual_reward)
     model: ModelSource = field(default_factory=ModelSource)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_reward(self.reward)
         if self.best_of and self.best_of < self.sampling.num_samples:
             raise UserError(f"--best-of {self.best_of}: must be 0 or at least --num-samples {self.sampling.num_samples}")
         if self.pairs is None and bool(self.content) != bool(self.style):
@@ -116,7 +116,8 @@ class AppConfig:
     port: Annotated[int, Ge(1), Le(65535)] = 7860
     """Port to serve the page on."""
     model: ModelSource = field(default_factory=ModelSource)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
+    reward: RewardConfig = field(default_factory=usual_reward)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_reward(self.reward)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.stylise.best_of import Judge
 from launch.stylise.config import AppConfig
 from launch.stylise.pretrained import load_pipeline
 from launch.stylise.session import MAX_SAMPLES, Session, example_photos, example_styles
+from reward.scorer import build_scorer
 from stylevar.errors import UserError
 from stylevar.sampling_config import Sampling
 
@@ -97,7 +97,7 @@ def serve(config: AppConfig, block: bool = True) -> Any:
     """Load the model and serve the page. Without `block`, return the page at once; the caller closes it."""
     gr = import_gradio()
     pipeline = load_pipeline(config.model)
-    session = Session(pipeline, Judge(config.score, pipeline.model.device))
+    session = Session(pipeline, build_scorer(config.reward, pipeline.model.device))
     with tempfile.TemporaryDirectory() as examples:
         page = build_page(session, Path(examples))
         try:

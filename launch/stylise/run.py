@@ -12,14 +12,16 @@ from tqdm import tqdm
 
 from launch.run.newest_run import RUNS
 from launch.run.run_folder import first_free
-from launch.stylise.best_of import Judge
+from launch.stylise.best_of import best
 from launch.stylise.config import InferConfig
 from launch.stylise.loading import Batch, PictureReader, ahead
 from launch.stylise.pictures import PICTURES, Failures, PairFiles, all_pairs, find_pictures, read_pairs
 from launch.stylise.pretrained import load_pipeline
 from launch.stylise.results import Results, plan_results
 from launch.stylise.session import example_photos, example_styles
+from reward.scorer import build_scorer
 from stylevar.allocator import keep_freed_memory
+from stylevar.contracts import References
 from stylevar.errors import UserError
 from stylevar.pictures import from_u8, restored
 from stylevar.pipeline import StyleVARPipeline
@@ -36,7 +38,7 @@ class Stylist:
 
     def __init__(self, config: InferConfig, pipeline: StyleVARPipeline, results: Results) -> None:
         self.config, self.pipeline, self.results = config, pipeline, results
-        self.judge = Judge(config.score, pipeline.model.device) if config.best_of else None
+        self.scorer = build_scorer(config.reward, pipeline.model.device) if config.best_of else None
 
     def work(self, batch: Batch) -> None:
         """Draw, select, restore and save the results of a batch. UserError if memory or disk space runs out."""
@@ -50,9 +52,9 @@ class Stylist:
         except torch.OutOfMemoryError as error:
             raise UserError(f"--batch {config.batch} is too much for this GPU's memory: give a smaller one") from error
         rewards = None
-        if self.judge is not None:
-            judged = self.judge.score(images_u8, contents, styles)
-            images_u8, rewards = judged.best(images_u8, config.sampling.num_samples)
+        if self.scorer is not None:
+            scores = self.scorer.score(images_u8, References(content=contents, style=styles))
+            images_u8, rewards = best(images_u8, scores.rewards, config.sampling.num_samples)
         for row, pair in enumerate(batch.pairs):
             pictures = [restored(from_u8(image), pair.content.size, config.fit, config.restore) for image in images_u8[row]]
             self.results.keep(pair, pictures, None if rewards is None else rewards[row])

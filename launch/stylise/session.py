@@ -13,7 +13,9 @@ from data.index import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_photo
 from launch.common.defaults import DEMO_DATA
-from launch.stylise.best_of import Judge, Judged
+from launch.stylise.best_of import order
+from reward.scorer import Scorer
+from stylevar.contracts import References, Scores
 from stylevar.errors import UserError
 from stylevar.fit import Fit
 from stylevar.pictures import from_u8, restored, to_u8
@@ -40,10 +42,10 @@ class View:
 
 
 class Session:
-    """A model and a judge of its results."""
+    """A model and the reward of its results."""
 
-    def __init__(self, pipeline: StyleVARPipeline, judge: Judge) -> None:
-        self.pipeline, self.judge = pipeline, judge
+    def __init__(self, pipeline: StyleVARPipeline, scorer: Scorer) -> None:
+        self.pipeline, self.scorer = pipeline, scorer
 
     def stylise(self, content: str | None, style: str | None, sampling: Sampling, fit: Fit = "crop") -> Iterator[View]:
         """Stylise two files: a view after each scale, and a last one with rewards, best first. UserError for bad input."""
@@ -62,23 +64,26 @@ class Session:
             history = [(earlier[0], at) for at, earlier in shown]
             status = f"{caption} tokens ({partial.number} of {partial.total})"
             yield View([(image, f"{i + 1}") for i, image in enumerate(images)], history, status)
-        judged = self._judged(self.pipeline.prepared(*pair, fit), frames[-1][1])
-        order = judged.order()[0].tolist()
-        results = [(images[i], f"{i + 1}: reward {judged.rewards[0, i]:.2f}") for i in order]
-        history = [(earlier[order[0]], at) for at, earlier in shown]
+        scores = self._scores(self.pipeline.prepared(*pair, fit), frames[-1][1])
+        best_first = order(scores.rewards)[0].tolist()
+        results = [(images[i], f"{i + 1}: reward {scores.rewards[0, i]:.2f}") for i in best_first]
+        history = [(earlier[best_first[0]], at) for at, earlier in shown]
         status = f"{len(images)} results, best first" if len(images) > 1 else "1 result"
-        yield View(results, history, status, _table(judged, order))
+        yield View(results, history, status, _table(scores, best_first))
 
-    def _judged(self, pair: Prepared, squares: list[Image.Image]) -> Judged:
-        """The results with their rewards."""
-        return self.judge.score(torch.stack([to_u8(image) for image in squares])[None], pair.content_u8, pair.style_u8)
+    def _scores(self, pair: Prepared, squares: list[Image.Image]) -> Scores:
+        """The scores of the results."""
+        images_u8 = torch.stack([to_u8(image) for image in squares])[None]
+        return self.scorer.score(images_u8, References(content=pair.content_u8, style=pair.style_u8))
 
 
-def _table(judged: Judged, order: list[int]) -> str:
+def _table(scores: Scores, best_first: list[int]) -> str:
     """Rewards and the distances behind them, in Markdown."""
-    head = ["result", "reward", *judged.parts]
-    columns = [judged.rewards[0], *(values[0] for values in judged.parts.values())]
-    rows = [[str(i + 1), *(f"{column[i]:.2f}" for column in columns)] for i in order]
+    prefix = "distance_"
+    parts = {name.removeprefix(prefix): part[0] for name, part in scores.components.items() if name.startswith(prefix)}
+    head = ["result", "reward", *(parts or ["distance"])]
+    columns = [scores.rewards[0], *(parts.values() or [scores.components["total"][0]])]
+    rows = [[str(i + 1), *(f"{column[i]:.2f}" for column in columns)] for i in best_first]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
     return f"{table}\n\nA higher reward is better. It combines the distances beside it, which should be low."
 

@@ -8,18 +8,18 @@ import pytest
 from PIL import Image
 
 from launch import demo_app
-from launch.stylise.best_of import Judge
-from launch.stylise.config import AppConfig, ModelSource, ScoreConfig
+from launch.stylise.config import AppConfig, ModelSource, usual_reward
 from launch.stylise.page import build_page
 from launch.stylise.pretrained import load_pipeline
 from launch.stylise.session import EXAMPLE_STYLES, MAX_SAMPLES, Session, example_photos, example_styles
+from reward.scorer import build_scorer
 from stylevar.errors import UserError
 from stylevar.sampling_config import Sampling
 
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    return Session(load_pipeline(ModelSource(device="cpu")), Judge(ScoreConfig()))
+    return Session(load_pipeline(ModelSource(device="cpu")), build_scorer(usual_reward()))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_results_grow_scale_by_scale_and_end_in_order(session, styles) -> None:
     best, _ = views[-1].results[0]
     assert views[-1].evolution[-1][0].tobytes() == best.tobytes()
     head, _, *rows = [line.strip("| ").split(" | ") for line in views[-1].rewards.splitlines()[:5]]
-    assert head == ["result", "reward", "content", "style", "palette"]
+    assert head == ["result", "reward", "lite_grey@content", "lite@style", "color@style"]
     assert [(row[0], float(row[1])) for row in rows] == [
         (caption.partition(":")[0], reward) for (_, caption), reward in zip(views[-1].results, rewards, strict=True)
     ]

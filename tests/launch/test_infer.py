@@ -16,7 +16,7 @@ from PIL import Image
 from data.triplets import load_image_u8
 from launch import infer
 from launch.common import cli
-from launch.stylise.config import InferConfig, ModelSource, ScoreConfig
+from launch.stylise.config import InferConfig, ModelSource
 from launch.stylise.run import Stylist
 from stylevar.checkpoint import load_pair
 from stylevar.errors import UserError
@@ -42,11 +42,11 @@ def config(files: Path, out: Path, **settings) -> InferConfig:
         return kind(**preset, **{name: settings.pop(name) for name in names & set(settings)})
 
     model = part(ModelSource, init=str(files / "model.safetensors"), device="cpu")
-    sampling, score = part(Sampling), part(ScoreConfig)
+    sampling = part(Sampling)
     if "pairs" not in settings:
         settings = {"content": files / "content", "style": files / "style"} | settings
     sources = {k: (v,) for k, v in settings.items() if k in ("content", "style") and isinstance(v, Path)}
-    return InferConfig(out, **(settings | sources), model=model, sampling=sampling, score=score)
+    return InferConfig(out, **(settings | sources), model=model, sampling=sampling)
 
 
 def pixels(path: Path) -> torch.Tensor:

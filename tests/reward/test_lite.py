@@ -13,7 +13,7 @@ from data.triplets import decode_u8
 from launch.common.defaults import DEMO_DATA
 from reward.build import build_distance
 from reward.config import RewardConfig
-from reward.lite import PIXEL_WEIGHT, LiteDistance, LiteFeatures
+from reward.lite import PIXEL_WEIGHT, GreyDistance, LiteDistance, LiteFeatures, grey
 from reward.scorer import RewardScorer, build_scorer
 from stylevar.contracts import References
 
@@ -82,3 +82,15 @@ def test_features_are_frozen_and_differentiable(targets):
 def test_it_is_never_called_dreamsim():
     assert isinstance(build_distance(RewardConfig(reward="lite")), LiteDistance)
     assert LiteDistance.name == "lite"
+
+
+def test_the_grey_distance_ignores_colours_alone(targets):
+    distance, images = GreyDistance(), targets[:4].float() / 255
+    others = images.roll(1, 0)
+    embedding = distance.embed_targets(images)
+    far, near = (distance.distance(embedding, other.unsqueeze(1))["total"] for other in (others, grey(images)))
+    assert near.abs().max() < 1e-5
+    assert (far > 0.1).all()
+    features = LiteDistance()
+    wanted = features.distance(features.embed_targets(grey(images)), grey(others).unsqueeze(1))["features"]
+    torch.testing.assert_close(far, wanted)

@@ -40,7 +40,7 @@ def test_a_bare_name_takes_the_scale():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pretty", "unknown reward 'pretty': choose one of lite, dreamsim"),
+        ("pretty", "unknown reward 'pretty': choose one of lite, lite_grey, dreamsim"),
         ("", "unknown reward ''"),
         ("lite,", "unknown reward ''"),
         (":Class", "unknown reward ':Class'"),
