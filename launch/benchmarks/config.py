@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from launch.benchmarks.plot import refuse_unknown
 from launch.common.cpus import Threads, available_cpus
@@ -154,25 +154,39 @@ class Infer:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds per trajectory by conditions and group size. They fall as a step shares more work."""
+    """How time and memory grow with conditions, group, depth and image size: predicted, and where that is quick measured."""
 
     model: ModelShape = SMALL
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=8))
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lora_rank=16))
     effort: Effort = field(default_factory=Effort)
-    groups: tuple[Annotated[int, Ge(2)], ...] = (2, 4, 8, 16)
-    """Trajectories per condition (G), at least 2: a group of one has no advantages."""
-    conditions: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 4)
+    conditions: Annotated[int, Ge(1)] = 4
     """Conditions per step (B)."""
+    vary_conditions: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Other numbers of conditions to try, while the rest stays as above."""
+    vary_group: tuple[Annotated[int, Ge(2)], ...] = (2, 4, 8, 16, 32, 64)
+    """Other group sizes, at least 2: a group of one has no advantages."""
+    vary_depth: tuple[Annotated[int, Ge(1)], ...] = (4, 8, 12, 16, 20, 24, 30)
+    """Other depths."""
+    vary_image_size: tuple[Annotated[int, Ge(1)], ...] = (64, 128, 256, 512)
+    """Other image sizes in pixels, with token maps that grow by 1.3 from scale to scale, as the published ones do."""
+    measure_below: Annotated[float, Ge(0)] = 20.0
+    """Also measure steps that should take at most so many seconds here; 0 only predicts."""
+    cards: tuple[Annotated[float, Gt(0)], ...] = (24, 48, 80, 141)
+    """Memory of GPUs in GB, for each of which the largest model and image of the published recipe are searched."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto uses a GPU if there is one."""
     threads: Threads = 0
     """CPU threads; 0 for all cores."""
     json: bool = False
-    """Print a JSON list instead of a table."""
+    """Print one JSON object instead of tables."""
+    plot: Path | None = None
+    """Also draw the result into this .png or .svg file."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.plot is not None:
+            refuse_unknown(self.plot)
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,179 @@
-"""What a trajectory costs in steps of different sizes: `python launch/bench.py cost`, on the small model."""
+"""How time and memory grow with the size of a step and of the model: `python launch/bench.py cost`.
+
+Four quantities are varied, one at a time: conditions, group, depth, and image size. FLOPs and memory are counted on the meta
+device, so a model of any size takes seconds. Steps that are short enough are measured as well.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
+import torch
+
 from launch.benchmarks.config import Cost
+from launch.benchmarks.cost_plot import draw
+from launch.benchmarks.fits import Fit, largest
 from launch.benchmarks.step import RandomRewards, build_policy, run_steps, use_threads
 from launch.common.device import choose_device
-from launch.common.text import duration, table
+from launch.common.text import duration, operations, size, table
+from launch.configs.cluster import ROLES
 from launch.configs.grpo import GrpoConfig
+from launch.configs.shape import ModelShape, sides_up_to
 from launch.rl.colocated import ColocatedWorker
+from launch.sizing.budget import choose, workload
+from launch.sizing.flops import count_flops
+from launch.sizing.memory import MemoryPlan
+from reward.config import RewardConfig
+from stylevar.errors import UserError
+
+AXES = {"conditions": "conditions (B)", "group": "group (G)", "depth": "depth", "image_size": "image size (px)"}
+"""The fields of `Case` that are varied, and their names in words."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One step size; `--json` prints a list of these. Seconds are medians."""
+class Case:
+    """The size of a step and of its model."""
 
-    group: int
     conditions: int
-    step_seconds: float
-    seconds_per_trajectory: float
-    cpu_over_wall: float
+    group: int
+    depth: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A case on one axis: FLOPs and peak memory of a step as predicted, without a reward, and measured seconds, if any."""
+
+    axis: str
+    case: Case
+    flops: float
+    memory_bytes: int
+    seconds: float | None = None
+
+    @property
+    def at(self) -> int:
+        """The value on the axis."""
+        return int(getattr(self.case, self.axis))
+
+    @property
+    def trajectories(self) -> int:
+        return self.case.conditions * self.case.group
+
+
+@dataclass(frozen=True)
+class CostResult:
+    """What `--json` prints. `flops_per_second` is the rate of the first case, from which seconds are predicted."""
+
+    device: str
+    threads: int
+    flops_per_second: float | None
+    points: tuple[Point, ...]
+    fits: tuple[Fit, ...]
+
+    def seconds(self, point: Point) -> float | None:
+        """Predicted seconds of a step: its FLOPs at the first case's rate."""
+        return None if self.flops_per_second is None else point.flops / self.flops_per_second
+
+    def text(self) -> str:
+        """Tables for reading."""
+        parts = [self._axis(axis) for axis in AXES]
+        rate = "" if self.flops_per_second is None else f" at {operations(self.flops_per_second)}FLOP/s, as measured first"
+        parts.append(f"on {self.device} with {self.threads} threads, without a reward; time is predicted from FLOPs{rate}")
+        if self.fits:
+            rows = [(f"{fit.memory_gb:g} GB", *fit.words()) for fit in self.fits]
+            header = ("card", "largest depth at 256 px", "largest image at depth 20", "micro-batch at depth 20, 256 px")
+            parts.append("what fits of the published recipe (--preset paper)\n" + table(header, rows))
+        return "\n\n".join(parts)
+
+    def _axis(self, axis: str) -> str:
+        rows = [
+            (
+                str(point.at),
+                operations(point.flops),
+                _time(self.seconds(point)),
+                _time(point.seconds),
+                _time(None if point.seconds is None else point.seconds / point.trajectories),
+                size(point.memory_bytes),
+            )
+            for point in self.points
+            if point.axis == axis
+        ]
+        return table((AXES[axis], "FLOPs", "predicted", "measured", "a trajectory", "memory"), rows)
 
 
 def run(bench: Cost) -> None:
-    """Measure every step size and print the result."""
-    cells = measure(bench)
-    if bench.json:
-        print(json.dumps([asdict(cell) for cell in cells]))
-        return
-    rows = []
-    for group in bench.groups:
-        each = (duration(cell.seconds_per_trajectory) for cell in cells if cell.group == group)
-        rows.append((str(group), *each))
-    print("time per trajectory, by group size (rows) and conditions per step (columns), without a reward")
-    print(table(("G", *(f"B = {count}" for count in bench.conditions)), rows))
-    print(f"CPU time over wall time at least {min(cell.cpu_over_wall for cell in cells):.2f}")
+    """Predict and measure, print the result, and draw it with --plot."""
+    result = measure(bench)
+    if bench.plot is not None:
+        draw(result, AXES, bench.plot)
+    print(json.dumps(asdict(result)) if bench.json else result.text())
 
 
-def measure(bench: Cost) -> list[Cell]:
-    """Steps of every size on one policy, row by row."""
+def measure(bench: Cost) -> CostResult:
+    """Predict every case, and measure the short ones. UserError for an image size that the model cannot have."""
     use_threads(bench.threads)
-    usual = GrpoConfig(rollout=bench.rollout, learner=bench.learner, device=bench.device)
-    policy = build_policy(usual, bench.model, choose_device(bench.device))
-    cells = []
-    for group in bench.groups:
-        for conditions in bench.conditions:
-            worker = ColocatedWorker()
-            config = replace(usual, conditions=conditions, rollout=replace(bench.rollout, group=group))
-            worker.assemble(config, policy, RandomRewards())
-            steps = run_steps(worker, bench.effort)
-            each = steps.seconds / (conditions * group)
-            cells.append(Cell(group, conditions, steps.seconds, each, steps.cpu_over_wall))
-    return cells
+    device = choose_device(bench.device)
+    base = Case(bench.conditions, bench.rollout.group, bench.model.depth, bench.model.model_config().image_size)
+    rate = None
+    if bench.measure_below:
+        rate = predict(bench, base, device)[0] / time_step(bench, base, device)
+    known: dict[Case, Point] = {}
+    points = []
+    for axis, case in cases(bench, base):
+        point = known.get(case)
+        if point is None:
+            flops, memory = predict(bench, case, device)
+            short = rate is not None and flops / rate <= bench.measure_below
+            point = Point(axis, case, flops, memory, time_step(bench, case, device) if short else None)
+        known[case] = point
+        points.append(replace(point, axis=axis))
+    fits = tuple(largest(card) for card in bench.cards)
+    return CostResult(str(device), torch.get_num_threads(), rate, tuple(points), fits)
+
+
+def cases(bench: Cost, base: Case) -> Iterator[tuple[str, Case]]:
+    """Yield every axis with its cases, smallest first."""
+    for axis in AXES:
+        for value in sorted({getattr(base, axis), *getattr(bench, f"vary_{axis}")}):
+            yield axis, replace(base, **{axis: value})
+
+
+def shape_of(bench: Cost, case: Case) -> ModelShape:
+    """The base model with the depth and the image size of a case."""
+    cell = 2 ** (len(bench.model.ch_mult) - 1)
+    if case.image_size % cell:
+        raise UserError(f"--vary-image-size {case.image_size}: must be a multiple of {cell}, the side of a token in pixels")
+    side = case.image_size // cell
+    scales = bench.model.patch_nums if side == bench.model.patch_nums[-1] else sides_up_to(side)
+    return replace(bench.model, depth=case.depth, patch_nums=scales)
+
+
+def predict(bench: Cost, case: Case, device: torch.device) -> tuple[float, int]:
+    """FLOPs and peak bytes of a step."""
+    on_gpu = device.type == "cuda"
+    arch = shape_of(bench, case).model_config()
+    config = choose(_config(bench, case), arch, dict.fromkeys(ROLES), on_gpu).config
+    work = workload(config, arch, on_gpu)
+    passes = config.learner.updates_per_rollout
+    flops = count_flops(work).per_step(case.conditions, case.group, passes, passes * config.learner.minibatches)
+    memory = MemoryPlan(work, case.conditions).colocated().total
+    return sum(count for phase, count in flops.items() if phase != "reward"), memory
+
+
+def time_step(bench: Cost, case: Case, device: torch.device) -> float:
+    """Median seconds of a step on random weights and images."""
+    config, worker = _config(bench, case), ColocatedWorker()
+    worker.assemble(config, build_policy(config, shape_of(bench, case), device), RandomRewards())
+    return run_steps(worker, bench.effort).seconds
+
+
+def _config(bench: Cost, case: Case) -> GrpoConfig:
+    rollout = replace(bench.rollout, group=case.group)
+    free = RewardConfig("psnr")  # no network, so it takes no memory
+    return GrpoConfig(conditions=case.conditions, rollout=rollout, learner=bench.learner, reward=free, device=bench.device)
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)

@@ -37,3 +37,12 @@ class ModelShape(VaeShape):
     """Transformer blocks; also the number of heads. The width is 64 * depth."""
     style_enc_dim: int = 512
     """Features of the content and style encoders; 512 is ResNet-18."""
+
+
+def sides_up_to(last: int, growth: float = 1.3) -> tuple[int, ...]:
+    """Sides of token maps from 1 to `last`, each about `growth` times the one before; the published ones for 16."""
+    sides = [1]
+    while sides[-1] < last:
+        following = max(sides[-1] + 1, round(sides[-1] * growth))
+        sides.append(last if following * (1 + (growth - 1) / 2) > last else following)
+    return tuple(sides)

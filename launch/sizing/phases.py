@@ -222,7 +222,7 @@ def _distance(config: RewardConfig) -> PerceptualDistance:
 def _term_shapes(name: str, config: RewardConfig) -> PerceptualDistance:
     if ":" in name:
         return _Uncounted(name)
-    if name == "lite":  # its weights are always installed
+    if name in ("lite", "lite_grey"):  # their weights are always installed
         return build_term(name, config).to(META)
     with META:
         return (_DreamSimShapes(config.dreamsim_type) if name == "dreamsim" else distance_class(name)()).eval().to(META)

@@ -11,9 +11,8 @@ import torch
 from program import exit_code
 
 from launch import bench
-from launch.benchmarks import cost, infer, step
-from launch.benchmarks.config import Cost, Effort, Infer, Step
-from launch.benchmarks.cost import Cell
+from launch.benchmarks import infer, step
+from launch.benchmarks.config import Effort, Infer, Step
 from launch.benchmarks.infer import BatchResult, InferResult
 from launch.benchmarks.model import build_model
 from launch.benchmarks.result import PhaseResult
@@ -123,20 +122,6 @@ def test_inference_is_measured_for_every_batch_size(capsys):
     assert (one["batch_size"], two["batch_size"], two["flops"] / one["flops"]) == (1, 2, 2)
     assert one["naive"]["tokens_equal"] == 1
     assert one["naive"]["flops"] > one["flops"]
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_cost_is_tabulated(capsys, as_json):
-    cost.run(Cost(TINY, RolloutConfig(), LEARNER, ONCE, groups=(2, 3), conditions=(1, 2), device="cpu", json=as_json))
-    printed = capsys.readouterr().out
-    if as_json:
-        cells = [Cell(**cell) for cell in json.loads(printed)]
-        assert [(cell.group, cell.conditions) for cell in cells] == [(2, 1), (2, 2), (3, 1), (3, 2)]
-        assert all(c.seconds_per_trajectory * c.group * c.conditions == pytest.approx(c.step_seconds) for c in cells)
-        return
-    lines = printed.splitlines()
-    assert lines[1].split() == ["G", "B", "=", "1", "B", "=", "2"]
-    assert [line.split()[0] for line in lines[2:4]] == ["2", "3"]
 
 
 def test_a_result_reads_as_tables():
