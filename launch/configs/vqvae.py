@@ -14,7 +14,6 @@ from launch.common.defaults import DEMO_DATA
 from launch.configs.shape import VaeShape
 from learner.supervised.config import TokenizerStepConfig
 from stylevar.bounds import check_bounds
-from stylevar.errors import UserError
 
 
 def _small() -> VaeShape:
@@ -60,5 +59,3 @@ class TrainVqvaeConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.step.decoder_only and self.init is None:
-            raise UserError("--decoder-only keeps the tokens of an existing VQ-VAE: name it with --init")

@@ -107,7 +107,7 @@ class TokenizerRun:
                     bar.set_postfix(
                         l1=f"{loss.pixels:.4f}", feat=f"{loss.perceptual:.3f}", vq=f"{loss.codebook:.4f}", used=used
                     )
-                    if self.progress < 2 / 3 and not config.step.decoder_only:
+                    if self.progress < 2 / 3:
                         learner.revival.revive(learner.vae, u8_to_pm1(batch))
                 self.seconds += time.monotonic() - started
                 bar.update()

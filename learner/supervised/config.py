@@ -61,8 +61,6 @@ class TokenizerStepConfig:
     """Decay of the moving average of the weights, which is saved."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder, the decoder and the features; the quantizer, the loss and the weights are fp32."""
-    decoder_only: bool = False
-    """Train the decoder alone: the tokens of a picture stay the same, so a StyleVAR trained on them stays valid."""
     compile: bool = False
     """Compile encoder and decoder with torch.compile: minutes before the first step, then faster steps."""
 

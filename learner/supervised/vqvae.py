@@ -40,26 +40,19 @@ def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tenso
 
 
 def tokenizer_loss(
-    vae: VQVAE,
-    image_pm1: Tensor,
-    features: Features,
-    perceptual_weight: float,
-    bf16: bool = False,
-    decoder_only: bool = False,
+    vae: VQVAE, image_pm1: Tensor, features: Features, perceptual_weight: float, bf16: bool = False
 ) -> TokenizerLoss:
     """L1 + perceptual + codebook and commitment loss of a batch [B, 3, H, W] in [-1, 1].
 
-    `bf16`: the networks compute in bfloat16; the quantizer and the losses stay fp32. `decoder_only`: no gradient reaches the
-    encoder and the quantizer.
+    `bf16`: the networks compute in bfloat16; the quantizer and the losses stay fp32.
     """
 
     def cast() -> torch.autocast:
         return torch.autocast(image_pm1.device.type, torch.bfloat16, enabled=bf16)
 
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not decoder_only):
-        with cast():
-            latent = vae.encode(image_pm1).float()
-        f_hat, codebook, tokens = vae.quantize.straight_through(latent)
+    with cast():
+        latent = vae.encode(image_pm1).float()
+    f_hat, codebook, tokens = vae.quantize.straight_through(latent)
     with cast():
         image = vae.decode(f_hat).float()
     pixels = (image - image_pm1).abs().mean()
@@ -78,12 +71,7 @@ class TokenizerLearner:
         self.vae, self.config, self.features = vae, config, features
         self.average = copy.deepcopy(vae).requires_grad_(False).eval()
         device = next(vae.parameters()).device
-        if config.decoder_only:
-            vae.requires_grad_(False)
-            vae.decoder.requires_grad_(True)
-            vae.post_quant_conv.requires_grad_(True)
-        self.trained = [weight for weight in vae.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
+        self.optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         self.revival = CodeRevival(vae.config.V, device)
         self.updates = 0
         if config.compile:  # in place, so that the names of weights do not change
@@ -94,12 +82,11 @@ class TokenizerLearner:
         """One optimizer step on images, uint8 [B, 3, H, W]."""
         config = self.config
         batch = u8_to_pm1(images_u8)
-        bf16 = config.precision == "bf16"
-        loss = tokenizer_loss(self.vae, batch, self.features, config.perceptual_weight, bf16, config.decoder_only)
+        loss = tokenizer_loss(self.vae, batch, self.features, config.perceptual_weight, config.precision == "bf16")
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizer.step()
         self.updates += 1
         # A new average would be mostly initial weights, so its decay starts small and grows to the configured one.

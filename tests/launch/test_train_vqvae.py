@@ -102,18 +102,6 @@ def test_another_shape_starts_from_what_fits(shard, tmp_path, capsys):
     assert torch.equal(run.learner.vae.encoder.conv_in.weight.detach(), kept)
 
 
-def test_a_decoder_trained_alone_keeps_the_tokens(shard, tmp_path):
-    program.main(config(shard, tmp_path / "first", steps=1, half=True))
-    start = tmp_path / "first" / "vqvae.safetensors"
-    alone = TokenizerStepConfig(decoder_only=True)
-    with pytest.raises(UserError, match="name it with --init"):
-        config(shard, tmp_path / "second", step=alone)
-    program.main(config(shard, tmp_path / "second", steps=3, half=True, revive_every=1, init=start, step=alone))
-    old, new = weights(tmp_path / "first"), weights(tmp_path / "second")
-    changed = {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
-    assert changed == {"decoder", "post_quant_conv"}
-
-
 def test_what_cannot_be_resumed_says_why(shard, tmp_path):
     with pytest.raises(UserError, match="start without --resume"):
         program.main(config(shard, tmp_path, resume=True))
