@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data.index import expand_shards
 from data.order import EpochOrder
 from data.overlap import warn_of_overlap
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.manifest import MANIFEST, read_manifest
-from data.patterns import expand_braces, find_paths
 from data.shard_writer import PARTS, ROLES, TAR_BLOCK, padded
 from stylevar.errors import UserError
 from stylevar.text import printable
@@ -59,29 +57,6 @@ class TripletIndex:
     def of_dataset(self, name: str) -> NDArray[np.int64]:
         """The indices of the triplets of one corpus."""
         return np.flatnonzero(self.dataset == (self.datasets.index(name) if name in self.datasets else -1))
-
-
-def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Expand shards, patterns, and folders (all shards in them) to a sorted list of distinct files.
-
-    Braces and wildcards: see `data.patterns`. Accepts one pattern or a sequence. UserError for a pattern without a
-    match.
-    """
-    distinct: dict[str, Path] = {}
-    for pattern in expand_braces([patterns] if isinstance(patterns, (str, Path)) else patterns):
-        shards = [shard for path in find_paths(pattern) for shard in _shards_at(path)]
-        if not shards:
-            raise UserError(f"no shard matches {str(pattern)!r}: check the path, or make shards with launch/prepare.py")
-        for shard in shards:
-            distinct.setdefault(os.path.realpath(shard), shard)  # one file may be named in two ways
-    return sorted(distinct.values())
-
-
-def _shards_at(path: Path) -> list[Path]:
-    """A shard itself, or the shards in a folder except hidden files."""
-    if not path.is_dir():
-        return [path]
-    return [shard for shard in path.iterdir() if shard.suffix == ".tar" and not shard.name.startswith(".")]
 
 
 def index_triplets(paths: Sequence[Path]) -> TripletIndex:

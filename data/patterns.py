@@ -1,4 +1,4 @@
-"""Expand a user's file arguments: a literal path, or a pattern with braces and wildcards."""
+"""Expand a user's file arguments: literal paths, patterns with braces and wildcards, and folders of shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import braceexpand
+
+from stylevar.errors import UserError
 
 
 def expand_braces(patterns: Sequence[str | Path]) -> list[Path]:
@@ -34,6 +36,29 @@ def find_paths(pattern: Path) -> list[Path]:
     if rest is None:
         return [folder]
     return sorted(Path(match) for match in glob.glob(os.path.join(glob.escape(str(folder)), rest), recursive=True))
+
+
+def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Expand shards, patterns, and folders (all shards in them) to a sorted list of distinct files.
+
+    Accepts one pattern or a sequence. UserError for a pattern without a
+    match.
+    """
+    distinct: dict[str, Path] = {}
+    for pattern in expand_braces([patterns] if isinstance(patterns, (str, Path)) else patterns):
+        shards = [shard for path in find_paths(pattern) for shard in _shards_at(path)]
+        if not shards:
+            raise UserError(f"no shard matches {str(pattern)!r}: check the path, or make shards with launch/prepare.py")
+        for shard in shards:
+            distinct.setdefault(os.path.realpath(shard), shard)  # one file may be named in two ways
+    return sorted(distinct.values())
+
+
+def _shards_at(path: Path) -> list[Path]:
+    """A shard itself, or the shards in a folder except hidden files."""
+    if not path.is_dir():
+        return [path]
+    return [shard for shard in path.iterdir() if shard.suffix == ".tar" and not shard.name.startswith(".")]
 
 
 def _existing_part(path: Path) -> tuple[Path, str | None]:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.index import TripletIndex, expand_shards, index_triplets
+from data.index import TripletIndex, index_triplets
 from data.shard_writer import ID_FIELDS, INPUTS, PARTS, ROLES
 from data.tokens import open_tokens
 from data.triplets import UnusableImage, decode_u8
 from stylevar.contracts import Condition
 from stylevar.errors import UserError
 
-__all__ = ["BadSample", "TripletShards", "expand_shards"]
+__all__ = ["BadSample", "TripletShards"]
 
 OPEN_SHARDS = 64
 

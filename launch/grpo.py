@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
+from data.patterns import expand_shards
 from launch.common.cli import about, exit_code
 from launch.common.commands import loss_warning
 from launch.common.stop import StopRequest
@@ -48,8 +49,6 @@ def _flags(argv: list[str], default: GrpoConfig) -> GrpoConfig:
 
 def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
     """Report a user's mistakes before anything is started or written."""
-    from data.index import expand_shards
-
     for patterns in config.condition_patterns().values():
         expand_shards(patterns)
     locate(config.init, config.revision)
@@ -78,14 +77,16 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
     import ray
 
     from launch.cluster.start import start_worker
-    from launch.rl.run import execute, report
 
     config = dataclasses.replace(config, resume=None, config=None)
     stop, path = StopRequest(), config.runs / config.name
     with only_writer(path) if named or point else new_folder(path) as path:
         config = dataclasses.replace(config, name=path.name)
         try:
-            run = execute(config, point, start_worker(config, stop), stop)
+            worker = start_worker(config, stop)
+            from launch.rl.run import execute, report  # now, while the worker's process loads its libraries
+
+            run = execute(config, point, worker, stop)
         finally:
             ray.shutdown()
         with saving(run, PROGRAM):

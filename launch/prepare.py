@@ -21,6 +21,7 @@ from annotated_types import Ge, Le
 from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.source import Block
 from data.convert.split import SplitConfig
+from data.patterns import expand_shards
 from launch.common.cli import about, exit_code
 from launch.common.cpus import available_cpus
 from stylevar.bounds import check_bounds
@@ -266,7 +267,6 @@ class Demo:
 
     def run(self) -> None:
         from data.convert import demo, demo_sheet
-        from data.index import expand_shards
 
         photos = demo.load_photos(self.photos)
         if self.train_triplets is None:

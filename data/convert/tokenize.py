@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.index import TripletIndex, expand_shards, index_triplets
+from data.index import TripletIndex, index_triplets
+from data.patterns import expand_shards
 from data.shard_writer import ROLES
 from data.shards import ShardFiles
 from data.tokens import has_tokens, write_tokens

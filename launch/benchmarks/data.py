@@ -27,9 +27,10 @@ from data.convert import omnistyle
 from data.convert.config import ConvertConfig, FilterConfig, PictureConfig
 from data.convert.run import convert
 from data.convert.split import SplitConfig
-from data.index import expand_shards, index_triplets
+from data.index import index_triplets
 from data.manifest import MANIFEST
 from data.mixture import MixtureOrder
+from data.patterns import expand_shards
 from data.shard_writer import ROLES
 from data.shards import ShardFiles, TripletShards
 from launch.benchmarks.config import Data

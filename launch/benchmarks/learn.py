@@ -12,7 +12,8 @@ from typing import Any
 
 import ray
 
-from data.shards import TripletShards, expand_shards
+from data.patterns import expand_shards
+from data.shards import TripletShards
 from launch.benchmarks.config import Learn
 from launch.benchmarks.gains import FinishedRun, Learned, markdown, summarise, to_json
 from launch.benchmarks.learn_plot import draw

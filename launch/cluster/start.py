@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from launch.cluster.distributed import DistributedRun
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest
 from launch.configs.grpo import GrpoConfig
@@ -14,5 +13,7 @@ def start_worker(config: GrpoConfig, stop: StopRequest) -> Worker:
     """Connect to Ray (the cluster of a job, or a local one) and create the worker that --placement names."""
     there = join_cluster()
     if config.cluster.placement == "distributed":
+        from launch.cluster.distributed import DistributedRun  # late: a colocated run does not need it
+
         return DistributedRun(lambda: stop.requested)
     return ColocatedActor(config, there)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.conditions import ConditionSets
-from data.index import expand_shards
-from data.patterns import expand_braces, find_paths
+from data.patterns import expand_braces, expand_shards, find_paths
 from launch.configs.grpo import GrpoConfig
 from reward.base import MissingWeights
 from reward.build import check_weights

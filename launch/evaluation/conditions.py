@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from data.conditions import spread
-from data.index import expand_shards
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_image_u8
 from launch.evaluation.config import EvalConfig

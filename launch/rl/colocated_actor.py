@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 
 from launch.common.cpus import available_cpus
 from launch.common.ray_cluster import why_lost
 from launch.configs.grpo import GrpoConfig
-from launch.rl.colocated import ColocatedWorker
-from launch.rl.reports import HeldoutReport, StepReport
 from launch.rl.worker import Worker, WorkerLost
 from learner.grpo.merging import MergeAction
 from stylevar.errors import UserError
 
+if TYPE_CHECKING:
+    from launch.rl.reports import HeldoutReport, StepReport
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-REMOTE: type[Worker] = ColocatedWorker
-"""The class that runs in the actor. It implements all of `Worker`."""
+
+class Host:
+    """The actor: a `ColocatedWorker`, imported only here. It takes seconds, during which the driver loads what it needs."""
+
+    def __init__(self) -> None:
+        from launch.rl.colocated import ColocatedWorker
+
+        self.worker: Worker = ColocatedWorker()
+
+    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        """The worker's method `name`."""
+        return getattr(self.worker, name)(*arguments, **named)
 
 
 class ColocatedActor:
@@ -42,37 +53,37 @@ class ColocatedActor:
                     f"give --device cpu or fewer --threads, or start Ray on nodes that have them"
                 )
         options = {"name": f"stylevar-{config.name}", "num_cpus": cpus, "num_gpus": asked["GPU"]}
-        self._handle: Any = ray.remote(REMOTE).options(**options).remote()
+        self._handle: Any = ray.remote(Host).options(**options).remote()
 
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
-        return self._call(ColocatedWorker.setup, config, checkpoint)
+        return self._call(Worker.setup, config, checkpoint)
 
     def settings(self) -> GrpoConfig:
-        return self._call(ColocatedWorker.settings)
+        return self._call(Worker.settings)
 
     def step(self, step: int) -> StepReport:
-        return self._call(ColocatedWorker.step, step)
+        return self._call(Worker.step, step)
 
     def evaluate(self, name: str, conditions: int | None = None) -> HeldoutReport:
-        return self._call(ColocatedWorker.evaluate, name, conditions)
+        return self._call(Worker.evaluate, name, conditions)
 
     def apply(self, action: MergeAction) -> None:
-        self._call(ColocatedWorker.apply, action)
+        self._call(Worker.apply, action)
 
     def save(self, folder: Path, base: str) -> None:
-        self._call(ColocatedWorker.save, folder, base)
+        self._call(Worker.save, folder, base)
 
     def save_base(self, folder: Path) -> None:
-        self._call(ColocatedWorker.save_base, folder)
+        self._call(Worker.save_base, folder)
 
     def save_policy(self, folder: Path) -> None:
-        self._call(ColocatedWorker.save_policy, folder)
+        self._call(Worker.save_policy, folder)
 
     def restart(self, checkpoint: Path | None) -> None:
-        self._call(ColocatedWorker.restart, checkpoint)
+        self._call(Worker.restart, checkpoint)
 
     def summary(self) -> str:
-        return self._call(ColocatedWorker.summary)
+        return self._call(Worker.summary)
 
     def close(self) -> None:
         """End the actor, even if it has already died."""
@@ -80,14 +91,14 @@ class ColocatedActor:
 
     def _call(
         self,
-        method: Callable[Concatenate[ColocatedWorker, Arguments], Result],
+        method: Callable[Concatenate[Worker, Arguments], Result],
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
         """Run a method of the actor's worker and wait for the result."""
         name = method.__name__
         try:
-            result: Result = ray.get(getattr(self._handle, name).remote(*arguments, **named))
+            result: Result = ray.get(self._handle.call.remote(name, *arguments, **named))
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             raise WorkerLost(f"the worker was lost during `{name}`: {why_lost(error)}") from error
         except ray.exceptions.RayTaskError as error:

@@ -14,7 +14,8 @@ from typing import NoReturn
 from torch import Tensor
 from tqdm import tqdm
 
-from data.shards import TripletShards, expand_shards
+from data.patterns import expand_shards
+from data.shards import TripletShards
 from launch.common.commands import continuing, lasting, quoted
 from launch.common.stop import STOPPED, Stop, StopRequest
 from launch.configs.grpo import PROGRAM, GrpoConfig, load_config

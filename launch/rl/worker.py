@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from launch.configs.grpo import GrpoConfig
-from launch.rl.reports import HeldoutReport, StepReport
 from learner.grpo.merging import MergeAction
 from stylevar.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.rl.reports import HeldoutReport, StepReport
 
 
 class Worker(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from data.patterns import expand_shards
 from launch.run.run_folder import ResumePoint, finished_at, flat
 from stylevar.errors import UserError
 
@@ -78,8 +79,6 @@ def _same(name: str, old: Any, new: Any) -> bool:
         return True
     if name not in SHARDS or not old or not new:
         return False
-    from data.index import expand_shards  # late: it imports pyarrow, and few resumed runs name other shards
-
     try:
         files = [set(expand_shards(some)) for some in (old, new)]
     except UserError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from data.index import expand_shards
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from data.triplets import load_photo
 from launch.common.defaults import DEMO_DATA

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from data.augment import augment
 from data.config import AugmentConfig
 from data.convert.split import SPLITS
-from data.index import TripletIndex, expand_shards, index_triplets
+from data.index import TripletIndex, index_triplets
 from data.mixture import MixtureOrder
+from data.patterns import expand_shards
 from data.processes import end_with_parent
 from data.resident import ResidentTriplets
 from data.shard_writer import ROLES

@@ -16,7 +16,8 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from data.index import expand_shards, index_triplets
+from data.index import index_triplets
+from data.patterns import expand_shards
 from launch.common.commands import quoted
 from launch.common.ray_cluster import join_cluster
 from launch.common.stop import StopRequest

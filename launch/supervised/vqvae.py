@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from data.shards import TripletShards, expand_shards
+from data.patterns import expand_shards
+from data.shards import TripletShards
 from launch.common.device import choose_device
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.vqvae import TrainVqvaeConfig

@@ -11,8 +11,9 @@ import pytest
 import tiny
 from prepared import prepare
 
-from data.index import expand_shards, index_triplets
+from data.index import index_triplets
 from data.manifest import MANIFEST
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from stylevar.errors import UserError
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.index import expand_shards
-from data.patterns import expand_braces, find_paths
+from data.patterns import expand_braces, expand_shards, find_paths
 from stylevar.errors import UserError
 
 

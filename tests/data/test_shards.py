@@ -17,8 +17,9 @@ import webdataset as wds
 from PIL import Image
 
 from data.index import index_shard
+from data.patterns import expand_shards
 from data.shard_writer import EncodedTriplet, ShardWriter, write_shard
-from data.shards import BadSample, TripletShards, expand_shards
+from data.shards import BadSample, TripletShards
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 

@@ -18,8 +18,9 @@ from patience import HANG
 from program import exit_code
 
 from data.convert import block, run
-from data.index import expand_shards, index_triplets
+from data.index import index_triplets
 from data.manifest import MANIFEST, REJECTS
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from launch import prepare
 from launch.benchmarks.generated import Written, write_imagepulse, write_omnistyle

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shards import TripletShards, expand_shards
+from data.patterns import expand_shards
+from data.shards import TripletShards
 from data.triplets import decode_u8
 from launch.common.defaults import DEMO_DATA
 from reward.build import build_distance

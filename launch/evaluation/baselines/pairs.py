@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from data.augment import augment
 from data.config import AugmentConfig
 from data.convert.split import SPLITS
-from data.index import expand_shards, index_triplets
+from data.index import index_triplets
+from data.patterns import expand_shards
 from data.shard_writer import ROLES
 from data.shards import TripletShards
 from stylevar.errors import UserError

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from data.convert import demo as builder
 from data.convert import demo_sheet
 from data.convert.demo import Photo, Style, build, load_photos, overlap, plan
-from data.shards import TripletShards, expand_shards
+from data.patterns import expand_shards
+from data.shards import TripletShards
 from stylevar.errors import UserError
 
 DEMO = Path(__file__).parents[3] / "data" / "demo"

@@ -11,7 +11,7 @@ import torch
 from prepared import prepare
 
 from data.convert.tokenize import tokenize
-from data.index import expand_shards
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from data.tokens import token_file
 from stylevar.contracts import ConditionBatch

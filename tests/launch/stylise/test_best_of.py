@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.index import expand_shards
+from data.patterns import expand_shards
 from data.shards import TripletShards
 from launch.common.defaults import DEMO_DATA
 from launch.stylise.best_of import best
