@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -74,6 +76,7 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
         return
     preflight(config, point, named)
     # Imported late: it takes seconds, and neither --help nor a mistake on the command line needs it.
+    threading.Thread(target=import_module, args=("launch.rl.run",), daemon=True).start()  # while Ray starts
     import ray
 
     from launch.cluster.start import start_worker
@@ -84,7 +87,7 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
         config = dataclasses.replace(config, name=path.name)
         try:
             worker = start_worker(config, stop)
-            from launch.rl.run import execute, report  # now, while the worker's process loads its libraries
+            from launch.rl.run import execute, report
 
             run = execute(config, point, worker, stop)
         finally:
