@@ -4,6 +4,8 @@ python launch/bench.py data
 python launch/bench.py scale
 python launch/bench.py step --depth 20 --group 2
 python launch/bench.py infer --depth 20 --batch-sizes 1 4
+python launch/bench.py sft --depth 20 --batch 4
+python launch/bench.py gpu
 python launch/bench.py cost
 python launch/bench.py learn --seconds 300 --seeds 0 1 2
 """
@@ -19,10 +21,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch.benchmarks.config import Cost, Data, Infer, Learn, Scale, Step
+from launch.benchmarks.config import Cost, Data, Gpu, Infer, Learn, Scale, Sft, Step
 from launch.common.cli import about, exit_code
 
-KINDS: dict[str, type] = {"data": Data, "scale": Scale, "step": Step, "infer": Infer, "cost": Cost, "learn": Learn}
+KINDS: dict[str, type] = {
+    "data": Data,
+    "scale": Scale,
+    "step": Step,
+    "infer": Infer,
+    "sft": Sft,
+    "gpu": Gpu,
+    "cost": Cost,
+    "learn": Learn,
+}
 """The modules of `launch.benchmarks`, each with the flags of its `run`."""
 
 

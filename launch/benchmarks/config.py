@@ -12,6 +12,7 @@ from launch.benchmarks.plot import refuse_unknown
 from launch.common.cpus import Threads, available_cpus
 from launch.configs.shape import ModelShape
 from learner.grpo.config import LearnerConfig
+from learner.supervised.config import SftStepConfig
 from reward.config import DreamSimType
 from rollout.config import RolloutConfig
 from stylevar.bounds import check_bounds
@@ -105,6 +106,8 @@ class Step:
     """Print one JSON object instead of tables."""
     plot: Path | None = None
     """Also draw where the time goes, into this .png or .svg file."""
+    profile: Path | None = None
+    """Also profile one more step, and write its slowest operations into this text file."""
     compare_naive: bool = False
     """Also run the step with a plain implementation, check that both agree, and show what is saved. Takes much longer."""
 
@@ -150,6 +153,49 @@ class Infer:
             raise UserError("--compare-naive checks for equal tokens: leave out --precision bf16 and --tf32")
         if not self.batch_sizes:
             raise UserError("--batch-sizes names nothing: give one or more")
+
+
+@dataclass(frozen=True)
+class Sft:
+    """SFT steps on random weights, images and tokens: time, triplets per second, and memory."""
+
+    model: ModelShape = field(default_factory=ModelShape)
+    step: SftStepConfig = field(default_factory=SftStepConfig)
+    effort: Effort = field(default_factory=Effort)
+    batch: Annotated[int, Ge(1)] = 4
+    """Triplets per step."""
+    micro_batch: Annotated[int, Ge(0)] = 0
+    """Triplets in one forward and backward pass; 0 for all of the batch."""
+    tf32: bool = False
+    """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto uses a GPU if there is one."""
+    threads: Threads = 0
+    """CPU threads; 0 for all cores."""
+    json: bool = False
+    """Print one JSON object instead of a line."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise UserError(f"--micro-batch {self.micro_batch}: must divide --batch {self.batch}")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """All that is worth knowing about a GPU in a few minutes: steps in every precision, inference, SFT, and a profile."""
+
+    out: Path = Path("runs/gpu")
+    """Folder for gpu.md, gpu.json and the profile."""
+    minutes: Annotated[float, Gt(0)] = 8.0
+    """Time limit. The most informative measurements come first; what does not fit is left out, and listed."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """cpu is for trying the command."""
+    small: bool = False
+    """Measure the small model instead of the published one, to try the command."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

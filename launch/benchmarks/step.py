@@ -15,6 +15,7 @@ from launch.benchmarks.compare import Comparison, compare_step, refuse_unlike
 from launch.benchmarks.config import Effort, Step
 from launch.benchmarks.model import build_model, enliven, random_conditions
 from launch.benchmarks.plot import draw_phases
+from launch.benchmarks.profile import write_profile
 from launch.benchmarks.result import PhaseResult
 from launch.common.device import choose_device, set_threads
 from launch.common.text import duration, size, table
@@ -153,6 +154,8 @@ def measure(bench: Step) -> StepResult:
     worker.assemble(config, policy, RandomRewards() if bench.reward == "none" else build_scorer(config.reward, device))
     peak = _peak(bench, device)
     steps = run_steps(worker, bench.effort)
+    if bench.profile is not None:
+        write_profile(lambda: run_steps(worker, Effort(repeat=1, warmup=0)), device, bench.profile)
     peak = max(peak, _peak(bench, device))  # on a busy machine, the better of two measurements
     work = Workload(policy.model.arch, config.learner, config.rollout, config.reward)
     flops = _flops(bench, work)

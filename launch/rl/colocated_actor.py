@@ -22,7 +22,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Host:
+class ColocatedHost:
     """The actor: a `ColocatedWorker`, imported only here. It takes seconds, during which the driver loads what it needs."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class ColocatedActor:
                     f"give --device cpu or fewer --threads, or start Ray on nodes that have them"
                 )
         options = {"name": f"stylevar-{config.name}", "num_cpus": cpus, "num_gpus": asked["GPU"]}
-        self._handle: Any = ray.remote(Host).options(**options).remote()
+        self._handle: Any = ray.remote(ColocatedHost).options(**options).remote()
 
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         return self._call(Worker.setup, config, checkpoint)
