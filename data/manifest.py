@@ -49,7 +49,7 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
             table = None if missing or wrong else pq.read_table(file, columns=wanted, read_dictionary=repeated)
             if table is not None:
                 table.validate(full=True)  # text is UTF-8, and no index leads nowhere
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise UserError(f"{path} cannot be read ({error}): copy it again, or prepare the set again") from error
     again = "prepare the set again, with launch/prepare.py"
     if table is None and missing:

@@ -49,7 +49,7 @@ def read_record(path: Path, remedy: str, **kinds: Kind) -> dict[str, Any]:
     """
     record = read_json(path, remedy)
     if not isinstance(record, dict):
-        raise UserError(f"{path} holds no JSON object: {remedy}")
+        raise UserError(f"{path} is not a JSON object: {remedy}")
     for name, kind in kinds.items():
         if not isinstance(record.get(name), kind):
             has = "is missing" if name not in record else f"is {record[name]!r:.40}"

@@ -18,6 +18,7 @@ from campaign import SILENT, damaged_copy, each_damage, keeps_promises, local_wo
 from stylevar.checkpoint import read_file
 
 FORMATS = ("png", "jpg", "webp", "bmp", "tif", "gif")
+TRAINERS = ("train_adain", "train_vqvae", "grpo")
 ABSENT = ("missing", "a link to itself")
 
 
@@ -111,7 +112,7 @@ def test_shards(inputs, tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", each_damage(["empty", "a named pipe", "cut at a half", "wrong magic"]))
-@pytest.mark.parametrize("program", ["sft", "train_adain", "train_vqvae", "grpo"])
+@pytest.mark.parametrize("program", ["sft", *(pytest.param(p, marks=pytest.mark.slow) for p in TRAINERS)])
 def test_shards_of_every_trainer(inputs, tmp_path, monkeypatch, program, damage):
     file = damaged_copy(inputs / "shards", tmp_path / "in", "a.tar", damage)
     out, vae = tmp_path / "out", inputs / "model" / "vqvae.safetensors"

@@ -100,7 +100,7 @@ def texts() -> list[Any]:
     for command, kind in CONFIGS.items():
         for position, name in enumerate(dict(numbers(kind))):
             for text in ("word", ""):
-                marks = () if position == 0 and text == "word" else pytest.mark.slow
+                marks = () if (position == 0 and text == "word") or name == "what_if" else pytest.mark.slow
                 params.append(pytest.param(command, name, text, marks=marks, id=f"{' '.join(command)} {name} {text!r}"))
     return params
 

@@ -182,11 +182,11 @@ SILENT = ("a flipped byte in the body",)
 NEEDS_A_USER = pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 
 
-def each_damage(names: Sequence[str] = tuple(DAMAGES)) -> list:
-    """Parameters for the damages `names`, of which only those in `FAST` are part of every run of the tests."""
+def each_damage(names: Sequence[str] = tuple(DAMAGES), fast: Sequence[str] = FAST) -> list:
+    """Parameters for the damages `names`, of which only those in `fast` are part of every run of the tests."""
 
     def marks(name: str) -> list[pytest.MarkDecorator]:
-        return [*([] if name in FAST else [pytest.mark.slow]), *([NEEDS_A_USER] if name == "unreadable" else [])]
+        return [*([] if name in fast else [pytest.mark.slow]), *([NEEDS_A_USER] if name == "unreadable" else [])]
 
     return [pytest.param(name, marks=marks(name)) for name in names]
 
