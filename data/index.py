@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.manifest import MANIFEST, read_manifest
+from data.manifest import MANIFEST, PART_BYTES, read_manifest
 from data.shard_writer import PARTS, ROLES, TAR_BLOCK, padded
+from data.tar_headers import SmallHeaders
 from stylevar.errors import UserError
 from stylevar.text import printable
 
@@ -153,8 +154,8 @@ def _dataset(path: Path, triplets: dict[str, dict[str, tuple[int, int]]]) -> str
     with open(path, "rb") as file:
         file.seek(place[0])
         try:
-            return printable(str(json.loads(file.read(place[1]))["dataset"]))
-        except (ValueError, KeyError, TypeError):
+            return printable(str(json.loads(file.read(min(place[1], PART_BYTES)))["dataset"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
             return "unknown"  # reading the triplet itself raises the error
 
 
@@ -169,7 +170,7 @@ def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     end = 0
     try:
         # UTF-8 in any locale, so that keys are the same everywhere.
-        with tarfile.open(path, "r:", encoding="utf-8") as tar, open(path, "rb") as file:
+        with tarfile.open(path, "r:", encoding="utf-8", tarinfo=SmallHeaders) as tar, open(path, "rb") as file:
             for member in tar:
                 end = member.offset_data + padded(member.size)
                 key_and_part = member_part(member.name) if member.isfile() else None

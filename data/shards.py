@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data.index import TripletIndex, index_triplets
+from data.manifest import PART_BYTES
 from data.shard_writer import ID_FIELDS, INPUTS, PARTS, ROLES
 from data.tokens import open_tokens
 from data.triplets import UnusableImage, decode_u8
@@ -181,6 +182,9 @@ class TripletShards:
         """Read all parts of a triplet. They are adjacent, so one read is enough."""
         every = zip(PARTS, self.index.places[index].tolist(), strict=True)
         places = {part: place for part, place in every if place[0] >= 0}
+        largest = max(size for _, size in places.values())
+        if largest > PART_BYTES:
+            raise BadSample(self._key(index), "too large", f"{largest} bytes, the limit is {PART_BYTES}")
         start = min(offset for offset, _ in places.values())
         end = max(offset + size for offset, size in places.values())
         # A shard of another program's may have them in another order.
@@ -218,7 +222,7 @@ class TripletShards:
 def _meta(key: str, data: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSample(key, "bad json", f"json: {error}") from error
     missing = [name for name in ID_FIELDS if not isinstance(meta, dict) or name not in meta]
     if missing:

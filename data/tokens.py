@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.shard_writer import ROLES
 from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 
@@ -84,8 +85,13 @@ def _wrong(shard: Path, vae: str) -> str | None:
         with safe_open(str(token_file(shard)), "pt") as file:
             writer = (file.metadata() or {}).get("vae")
             shard_bytes = int(file.get_tensor("shard_bytes"))
-    except (SafetensorError, OSError) as error:
+            offsets, tokens = (file.get_slice(name) for name in ("offsets", "tokens"))
+            shapes = offsets.get_shape(), tokens.get_shape()
+            kinds = offsets.get_dtype(), tokens.get_dtype()
+    except (SafetensorError, OSError, RuntimeError) as error:
         return f"it is damaged ({error})"
+    if kinds != ("I64", "I16") or len(shapes[1]) != 3 or shapes[1][:2] != [*shapes[0], len(ROLES)]:
+        return f"it is damaged (offsets {shapes[0]}, tokens {shapes[1]})"
     if writer != vae:
         return f"it was written by the VQ-VAE {writer}, this one is {vae}"
     if shard_bytes != shard.stat().st_size:

@@ -7,11 +7,11 @@ includes it: `grad_clip: Annotated[float, Gt(0), Le(inf)] = 1.0`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import repeat
 from math import inf, isfinite
-from numbers import Real
+from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -29,13 +29,17 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Limits:
-    """The interval that a number must lie in. It never contains NaN, and infinity only if it is closed at infinity."""
+    """The interval that a number must lie in. It never contains NaN, and infinity only if it is closed at infinity.
+
+    `whole`: the number must be an integer, as in a field of type int; a file may hold 1.5 there.
+    """
 
     low: float = -inf
     low_closed: bool = False
     high: float = inf
     high_closed: bool = False
     remedy: str = ""
+    whole: bool = False
 
     @staticmethod
     def of(metadata: Sequence[Any]) -> Limits:
@@ -59,7 +63,7 @@ class Limits:
 
     def hold(self, number: Any) -> bool:
         """Whether `number` is a number within the limits."""
-        if not _is_number(number):
+        if not _is_number(number) or (self.whole and isfinite(number) and not isinstance(number, Integral)):
             return False
         at_end = (self.low_closed and number == self.low) or (self.high_closed and number == self.high)
         return at_end or self.low < number < self.high
@@ -68,6 +72,8 @@ class Limits:
         """The text for a number outside the limits: the bound and the remedy."""
         if not _is_number(number):
             return f"must be a number{self.remedy}"
+        if self.whole and isfinite(number) and not isinstance(number, Integral):
+            return f"must be a whole number{self.remedy}"
         if isfinite(self.low) and isfinite(self.high):
             interval = f"{'[' if self.low_closed else '('}{self.low}, {self.high}{']' if self.high_closed else ')'}"
             return f"must lie in {interval}{self.remedy}"
@@ -122,7 +128,7 @@ def _numbers(value: Any, hint: Any, limits: Limits = Limits()) -> Iterator[tuple
     """The items of `value` that the type `hint` declares as numbers, each with its own or its container's limits."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (int, float):
-        yield value, limits
+        yield value, replace(limits, whole=hint is int)
     elif origin is Annotated:
         yield from _numbers(value, arguments[0], Limits.of(arguments[1:]))
     elif origin in (Union, UnionType):

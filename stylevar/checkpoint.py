@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import mmap
 import pickle
 import re
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from stylevar.errors import BadSetting, UserError
 from stylevar.hub import adapters_only, fetch
 from stylevar.source import CONFIG_FILE, FACTS, MODEL_FILE, VAE_FILE, ModelFiles, locate
 from stylevar.text import check_path
+from stylevar.text_files import read_json, read_record
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
 
 State = dict[str, Tensor]
 LORA_SCALE = 2.0  # alpha / r of the released adapters
+EARLIER = "resume an earlier checkpoint, or start a new run"
+"""The remedy for a damaged checkpoint of a run."""
 _PEFT = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Name components that torch.compile, FSDP and activation checkpointing insert at any level."""
@@ -40,16 +44,21 @@ _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # the class or function that torch ref
 _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, device: torch.device | str = "cpu") -> Any:
     """The content of a `.safetensors` or torch file. UserError if it cannot be read without running arbitrary code."""
     if path.suffix == ".safetensors":
         check_path(path, "checkpoint", utf8=True)
+    if path.exists() and not path.is_file():  # reading a named pipe could wait forever
+        raise UserError(f"checkpoint {path} is not a file: give a file of weights")
     try:
         if path.suffix == ".safetensors":
-            return load_file(str(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(str(path), device=str(device))
+        _check_stored(path)
+        return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"checkpoint {path} does not exist") from error
+        raise UserError(f"checkpoint {path} does not exist: check the path, or copy it again") from error
+    except (UserError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # Parsers raise many kinds of errors for damaged files.
         named = _FORBIDDEN.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named and _spells_out(path, named[1]):
@@ -60,6 +69,28 @@ def read_file(path: Path) -> Any:
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
         reason = reason.splitlines()[0]
         raise UserError(f"{path} is not a readable checkpoint ({reason}): it may be truncated; download it again") from error
+
+
+def _check_stored(path: Path) -> None:
+    """UserError for a torch file with compressed parts: torch writes none, and a small file could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise UserError(f"{path} has compressed parts ({packed[0]}): save it again with torch.save")
+
+
+@contextmanager
+def restoring(checkpoint: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint's parts are taken over into a UserError that names the checkpoint."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever is missing or misplaced
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"checkpoint {checkpoint} cannot be restored ({reason}): {EARLIER}") from error
 
 
 def _spells_out(path: Path, name: str) -> bool:
@@ -292,8 +323,10 @@ def load_pair(
     files = locate(init, revision)
     weights = read_model(files, vae, alphas)
     vae_file = files.vae_file(vae)
+    vae_state = read_vae_state(vae_file)
+    fitted(build_from_config(weights.arch, "meta")[0], vae_state, str(vae_file))  # before the config takes any memory
     tokenizer, model = build_from_config(weights.arch)
-    load_into(tokenizer, read_vae_state(vae_file), str(vae_file))
+    load_into(tokenizer, vae_state, str(vae_file))
     model.load_state_dict(weights.state)
     return tokenizer, model
 
@@ -324,11 +357,10 @@ def _read_state(files: ModelFiles) -> State:
 
 def _with_adapters(state: State, folder: Path) -> State:
     """Apply the PEFT adapters in `folder`: W + s B A for each adapted layer, computed as in the policy."""
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        scale = settings["lora_alpha"] / settings["r"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} has no readable adapter_config.json ({error}): use another checkpoint") from error
+    settings = read_record(folder / "adapter_config.json", "use another checkpoint", lora_alpha=(int, float), r=int)
+    if settings["r"] < 1:
+        raise UserError(f"{folder / 'adapter_config.json'} is damaged (r is {settings['r']}): use another checkpoint")
+    scale = settings["lora_alpha"] / settings["r"]
     adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / "adapter_model.safetensors").items()}
     layers = {name.rpartition(".lora_")[0] for name in adapters}
     if unknown := sorted(layer for layer in layers if f"{layer}.weight" not in state):
@@ -342,7 +374,7 @@ def _check_fingerprint(files: ModelFiles, state: State) -> None:
 
     Sums on a GPU differ in the last bits, so only checkpoints saved on a CPU can be checked reliably.
     """
-    facts = json.loads((files.weights.parent / FACTS).read_text())
+    facts = read_record(files.weights.parent / FACTS, "use another checkpoint", fingerprint=str)
     if facts.get("device") == "cpu" and fingerprint(state.values()) != facts["fingerprint"]:
         raise UserError(
             f"{files.name} does not give the weights it was saved from, because its base has changed: name the old base "
@@ -388,10 +420,7 @@ def _own_config(files: ModelFiles) -> ModelConfig | None:
     path = files.beside(CONFIG_FILE)
     if path is None:
         return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not a readable config ({error}): restore it, or remove it to use defaults") from error
+    content = read_json(path, "restore it, or remove it to use defaults")
     ours = isinstance(content, dict) and {"patch_nums", "alphas"} <= set(content)
     return ModelConfig.load(path) if ours else None
 

@@ -54,7 +54,7 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             _BLACK_POINT_COMPENSATION,  # type: ignore[arg-type]
         )
-    except (OSError, ImageCms.PyCMSError):
+    except (OSError, ValueError, ImageCms.PyCMSError):  # ValueError: names in the profile that are no text
         return None
     if mode != "CMYK":
         samples = _samples(mode)

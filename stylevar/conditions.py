@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stylevar.contracts import ConditionBatch
+from stylevar.errors import UserError
 from stylevar.images import to_device, u8_to_pm1
 from stylevar.recompute import recomputed
 from stylevar.transformer import StyleVAR, without_autocast
@@ -88,9 +89,21 @@ def encode_batch(model: StyleVAR, batch: ConditionBatch) -> ConditionState:
     style, content = (u8_to_pm1(to_device(image, device)) for image in (batch.style, batch.content))
     if batch.tokens is None:
         return encode_conditions(model, style, content)
+    check_tokens(model, batch.tokens[:, :2])
     content_idx, style_idx, _ = batch.tokens.to(device, torch.int64).unbind(1)
     both = torch.cat([style_idx, content_idx])
     return encode_conditions(model, style, content, [both[:, scale] for scale in model.arch.scale_slices()])
+
+
+def check_tokens(model: StyleVAR, tokens: Tensor) -> None:
+    """UserError for tokens read from files, [..., L] on CPU, that the model does not have."""
+    arch = model.arch
+    low, high = tokens.aminmax()
+    if tokens.shape[-1] != arch.tokens or low < 0 or high >= arch.V:
+        raise UserError(
+            f"stored VQ tokens are damaged: {tokens.shape[-1]} from {low} to {high}, not {arch.tokens} from 0 to "
+            f"{arch.V - 1}: write them again with launch/prepare.py tokenize, or remove the token files"
+        )
 
 
 def guide_queries(model: StyleVAR, state: ConditionState) -> list[Tensor]:

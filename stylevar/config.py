@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from annotated_types import Ge, Le
 from stylevar.bounds import Remedy, as_named, check_bounds
 from stylevar.errors import BadSetting, UserError
 from stylevar.sampling_config import SamplingConfig
+from stylevar.text_files import read_json
 
 PAPER_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAPER_ALPHAS = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.8)
@@ -52,7 +54,7 @@ class ModelConfig:
     """Channel multiplier of each VQ-VAE level; every level after the first halves the resolution."""
     share_quant_resi: Annotated[int, Ge(0)] = 4
     """Residual convolutions of the quantizer: K shared by the scales, 1 for all, or 0 for one per scale."""
-    depth: Annotated[int, Ge(1)] = 20
+    depth: Annotated[int, Ge(1), Le(256)] = 20
     """Transformer blocks; also the number of heads. The width is 64 * depth."""
     shared_aln: bool = False
     """One adaLN projection shared by the blocks, with a learned offset per block."""
@@ -116,6 +118,8 @@ class ModelConfig:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Unknown keys raise UserError."""
+        if not isinstance(values, Mapping):
+            raise UserError("it holds no names with values")
         known = {f.name for f in fields(ModelConfig)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"unknown keys in the model config: {unknown}; known keys are {sorted(known)}")
@@ -134,6 +138,6 @@ class ModelConfig:
     def load(path: Path) -> ModelConfig:
         """Read a config written by `save`. UserError if the file is not one."""
         try:
-            return ModelConfig.from_dict(json.loads(path.read_text()))
+            return ModelConfig.from_dict(read_json(path, "restore it"))
         except (UserError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not the config of a StyleVAR model: {error}") from error

@@ -9,12 +9,14 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from stylevar.errors import UserError
+from stylevar.text_files import read_text
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<file>[\w./-]+))?")
 ANSWER_SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5)
 """How long to wait for the hub to answer."""
 LINKS = ("latest", "best")
 """Aliases of checkpoints in a run."""
+_BEARER = re.compile(r"Bearer [^\s'\"]+")
 _FILE_ENDINGS = (".pth", ".pt", ".safetensors", ".bin")
 
 
@@ -57,7 +59,15 @@ def followed(path: Path) -> Path:
         return path
     if path.is_symlink():
         return path.parent / path.readlink()
-    return path.parent / path.read_text().strip() if path.is_file() else path
+    if not path.is_file():
+        return path
+    try:
+        name = read_text(path).strip()
+    except (OSError, ValueError):
+        name = ""
+    if not name or name != Path(name).name:
+        raise UserError(f"{path} names no checkpoint beside it: remove it, or give the checkpoint's own folder")
+    return path.parent / name
 
 
 def adapters_only(source: Path) -> str:
@@ -123,8 +133,13 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
             hub_errors.EntryNotFoundError: f"revision {revision or 'main'} has no such file",
         }
         known = next((text for kind, text in reasons.items() if isinstance(cause, kind)), None)
-        reason = known or (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = known or first_line(cause)
         raise UserError(f"{wanted} ({reason}): check the id and the network, or give a local file") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without the token of an HTTP header that it may quote."""
+    return _BEARER.sub("Bearer ...", (str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 @lru_cache
@@ -139,7 +154,7 @@ def _silence(endpoint: str) -> str | None:
         try:
             session.head(endpoint, timeout=ANSWER_SECONDS)
         except Exception as error:  # The classes depend on the library's HTTP client.
-            failures.append((str(error).strip() or type(error).__name__).splitlines()[0])
+            failures.append(first_line(error))
 
     # A request's own timeout applies per address and excludes the DNS look-up.
     asking = threading.Thread(target=ask, daemon=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from stylevar.errors import BadSetting, UserError
 from stylevar.hub import LINKS, fetch, fetch_beside, followed
+from stylevar.text import clipped
+from stylevar.text_files import read_record
 from stylevar.yaml_files import read_yaml
 
 MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
@@ -93,7 +95,10 @@ def run_of(path: Path) -> Path | None:
 
 def merged_base(checkpoint: Path) -> str | None:
     """The merge that is the base of a GRPO checkpoint's adapters; None if the base is the run's --init."""
-    base = json.loads((checkpoint / FACTS).read_text())["base"]
+    facts = checkpoint / FACTS
+    base = read_record(facts, "use another checkpoint", base=str)["base"]
+    if base != "init" and not re.fullmatch(r"merges/merge_\d{4,}", base):
+        raise UserError(f"{facts} is damaged (base is {clipped(base, 40)}): use another checkpoint")
     return None if base == "init" else str(checkpoint.parent.parent / base)
 
 

@@ -9,6 +9,7 @@ from typing import IO, cast
 
 from data.convert.source import JoinedReader, Piece, Reject
 from data.shard_writer import TAR_BLOCK, padded
+from data.tar_headers import SmallHeaders
 from stylevar.errors import UserError
 
 MACOS_FOLDER = "__MACOSX"
@@ -60,7 +61,8 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
     with JoinedReader(paths) as reader:
         end = 0
         try:
-            with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:", encoding="utf-8") as tar:
+            source = cast(IO[bytes], reader)
+            with tarfile.open(fileobj=source, mode="r:", encoding="utf-8", tarinfo=SmallHeaders) as tar:
                 for member in tar:
                     end = member.offset_data + padded(member.size)
                     if member.isdir() or is_litter(member.name):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.convert.archive import is_litter
 from data.index import index_shard
-from data.manifest import MANIFEST, REJECT_SCHEMA, read_manifest
+from data.manifest import MANIFEST, PART_BYTES, REJECT_SCHEMA, read_manifest
 from data.processes import process_pool
 from data.shard_writer import PARTS, ROLES
 from data.triplets import UnusableImage, decode_u8
@@ -112,6 +112,9 @@ def check_shard(path: Path, rows: list[Row]) -> tuple[list[Problem], int, Counte
 
 def _check_triplet(file: Any, row: Row, places: dict[str, tuple[int, int]], sizes: Counter) -> Iterator[Problem]:
     for part, (offset, size) in places.items():
+        if size > PART_BYTES:
+            yield row["key"], "too large", f"{part} has {size} bytes, the limit is {PART_BYTES}"
+            continue
         file.seek(offset)
         data = file.read(size)
         if part == "json":
@@ -119,7 +122,7 @@ def _check_triplet(file: Any, row: Row, places: dict[str, tuple[int, int]], size
                 meta = json.loads(data)
                 if any(meta[f"{role}_id"] != row[f"{role}_id"] for role in ROLES if row[f"{role}_id"] is not None):
                     yield row["key"], "other ids", "its JSON and the manifest have different ids"
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 yield row["key"], "bad json", f"{type(error).__name__}: {error}"
         else:
             try:

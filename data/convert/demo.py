@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from data.shard_writer import EncodedTriplet, write_shard
 from data.triplets import load_rgb
 from stylevar.errors import UserError
+from stylevar.text_files import read_record
 
 ATTRIBUTION_FIELDS = ("title", "author", "licence", "source", "novel")
 STYLISE_SIZE = 256  # The networks' strokes have a fixed width in pixels: far below 256 they hide the content.
@@ -82,13 +82,10 @@ class Picture:
 def load_photos(folder: Path) -> list[Photo]:
     """Read the photographs listed in `ATTRIBUTION.json` in `folder`, in order of name."""
     table_path = folder / "ATTRIBUTION.json"
-    try:
-        table = json.loads(table_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table_path} is needed for the source of each photograph: {error}") from error
+    table = read_record(table_path, "it is needed for the source of each photograph")
     photos = []
     for name, entry in sorted(table.items()):
-        missing = [field for field in ATTRIBUTION_FIELDS if field not in entry]
+        missing = [field for field in ATTRIBUTION_FIELDS if not isinstance(entry, dict) or field not in entry]
         if missing:
             raise UserError(f"{table_path}: {name} lacks {', '.join(missing)}")
         path = folder / f"{name}.jpg"

@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 from tqdm import tqdm
 
-from data.triplets import load_rgb
+from data.triplets import FORMATS, load_rgb
 from stylevar.errors import UserError
-from stylevar.pictures import UnusableImage
+from stylevar.pictures import DAMAGE, UnusableImage
+from stylevar.text_files import read_record
 
 LIST = Path(__file__).parents[1] / "demo" / "corpus.json"
 ATTRIBUTION = "ATTRIBUTION.json"
@@ -163,16 +164,20 @@ class Collection:
     cutouts: Mapping[str, Image.Image]
 
 
+def _opened(file: Path, mode: str) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS).convert(mode)
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise UserError(f"picture {file} cannot be read ({error}): remove it, and collect the pictures again") from error
+
+
 def load_collection(folder: Path) -> Collection:
     """Read a folder written by `collect`. UserError if it has no list of pictures."""
     path = folder / ATTRIBUTION
-    try:
-        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is needed ({error}): make the folder with  launch/prepare.py photos {folder}") from error
+    table = read_record(path, f"make the folder with  launch/prepare.py photos {folder}")
 
     def of_kind(kind: str, mode: str) -> dict[str, Image.Image]:
         names = sorted(file for file in table if file.startswith(f"{kind}s/"))
-        return {Path(file).stem: Image.open(folder / file).convert(mode) for file in names}
+        return {Path(file).stem: _opened(folder / file, mode) for file in names}
 
     return Collection(of_kind("photograph", "RGB"), of_kind("painting", "RGB"), of_kind("cutout", "RGBA"))

@@ -12,14 +12,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.convert.archive import TAR_BLOCK, check_end, is_litter, safe_name
-from data.convert.source import Block, Picture, RawTriplet, Reject, identity
+from data.convert.source import SOURCE_BYTES, Block, Picture, RawTriplet, Reject, identity
 from data.shard_writer import ROLES
+from data.tar_headers import SmallHeaders
 from stylevar.errors import UserError
 from stylevar.text import printable
 
 FIELDS = {"content": "image_1", "style": "image_2", "target": "image_4"}
 KEY_PART = 40
 """Longest archive name in keys, which must fit the 100 characters of a tar header."""
+Notes = tuple[dict[str, bool], dict[str, float]]
+"""A triplet's flags and scores."""
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
@@ -48,7 +51,7 @@ class ArchiveBlock:
 
     def read(self) -> Iterator[RawTriplet | Reject]:
         """Yield each triplet once its last picture is read. A picture is kept only while a triplet still needs it."""
-        records: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        records: list[tuple[str, dict[str, str], Notes]] = []
         for name, data in self._members(".json"):
             if isinstance(data, Reject):
                 yield data
@@ -72,8 +75,7 @@ class ArchiveBlock:
             for number in waiting[path]:
                 missing[number].discard(path)
                 if not missing[number]:
-                    name, paths, record = records[number]
-                    flags, scores = flags_and_scores(record)
+                    name, paths, (flags, scores) = records[number]
                     content, style, target = (held[paths[role]] for role in ROLES)
                     yield RawTriplet(content, style, target, flags, scores)
                     for done in set(paths.values()):
@@ -90,7 +92,7 @@ class ArchiveBlock:
         seen: set[str] = set()
         first_reading = ".json" in suffixes
         try:
-            with tarfile.open(self.path, "r|*", encoding="utf-8") as tar:
+            with tarfile.open(self.path, "r|*", encoding="utf-8", tarinfo=SmallHeaders) as tar:
                 for member in tar:
                     if member.isdir() or is_litter(member.name):
                         continue
@@ -100,7 +102,10 @@ class ArchiveBlock:
                             yield member.name, self._refused(member.name, name)
                         continue
                     seen.add(name)
-                    if PurePosixPath(name).suffix.lower() in suffixes:
+                    wanted = PurePosixPath(name).suffix.lower() in suffixes
+                    if wanted and member.size > SOURCE_BYTES:
+                        yield name, Reject(name, "too large", f"{self.path.name}: {member.size} bytes, over {SOURCE_BYTES}")
+                    elif wanted:
                         file = tar.extractfile(member)
                         assert file is not None
                         yield name, file.read()
@@ -129,22 +134,26 @@ def key_part(name: str) -> str:
     return f"{plain[: KEY_PART - 9]}-{identity(printable(name).encode())[:8]}"
 
 
-def _record(name: str, data: bytes) -> tuple[str, dict[str, str], dict[str, Any]] | Reject:
+def _record(name: str, data: bytes) -> tuple[str, dict[str, str], Notes] | Reject:
     try:
         record = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Reject(name, "bad json", str(error))
     if not isinstance(record, dict):
         return Reject(name, "bad json", "not an object")
     for field in FIELDS.values():
         if not isinstance(record.get(field), str) or not record[field]:
             return Reject(name, f"no {field}", f"the JSON names no {field}")
+    try:
+        notes = flags_and_scores(record)
+    except (OverflowError, RecursionError) as error:  # a number of hundreds of digits, or endless nesting
+        return Reject(name, "bad json", str(error))
     # Pictures are beside their JSON, whatever folder the names contain.
     folder = PurePosixPath(name).parent
-    return name, {role: str(folder / PurePosixPath(record[field]).name) for role, field in FIELDS.items()}, record
+    return name, {role: str(folder / PurePosixPath(record[field]).name) for role, field in FIELDS.items()}, notes
 
 
-def flags_and_scores(record: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, bool], dict[str, float]]:
+def flags_and_scores(record: Mapping[str, Any], prefix: str = "") -> Notes:
     """All booleans of a record as flags and all numbers as scores; nested values have dotted names."""
     flags: dict[str, bool] = {}
     scores: dict[str, float] = {}

@@ -25,6 +25,7 @@ from data.processes import CONTEXT, process_pool
 from stylevar.errors import UserError
 from stylevar.processes import starting_workers
 from stylevar.text import check_path
+from stylevar.text_files import read_record
 
 SETTINGS, PARTS = "prepare.json", ".parts"
 EARLY = 1000
@@ -96,10 +97,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     file = out / SETTINGS
     wanted = json.loads(json.dumps(settings))
     if file.is_file():
-        try:
-            recorded = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): remove {out} and start again") from error
+        recorded = read_record(file, f"remove {out} and start again")
         different = [name for name in wanted if recorded.get(name) != wanted[name]]
         if different:
             name = different[0]
@@ -124,11 +122,14 @@ def _done(parts: Path, block: Block) -> tuple[int, int] | None:
     file = parts / f"{block.name}.parquet"
     if not file.is_file():
         return None
-    metadata = pq.read_schema(file).metadata or {}
-    if metadata.get(b"block") != block.fingerprint.encode():
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+        if metadata.get(b"block") != block.fingerprint.encode():
+            return None
+        kinds = pq.read_table(parts / f"{block.name}.rejects.parquet", columns=["kind"])["kind"].to_pylist()
+        return pq.read_metadata(file).num_rows, sum(kind != FILTERED for kind in kinds)
+    except (OSError, pa.ArrowException):  # damaged: the block is converted again
         return None
-    kinds = pq.read_table(parts / f"{block.name}.rejects.parquet", columns=["kind"])["kind"].to_pylist()
-    return pq.read_metadata(file).num_rows, sum(kind != FILTERED for kind in kinds)
 
 
 class _Tally:

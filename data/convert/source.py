@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+SOURCE_BYTES = 512 * 2**20
+"""Larger files of a corpus are not read: no picture within the limit of pixels is larger."""
+
 
 @dataclass(frozen=True)
 class Reject:
@@ -27,8 +30,11 @@ class Piece:
     size: int | None = None
 
     def read(self) -> bytes:
-        """The bytes; fewer than `size` if the file is truncated."""
+        """The bytes; fewer than `size` if the file is truncated. OSError if there are more than `SOURCE_BYTES`."""
         with JoinedReader(self.paths) as reader:
+            size = reader.size - self.offset if self.size is None else self.size
+            if size > SOURCE_BYTES:
+                raise OSError(f"it has {size} bytes, the limit is {SOURCE_BYTES}")
             reader.seek(self.offset)
             return reader.read(-1 if self.size is None else self.size)
 
@@ -122,18 +128,23 @@ class JoinedReader:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def size(self) -> int:
+        """The bytes of all files together."""
+        return sum(self._sizes)
+
     def tell(self) -> int:
         return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        start = {0: 0, 1: self._position, 2: sum(self._sizes)}[whence]
+        start = {0: 0, 1: self._position, 2: self.size}[whence]
         self._position = start + offset
         return self._position
 
     def read(self, size: int = -1) -> bytes:
         """Read `size` bytes (all for -1); fewer only at the end."""
-        end = sum(self._sizes)
-        wanted = end - self._position if size < 0 else min(size, end - self._position)
+        left = self.size - self._position
+        wanted = left if size < 0 else min(size, left)
         parts = []
         while wanted > 0:
             part = self._read_some(wanted)

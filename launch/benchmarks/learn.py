@@ -8,6 +8,7 @@ import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ from launch.run.saving import saving
 from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.text import check_path
+from stylevar.text_files import read_record
 
 WARM_UP, TIMED = 1, 5
 """Steps that are run to see how long one takes, and then thrown away. The first is not timed."""
@@ -97,7 +99,7 @@ def _kept(bench: Learn, file: Path, name: str, asked: dict[str, Any]) -> dict[st
     """
     if not file.is_file():
         return None
-    kept = json.loads(file.read_text())
+    kept = read_record(file, "remove it", asked=dict, steps=int, step_seconds=(int, float, NoneType))
     settings = dict.fromkeys([*asked, *kept["asked"]])
     changed = [s for s in settings if s not in asked or kept["asked"].get(s) != asked[s]]
     if not changed:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import tyro
 
 from launch.common import console
-from launch.common.disk import disk_trouble
+from launch.common.disk import disk_trouble, path_trouble
 from launch.common.stop import STOPPED, Interrupts
 from stylevar.errors import UserError
 
@@ -44,7 +44,8 @@ def about(doc: str | None) -> str:
 def exit_code(body: Callable[[], None]) -> None:
     """Run `body` and exit with the right code.
 
-    A user's mistake, or a disk that is full or broken, prints one line and exits with 2. An interruption exits with 130.
+    A user's mistake, an unusable path, or a disk that is full or broken prints one line and exits with 2. An interruption
+    exits with 130.
     Output goes through `launch.common.console`, signals through `launch.common.stop`.
     """
     console.install()
@@ -58,9 +59,11 @@ def exit_code(body: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(STOPPED)
         except Exception as error:
-            reason = disk_trouble(error)
-            if reason is None:
+            if (reason := disk_trouble(error)) is not None:
+                text = f"a file cannot be read or written ({reason}): free space or repair the disk, then start again"
+            elif (unusable := path_trouble(error)) is not None:
+                text = f"{unusable}: check the path and its permissions"
+            else:
                 raise
-            text = f"error: a file cannot be read or written ({reason}): free space or repair the disk, then start again"
-            print(text, file=sys.stderr)
+            print(f"error: {text}", file=sys.stderr)
             sys.exit(2)

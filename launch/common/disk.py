@@ -1,4 +1,4 @@
-"""Tell errors of a full or broken disk from all other errors."""
+"""Tell errors of a full or broken disk, and of unusable paths, from all other errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import re
 from collections.abc import Iterator
 
+from stylevar.text import clipped
+
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE)
+_UNUSABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM)
 _RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the number of an operating system's error
 
 
@@ -19,6 +22,14 @@ def disk_trouble(error: BaseException) -> str | None:
         match = _RUST.search(str(cause)) if type(cause).__name__ == "SafetensorError" else None
         if match and int(match[1]) in _TROUBLE:
             return os.strerror(int(match[1]))
+    return None
+
+
+def path_trouble(error: BaseException) -> str | None:
+    """Which path cannot be used, and why, in the operating system's words; None if `error` has another cause."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _UNUSABLE and isinstance(cause.filename, str):
+            return f"{clipped(cause.filename)} cannot be used ({os.strerror(cause.errno)})"
     return None
 
 

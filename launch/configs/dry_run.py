@@ -12,8 +12,11 @@ from stylevar.bounds import check_bounds
 
 
 def _numbers(words: list[str]) -> tuple[int, ...]:
-    """Numbers separated by spaces, commas, or both."""
-    return tuple(int(number) for word in words for number in word.split(",") if number)
+    """Numbers separated by spaces, commas, or both. ValueError for an empty text: `--what-if "$N"` must not start a run."""
+    numbers = [[int(number) for number in word.split(",") if number] for word in words]
+    if not all(numbers):
+        raise ValueError("an empty text is no number")
+    return tuple(number for some in numbers for number in some)
 
 
 _NUMBERS = PrimitiveConstructorSpec[tuple[int, ...]](

@@ -80,17 +80,33 @@ def from_plain(kind: type, values: Mapping[str, Any], refusal: str) -> Any:
     if unknown := sorted(set(values) - known):
         raise UserError(f"{refusal}: it has unknown keys {unknown}; remove them or correct their names")
 
-    def typed(hint: Any, value: Any) -> Any:
+    def typed(name: str, hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint):
             return from_plain(typing.cast(type, hint), value, refusal)
         if get_origin(hint) in (types.UnionType, typing.Union):
             options = [h for h in get_args(hint) if h is not type(None)]
-            return None if value is None else typed(options[0], value)
+            return None if value is None else typed(name, options[0], value)
         if get_origin(hint) is tuple:
-            return _as_tuple(value)
+            items = _as_tuple(value)
+            return tuple(typed(name, str, item) for item in items) if get_args(hint)[0] is str else items
+        _check_kind(name, hint, value)  # bounds check the numbers
         return Path(value) if hint is Path else value
 
-    return kind(**{name: typed(hints[name], value) for name, value in values.items()})
+    arguments = {name: typed(name, hints[name], value) for name, value in values.items()}
+    try:
+        return kind(**arguments)
+    except UserError as error:
+        raise UserError(f"{refusal}: {error.for_command_line()}") from error
+
+
+def _check_kind(name: str, hint: Any, value: Any) -> None:
+    """TypeError for a value that is not of its field's type: text, a switch, or one of some words."""
+    if hint in (str, Path) and not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r:.40}, not text")
+    if hint is bool and not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r:.40}, not true or false")
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise TypeError(f"{name} is {value!r:.40}, not one of {', '.join(map(str, get_args(hint)))}")
 
 
 def without_kind(config: type, values: Mapping[str, Any], refusal: str) -> dict[str, Any]:

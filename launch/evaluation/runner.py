@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from stylevar.atomic import ASIDE, file_aside, remove
 from stylevar.errors import UserError
 from stylevar.hub import followed
 from stylevar.text import check_path
+from stylevar.text_files import read_record
 
 USUAL = RUNS / "eval"
 """Default folder of the results."""
@@ -100,11 +103,13 @@ class ResultsFolder:
 
     def rows(self, tasks: Sequence[Task]) -> pa.Table:
         """The rows of all tasks, which must be complete."""
-        return pa.concat_tables([pq.read_table(self._file(task)) for task in tasks])
+        with _readable(self.path):
+            return pa.concat_tables([pq.read_table(self._file(task)) for task in tasks])
 
     def features(self, tasks: Sequence[Task], what: str) -> np.ndarray:
         """Inception features [n, D] of some tasks, of their "samples" or "styles"."""
-        return np.concatenate([np.load(self._file(task).with_suffix(".npz"))[what] for task in tasks])
+        with _readable(self.path):
+            return np.concatenate([np.load(self._file(task).with_suffix(".npz"))[what] for task in tasks])
 
     def finish(self, rows: pa.Table) -> None:
         """Write the table of all rows, and remove the files of the tasks."""
@@ -132,9 +137,20 @@ def _conflict(folder: Path, settings: dict[str, Any]) -> str | None:
     """Why results cannot be written into a folder; None if they can."""
     if (folder / SAMPLES).exists():
         return f"{folder} already holds results: choose another --out, or replace them with --overwrite"
-    if any((folder / PARTS).glob("*.parquet")) and json.loads((folder / SETTINGS).read_text()) != settings:
+    started = any((folder / PARTS).glob("*.parquet"))
+    if started and read_record(folder / SETTINGS, "choose another --out, or --overwrite it") != settings:
         return f"{folder} was started with other settings or weights: choose another --out, or --overwrite it"
     return None
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Explain an earlier command's results that are damaged."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"results in {folder / PARTS} are damaged ({reason}): start over with --overwrite") from error
 
 
 def file_name(key: str) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from data.triplets import UnusableImage, decode_rgb
 from launch.configs.io import kind_of
 from launch.run_report.record import paired, read_run
 from launch.run_report.settings import flat
 from stylevar.checkpoint import VAE_FILE, ModelWeights
 from stylevar.errors import UserError
 from stylevar.source import run_of
+from stylevar.text_files import read_record
 from stylevar.yaml_files import read_yaml
 
 _OF_THE_PLACE = {
@@ -71,9 +71,12 @@ def samples_picture(release: ModelWeights) -> bytes | None:
     pictures = [some[-1] for tag, some in read_run(release.files.run).pictures.items() if "samples" in tag and some]
     if not pictures:
         return None
-    with Image.open(io.BytesIO(max(pictures, key=lambda picture: picture.step).png)) as image:
-        out = io.BytesIO()
-        image.convert("RGB").save(out, "PNG")
+    try:
+        image = decode_rgb(max(pictures, key=lambda picture: picture.step).png)
+    except UnusableImage:
+        return None
+    out = io.BytesIO()
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -184,7 +187,7 @@ def _checkpoint_scores(checkpoint: Path) -> Iterator[tuple[str, str]]:
         ("state.json", "best_heldout_loss", "lowest held-out loss up to this checkpoint"),
     ):
         if (checkpoint / file).is_file():
-            facts = json.loads((checkpoint / file).read_text())
+            facts = read_record(checkpoint / file, "use another checkpoint")
             yield "step", str(facts.get("steps", facts.get("step")))
             if facts.get(key) is not None:
                 yield label, f"{facts[key]:.4f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 from launch.release.card import model_card, samples_picture
 from stylevar.checkpoint import ModelWeights
 from stylevar.errors import UserError
+from stylevar.hub import first_line
+from stylevar.text_files import read_record
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,9 @@ def check_access(repo: str) -> None:
 def read_summary(path: Path) -> dict[str, Any]:
     """The summary of an evaluation. Raises UserError if it is missing or not a JSON object."""
     try:
-        summary = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"--eval {path} cannot be read ({error.strerror}): give the summary.json of an evaluation"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"--eval {path} is not JSON ({error}): give the summary.json of an evaluation") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"--eval {path} is not a JSON object: give the summary.json of an evaluation")
-    return summary
+        return read_record(path, "give the summary.json of an evaluation")
+    except UserError as error:
+        raise UserError(f"--eval {error}") from error
 
 
 def push(folder: Path, release: ModelWeights, upload: Upload, summary: dict[str, Any] | None = None) -> str:
@@ -100,10 +94,10 @@ def _explained(repo: str) -> Iterator[None]:
             401: "the token is unknown: set HF_TOKEN to a valid one, or run `hf auth login` again",
             403: f"the token may not write there: create one with write access to {repo.partition('/')[0]}",
             404: "there is no such repository or branch, or the token may not see it",
-        }.get(code, (str(error).strip() or type(error).__name__).splitlines()[0])
+        }.get(code, first_line(error))
         raise UserError(f"the hub refused {repo} (HTTP {code}): {reason}") from error
     except Exception as error:  # The classes of connection errors depend on the library's HTTP client.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"cannot reach the hub at {constants.ENDPOINT} ({reason}): check the network, or write files with --out"
         ) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from launch.common.grids import condition_titles, draw_table
 from launch.rl.reports import HeldoutReport
 from reward.statistics import TARGET
 from stylevar.atomic import file_aside
+from stylevar.errors import UserError
+from stylevar.text_files import read_record
 
 
 def save_scores(run: Path, name: str, step: int, report: HeldoutReport) -> None:
@@ -97,7 +101,7 @@ def _changes(component: str) -> bool:
 
 def compare(run: Path, name: str, before: int, after: int) -> Comparison:
     """Compare the scores saved at two steps. Conditions and seeds are the same, so the difference is paired."""
-    first, last = (json.loads((run / "heldout" / f"{name}_{step:08d}.json").read_text()) for step in (before, after))
+    first, last = (_scores(run, name, step) for step in (before, after))
     if first["keys"] != last["keys"]:
         raise ValueError(f"{name}: the two scorings have different conditions")
     rewards = [torch.tensor(r["rewards"]).mean(1) for r in (first, last)]
@@ -126,12 +130,22 @@ def before_after(run: Path, name: str, before: int, after: int, condition: Calla
 
 def _samples(run: Path, name: str, step: int) -> dict[str, NDArray]:
     """The kept samples of a scoring, uint8 [G, 3, H, W], by the key of their condition."""
-    kept = np.load(run / "heldout" / f"{_stem(name, step)}.npz")
-    samples = kept["samples"]
+    file = run / "heldout" / f"{_stem(name, step)}.npz"
+    try:
+        kept = dict(np.load(file))
+        samples = kept["samples"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} cannot be read ({error}), so samples cannot be shown: see the run's report") from error
     # Older versions kept those of the first conditions, without their keys.
     keys = kept["keys"].tolist() if "keys" in kept else _all_keys(run, name, step)[: len(samples)]
     return dict(zip(keys, samples, strict=True))
 
 
 def _all_keys(run: Path, name: str, step: int) -> list[str]:
-    return json.loads((run / "heldout" / f"{_stem(name, step)}.json").read_text())["keys"]
+    return _scores(run, name, step)["keys"]
+
+
+def _scores(run: Path, name: str, step: int) -> dict[str, Any]:
+    """The scores saved at a step. UserError if they are damaged."""
+    file = run / "heldout" / f"{_stem(name, step)}.json"
+    return read_record(file, "measure the model with launch/eval.py", keys=list, rewards=list, components=dict)

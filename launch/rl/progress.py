@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 from learner.grpo.merging import MergeAction, MergeController
+from stylevar.checkpoint import EARLIER, restoring
 from stylevar.contracts import StepMetrics
+from stylevar.text_files import read_record
 
 
 @dataclass
@@ -35,8 +38,10 @@ class Progress:
         path.write_text(json.dumps(state, indent=2) + "\n")
 
     def load(self, path: Path) -> None:
-        state = json.loads(path.read_text())
-        self.controller.load_state_dict(state.pop("controller"))
+        number = (int, float, NoneType)
+        state = read_record(path, EARLIER, steps=int, merges=int, best=number, controller=dict)
+        with restoring(path.parent):
+            self.controller.load_state_dict(state["controller"])
         self.steps, self.merges, self.best = state["steps"], state["merges"], state["best"]
         self.flat = state.get("flat", 0)  # older versions did not save it
 

@@ -113,7 +113,7 @@ class RunFolder:
         """
         new = to_plain(config)
         old = flat(_kept(self.config) or {})
-        history: list[dict[str, Any]] = _kept(self.changes) or []
+        history = self._history()
         for entry in reversed([entry for entry in history if entry["step"] >= step]):
             old |= {name: values["from"] for name, values in entry["changed"].items()}
         history = [entry for entry in history if entry["step"] < step]
@@ -128,6 +128,17 @@ class RunFolder:
         else:
             self.changes.unlink(missing_ok=True)
         write_yaml(self.config, new)
+
+    def _history(self) -> list[dict[str, Any]]:
+        """The entries of changes.yaml. UserError if it holds anything else."""
+        entries = _kept(self.changes) or []
+        whole = isinstance(entries, list) and all(
+            isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("changed"), dict)
+            for entry in entries
+        )
+        if not whole or not all(isinstance(v, dict) and "from" in v for e in entries for v in e["changed"].values()):
+            raise UserError(f"{self.changes} is damaged: restore it, or remove it to go on without the earlier changes")
+        return entries
 
     @contextmanager
     def final_model(self, steps: int, notes: Mapping[str, Any] | None = None) -> Iterator[Path]:

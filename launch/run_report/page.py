@@ -10,8 +10,8 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from data.triplets import UnusableImage, decode_rgb
 from launch.run_report.assets import SCRIPT, STYLE
 from launch.run_report.charts import hacking_charts, phases, step_span, time_charts, training_charts
 from launch.run_report.curves import Chart, draw
@@ -240,11 +240,11 @@ def _samples(record: RunRecord, grids: int) -> Iterator[str]:
 def _webp(picture: Picture) -> tuple[int, str] | None:
     """(step, base64) of a smaller copy; None if the picture is incomplete."""
     try:
-        with Image.open(io.BytesIO(picture.png)) as image:
-            out = io.BytesIO()
-            image.convert("RGB").save(out, "WEBP", quality=_QUALITY)
-    except OSError:
+        image = decode_rgb(picture.png)
+    except UnusableImage:
         return None
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=_QUALITY)
     return picture.step, base64.b64encode(out.getvalue()).decode()
 
 

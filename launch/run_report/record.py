@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from launch.run.run_folder import finished_at
 from launch.run.telemetry import HOST
 from stylevar.errors import UserError
 from stylevar.text import check_path
+from stylevar.text_files import read_text
 from stylevar.yaml_files import read_yaml
 
 EVENT = "merge/event/"
@@ -144,6 +145,8 @@ def _read_events(record: RunRecord) -> None:
 
     folder = record.path / "tensorboard"
     files = sorted(folder.glob("events.out.tfevents.*"))
+    if (strange := next((file for file in files if not file.is_file()), None)) is not None:
+        raise UserError(f"{strange} is not a regular file, so it cannot be read: remove it")
     if not files:
         record.notes.append("tensorboard/ holds no event file: there are no curves and no pictures")
         return
@@ -192,7 +195,7 @@ def _cut_off(file: Path) -> int | None:
         while at < size:
             header = stream.read(12)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
-            if at + 16 + length > size:
+            if at + 16 + length > size or not length:  # no event is empty
                 return at
             at += 16 + length
             stream.seek(at)
@@ -211,17 +214,31 @@ def _start(file: Path) -> Start | None:
         for value in event.summary.value if event.HasField("summary") else ():
             if value.tag != f"{HOST}/text_summary":
                 return Start(time, step, {})
-            return Start(time, event.step, json.loads(value.tensor.string_val[0]))
+            return Start(time, event.step, _host(value.tensor.string_val))
     return Start(time, step, {}) if time else None
 
 
+def _host(texts: Sequence[bytes]) -> dict[str, str]:
+    """The machine that an event names; empty if the event is damaged."""
+    try:
+        host = json.loads(texts[0])
+    except (IndexError, ValueError, RecursionError):
+        return {}
+    return {str(name): str(value) for name, value in host.items()} if isinstance(host, dict) else {}
+
+
 def _read_rows(record: RunRecord) -> None:
-    tables = []
+    tables: list[pa.Table] = []
     for file in sorted((record.path / "trajectories").glob("*.parquet")):
         try:
-            tables.append(pq.read_table(file))
-        except (OSError, pa.ArrowException) as error:
+            if not file.is_file():
+                raise OSError("not a regular file")
+            table = pq.read_table(file)
+            pa.concat_tables([*tables, table], promote_options="default").column("step").cast(pa.int64())
+        except (OSError, KeyError, pa.ArrowException) as error:
             record.notes.append(f"trajectories/{file.name} is left out, it cannot be read: {_reason(error)}")
+            continue
+        tables.append(table)
     if tables:
         table = pa.concat_tables(tables, promote_options="default")
         record.rows = {name: table[name].to_numpy() for name in table.column_names}
@@ -232,10 +249,10 @@ def _read_heldout(record: RunRecord) -> None:
     """{set: [scores, by step]} of heldout/<set>_<step>.json."""
     for file in sorted((record.path / "heldout").glob("*_*.json")):
         try:
-            scores = json.loads(file.read_text())
+            scores = json.loads(read_text(file))
             parts = {**scores["components"], "reward": [float(np.mean(row)) for row in scores["rewards"]]}
             kept = {"step": int(scores["step"]), "keys": scores["keys"], "parts": parts}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             record.notes.append(f"heldout/{file.name} is left out, it cannot be read: {_reason(error)}")
             continue
         record.heldout.setdefault(file.stem.rpartition("_")[0], []).append(kept)

@@ -16,6 +16,10 @@ from stylevar.errors import UserError
 from stylevar.sampling_config import Sampling
 
 FONTS = ["system-ui", "sans-serif"]  # system fonts, so that the page works offline
+UPLOAD = "64mb"
+"""The largest picture that a visitor may upload."""
+QUEUE = 32
+"""Requests that may wait; further ones are told to come back later."""
 PREVIEW, RESULTS, WIDTH = 260, 500, 1220  # pixels; WIDTH is the page's width in a typical window
 
 
@@ -101,11 +105,12 @@ def serve(config: AppConfig, block: bool = True) -> Any:
     with tempfile.TemporaryDirectory() as examples:
         page = build_page(session, Path(examples))
         try:
-            page.queue(default_concurrency_limit=1).launch(
+            page.queue(max_size=QUEUE, default_concurrency_limit=1).launch(
                 server_name=config.host,
                 server_port=config.port,
                 share=False,
                 show_error=True,
+                max_file_size=UPLOAD,
                 prevent_thread_lock=not block,
                 theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
                 allowed_paths=[str(Path(photo).parent) for photo in example_photos()[:1]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import itertools
 import os
 import re
@@ -16,6 +17,7 @@ from data.patterns import expand_braces, find_paths
 from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 from stylevar.text import clipped, printable, safe_name, shortened
+from stylevar.text_files import read_text
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UNREADABLE = re.compile(
@@ -117,9 +119,9 @@ def pictures_in(folder: Path, failures: Failures) -> list[Path]:
 def _listed(table: Path) -> list[Path]:
     """The files in a text file, one per line, relative to it. Their names may contain bytes that are not UTF-8."""
     try:
-        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_text(table, "utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise UserError(f"{printable(table)} cannot be read ({error.strerror}): give a text file") from error
+        raise UserError(f"{printable(table)} cannot be read ({error.strerror or error}): give a text file") from error
     if "\0" in text:
         raise UserError(f"{printable(table)} is not a list of files in UTF-8: save it as text in UTF-8")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -195,17 +197,16 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str | None]]]:
     """The rows with their line numbers."""
     try:
         # utf-8-sig: spreadsheets begin files with a byte order mark.
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [column.strip() for column in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
+        reader = csv.DictReader(io.StringIO(read_text(table, "utf-8-sig"), newline=""))
+        columns = [column.strip() for column in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, row) for row in reader]
     except UnicodeDecodeError as error:
         raise UserError(f"--pairs {table} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
     except csv.Error as error:
         raise UserError(f"--pairs {table} is not a CSV file ({error}): save it as CSV in UTF-8") from error
     except OSError as error:
-        raise UserError(f"--pairs {table} cannot be read ({error.strerror}): give a CSV file") from error
+        raise UserError(f"--pairs {table} cannot be read ({error.strerror or error}): give a CSV file") from error
     if absent := [column for column in ("content", "style") if column not in columns]:
         first = ",".join(columns) or "nothing"
         raise UserError(f"--pairs {table} has no column {' and '.join(absent)}: its first line is {first[:100]!r}")

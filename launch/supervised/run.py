@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Protocol
+from types import NoneType
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -48,10 +49,20 @@ from learner.supervised.step import SftLearner, SftMetrics
 from learner.supervised.token_cache import TokenCache
 from rollout.config import RolloutConfig
 from rollout.sampler import GroupSampler
-from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch
+from stylevar.checkpoint import (
+    EARLIER,
+    MODEL_FILE,
+    load_into,
+    read_file,
+    read_model_state,
+    restoring,
+    save_model,
+    save_torch,
+)
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError
 from stylevar.sampling import trajectory_seed
+from stylevar.text_files import read_record
 
 
 class ProgressBar(Protocol):
@@ -75,7 +86,15 @@ SAMPLES = 3
 
 def minutes_trained(checkpoint: Path) -> float:
     """Minutes that a run had spent on training steps when it wrote `checkpoint`."""
-    return json.loads((checkpoint / STATE_FILE).read_text()).get("minutes", 0.0)  # older checkpoints lack it
+    minutes = _state_of(checkpoint).get("minutes", 0.0)  # older checkpoints lack it
+    if not isinstance(minutes, (int, float)):
+        raise UserError(f"{checkpoint / STATE_FILE} is damaged (minutes is {minutes!r:.40}): {EARLIER}")
+    return minutes
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """The run's own state in a checkpoint."""
+    return read_record(checkpoint / STATE_FILE, EARLIER, step=int, best_heldout_loss=(int, float, NoneType))
 
 
 class SftRun:
@@ -217,7 +236,7 @@ class SftRun:
         assert source is not None
         state = read_model_state(source / MODEL_FILE)
         vae = self.config.absolute().vae
-        notes = {"vae": vae, "checkpoint": source.name, **json.loads((source / STATE_FILE).read_text())}
+        notes = {"vae": vae, "checkpoint": source.name, **_state_of(source)}
         with self.folder.final_model(self.done, notes) as folder:
             save_model(state, self.learner.model.arch, folder, half=self.config.half)
 
@@ -277,7 +296,9 @@ class SftRun:
             raise UserError(f"--ema {given:g}: {folder} has {has} of the weights; resume with the run's own --ema")
         if learner.average is not None:
             load_into(learner.model, read_model_state(raw), str(raw))
-        learner.load_state(torch.load(folder / OPTIMIZER_FILE, map_location=learner.model.device, weights_only=True))
-        state = json.loads((folder / STATE_FILE).read_text())
+        optimizer = read_file(folder / OPTIMIZER_FILE, learner.model.device)
+        with restoring(folder):
+            learner.load_state(optimizer)
+        state = _state_of(folder)
         self.done, self.best = state["step"], state["best_heldout_loss"] or math.inf
         self.trained = minutes_trained(folder)

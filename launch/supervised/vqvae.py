@@ -25,7 +25,7 @@ from learner.supervised.vqvae import TokenizerLearner, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
-from stylevar.checkpoint import load_matching, read_vae_state, save_vae
+from stylevar.checkpoint import load_matching, read_file, read_vae_state, restoring, save_vae
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
@@ -138,12 +138,13 @@ class TokenizerRun:
         path = self.config.out / STATE
         if not path.is_file():
             raise UserError(f"--resume: {path} does not exist; start without --resume, or name the run's --out")
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.done, self.seconds, self.history = (state.pop(name) for name in ("done", "seconds", "history"))
-        try:
-            self.learner.load_state(state)
-        except RuntimeError as error:
-            raise UserError(f"--resume: {path} holds a VQ-VAE of another shape: give that run's own flags") from error
+        state = read_file(path, self.device)
+        with restoring(path):
+            self.done, self.seconds, self.history = (state.pop(name) for name in ("done", "seconds", "history"))
+            try:
+                self.learner.load_state(state)
+            except RuntimeError as error:
+                raise UserError(f"--resume: {path} holds a VQ-VAE of another shape: give that run's own flags") from error
 
     def _batch(self, step: int) -> Tensor:
         """Training images of a step, uint8 [B, 3, H, W]."""

@@ -6,21 +6,21 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from learner.grpo.config import LearnerConfig
 from learner.grpo.merging import MergeAction
 from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson, UpdateResult
 from stylevar.adapters import AdapterState
-from stylevar.checkpoint import save_model, save_torch
+from stylevar.checkpoint import EARLIER, read_file, restoring, save_model, save_torch
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
 from stylevar.errors import UserError
 from stylevar.policy import Policy
 from stylevar.source import ADAPTER, FACTS, merged_base
+from stylevar.text_files import read_record
 
 OPTIMIZER = "optimizer.pt"
 
@@ -102,10 +102,12 @@ class Trainer:
         for name in ("peak", "heldout"):
             path = folder / f"snapshot_{name}.safetensors"
             if path.is_file():
-                self.snapshots[name] = load_file(str(path), device=str(device))
+                self.snapshots[name] = read_file(path, device)
         # The optimizer moves the loaded state to the device of its own state.
-        self.learner.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
-        facts = json.loads((folder / FACTS).read_text())
+        state = read_file(folder / OPTIMIZER)
+        with restoring(folder):
+            self.learner.load_state_dict(state)
+        facts = read_record(folder / FACTS, EARLIER, fingerprint=str)
         comparable = device.type == "cpu" == facts.get("device", "cpu")
         if comparable and self.adapters.fingerprint() != facts["fingerprint"]:
             raise UserError(
@@ -120,5 +122,6 @@ class Trainer:
 
 def saved_base(checkpoint: Path) -> tuple[str | None, PolicyVersion]:
     """The merged base of a checkpoint in a run's folder (None for --init), and its version."""
-    facts = json.loads((checkpoint / FACTS).read_text())
-    return merged_base(checkpoint), PolicyVersion(*facts["version"])
+    facts = read_record(checkpoint / FACTS, EARLIER, version=list)
+    with restoring(checkpoint):
+        return merged_base(checkpoint), PolicyVersion(*map(int, facts["version"]))

@@ -20,7 +20,7 @@ from learner.supervised.config import SftStepConfig
 from learner.supervised.self_forcing import guess, self_forced
 from learner.supervised.token_cache import TokenCache, tokenize
 from learner.supervised.validation import ValidationSums
-from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
+from stylevar.conditions import check_tokens, encode_conditions, guide_queries, teacher_forced
 from stylevar.contracts import ConditionBatch
 from stylevar.images import u8_to_pm1
 from stylevar.sampling import trajectory_seed
@@ -206,6 +206,7 @@ class SftLearner:
     def _tokens_of(self, batch: ConditionBatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Tokens of style, content and target, int64 [B, p*p] per scale: from the batch, the cache or the tokenizer."""
         if batch.tokens is not None:
+            check_tokens(self.model, batch.tokens)
             known = batch.tokens.to(self.model.device, torch.int64)
             content, style, target = ([known[:, role, s] for s in self.model.arch.scale_slices()] for role in range(3))
             return style, content, target

@@ -33,9 +33,10 @@ class TokenCache:
         """Load tokens written by `save`, if there are any; a damaged file is ignored."""
         try:
             kept = load_file(str(path))
-        except (FileNotFoundError, SafetensorError):
+            tokens = dict(zip(map(bytes, kept["images"].numpy()), kept["tokens"], strict=True))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return
-        self._tokens.update(zip(map(bytes, kept["images"].numpy()), kept["tokens"], strict=True))
+        self._tokens.update(tokens)
 
     def save(self, path: Path) -> None:
         """Write all tokens to `path`. Raises OSError if that fails."""

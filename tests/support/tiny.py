@@ -17,6 +17,8 @@ from stylevar.checkpoint import save_model, save_vae
 from stylevar.transformer import StyleVAR
 
 SIZE = 12
+LENGTH = 14
+"""L, the tokens of an image."""
 ARCH: dict[str, Any] = small_model.SHAPE | {"depth": 1}
 SHAPE = ["--depth", "1", "--style-enc-dim", "32", "--patch-nums", "1", "2", "3", "--V", "32", "--Cvae", "8"]
 SHAPE += ["--ch", "32", "--ch-mult", "1", "1", "1"]

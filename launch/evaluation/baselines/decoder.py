@@ -58,8 +58,8 @@ def decoder_notes(path: Path) -> dict[str, str]:
     try:
         with safe_open(str(path), framework="pt") as file:
             notes = file.metadata() or {}
-    except SafetensorError:
-        return {}  # reading the weights will raise the error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a readable decoder ({error}): copy it again, or {TRAIN}") from error
     return notes if "encoder" in notes else {}
 
 
