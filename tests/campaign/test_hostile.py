@@ -293,7 +293,7 @@ def test_the_page_is_local_and_bounded(monkeypatch):
     pipeline = MagicMock()
     pipeline.model.arch.scales = 5
     monkeypatch.setattr(page, "load_pipeline", lambda source: pipeline)
-    monkeypatch.setattr(page, "Judge", MagicMock())
+    monkeypatch.setattr(page, "build_scorer", MagicMock())
     page.serve(AppConfig(), block=False)
     blocks = gradio.Blocks.return_value.__enter__.return_value
     queue = blocks.queue.call_args.kwargs
