@@ -153,7 +153,9 @@ class GrpoRun:
 
     def _merge_or_roll_back(self, step: int, metrics: StepMetrics, heldout: float | None) -> list[MergeAction]:
         """Apply the controller's decisions after a step. A merge saves its new base in the run's folder."""
-        actions = self.progress.controller.update(step, metrics["reward/mean"], metrics["kl/raw"], heldout)
+        learner = self.config.learner
+        learned = metrics["guard/skipped_steps"] < learner.updates_per_rollout * learner.minibatches
+        actions = self.progress.controller.update(step, metrics["reward/mean"], metrics["kl/raw"], heldout, learned)
         for action in actions:
             self.worker.apply(action)
             if action.merges:

@@ -16,6 +16,8 @@ reference. "guarded", the default, prevents merges that make the policy worse:
   of the abandoned weights would keep the average low for hundreds of steps and hide the next peak.
 * The baseline is the mean of the first `baseline_steps` rewards, and the EMA is a plain mean until it has seen
   1 / (1 - ema_beta) of them: the reward of a single step is too noisy to measure a gain of `min_gain` against.
+* An emergency does not wait if the step was skipped because the KL is above its limit (`learner/grpo/guard.py`): the policy
+  would stay as it is, and all further steps would be skipped, too.
 * Reward rollback: when the held-out score falls `rollback_drop` below its best, the best adapters are restored.
 
 A merge or a rollback restarts the step counts. The held-out best is dropped when its snapshot becomes invalid, after a
@@ -54,7 +56,7 @@ class MergeConfig:
     emergency_kl: Annotated[float, Ge(0), Le(math.inf)] = 2.0
     """Emergency: raw KL (PANW-weighted, before beta) above this."""
     emergency_min_steps: Annotated[int, Ge(0)] = 50
-    """Emergency: at least this many steps since the last merge or rollback."""
+    """Emergency: at least this many steps since the last merge or rollback; guarded: fewer if steps are skipped."""
     rollback_drop: Annotated[float, Ge(0), Le(math.inf)] = 0.1
     """guarded: restore the best adapters when the held-out reward falls more than this below its best; inf for never."""
 
@@ -111,12 +113,14 @@ class MergeController:
         self.config = config
         self._state = _State()
 
-    def update(self, step: int, mean_reward: float, raw_kl: float, heldout: float | None = None) -> list[MergeAction]:
+    def update(
+        self, step: int, mean_reward: float, raw_kl: float, heldout: float | None = None, learned: bool = True
+    ) -> list[MergeAction]:
         """The actions to carry out, in order, after step `step` (0, 1, 2, ...); usually none.
 
         mean_reward: over the step's trajectories; the EMA ignores it if it is not finite. raw_kl: the step's mean, before
-        beta. heldout: the score of the current adapters on the held-out conditions, on steps with an evaluation. At most
-        one of the actions is not a snapshot.
+        beta. heldout: the score of the current adapters on the held-out conditions, on steps with an evaluation. learned:
+        whether the step changed the weights. At most one of the actions is not a snapshot.
         """
         s = self._state
         if s.step is None:
@@ -133,7 +137,7 @@ class MergeController:
             elif s.heldout_best is not None:
                 # This form makes a score of NaN count as a drop.
                 dropped = not heldout >= s.heldout_best - self.config.rollback_drop
-        verdict = self._verdict(step, raw_kl, dropped)
+        verdict = self._verdict(step, raw_kl, dropped, stuck=self._guarded and not learned)
         if verdict is not None:
             actions.append(verdict)
             self._restart(step, verdict)
@@ -182,7 +186,7 @@ class MergeController:
         s.peak, s.peak_step = s.ema, step
         return True
 
-    def _verdict(self, step: int, raw_kl: float, heldout_dropped: bool) -> MergeAction | None:
+    def _verdict(self, step: int, raw_kl: float, heldout_dropped: bool, stuck: bool) -> MergeAction | None:
         s, config = self._state, self.config
         if heldout_dropped:
             return MergeAction.REWARD_ROLLBACK
@@ -196,7 +200,7 @@ class MergeController:
             and step - s.peak_step >= config.patience
         ):
             return MergeAction.PEAK_MERGE
-        if raw_kl > config.emergency_kl and since >= config.emergency_min_steps:
+        if raw_kl > config.emergency_kl and (stuck or since >= config.emergency_min_steps):
             return MergeAction.ROLLBACK if s.peak_step is None else MergeAction.EMERGENCY_MERGE
         return None
 

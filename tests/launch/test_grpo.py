@@ -25,7 +25,7 @@ from launch.rl.colocated import ColocatedWorker
 from launch.rl.run import execute
 from launch.run.run_folder import RunFolder, find_resume
 from learner.grpo.config import LearnerConfig
-from learner.grpo.merging import MergeAction
+from learner.grpo.merging import MergeAction, MergeConfig
 from rollout.config import RolloutConfig
 from stylevar.errors import UserError
 
@@ -208,6 +208,19 @@ def test_rollbacks_restore_what_they_name(inputs, tmp_path):
     moments = worker.trainer.learner.optimizer.state.values()
     assert moments
     assert all(value.count_nonzero() == 0 for one in moments for value in one.values())
+
+
+def test_a_policy_that_can_no_longer_learn_is_rolled_back_at_once(inputs, tmp_path):
+    learner = dataclasses.replace(config(inputs, tmp_path).learner, lr=1.0, kl_limit=1e-9)
+    settings = config(inputs, tmp_path, steps=2, learner=learner, merge=MergeConfig(emergency_kl=0.0))
+    worker, start = ColocatedWorker(), ColocatedWorker()
+    applied = []
+    apply = worker.apply
+    worker.apply = lambda action: applied.append(action) or apply(action)
+    execute(settings, None, worker)
+    assert applied == [MergeAction.ROLLBACK]  # after the second step, the first that was skipped
+    start.setup(settings, None)
+    assert worker.fingerprint() == start.fingerprint()
 
 
 def test_a_restarted_worker_goes_on_from_the_checkpoint(inputs, tmp_path):

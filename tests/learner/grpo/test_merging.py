@@ -116,6 +116,16 @@ def test_emergency_threshold_and_delay():
     assert not run(controller(), [-1.0] * 20, raw_kl=float("nan"))
 
 
+def test_an_emergency_does_not_wait_while_steps_are_skipped():
+    target = controller()
+    assert target.update(0, -1.0, 3.0) == []
+    assert target.update(1, -1.0, 3.0, learned=False) == [MergeAction.ROLLBACK]
+    assert controller().update(0, -1.0, 2.0, learned=False) == []  # skipped for another reason
+    published = controller("paper")
+    assert published.update(0, -1.0, 3.0) == [MergeAction.SNAPSHOT]
+    assert published.update(1, -1.0, 3.0, learned=False) == []
+
+
 def test_rollback_during_the_first_baseline():
     target = controller(baseline_steps=8)
     assert run(target, [-1.0] * 8, raw_kl=3.0) == {4: [MergeAction.ROLLBACK]}
