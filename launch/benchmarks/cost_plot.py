@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from launch.benchmarks.cost_result import CostResult
 from stylevar.atomic import file_aside
 from stylevar.errors import UserError
-
-if TYPE_CHECKING:
-    from launch.benchmarks.cost import CostResult
 
 
 def draw(result: CostResult, axes: Mapping[str, str], path: Path) -> None:

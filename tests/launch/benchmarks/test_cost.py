@@ -10,7 +10,7 @@ from PIL import Image
 
 from launch.benchmarks import cost, fits
 from launch.benchmarks.config import Cost, Effort
-from launch.benchmarks.cost import Case
+from launch.benchmarks.cost_result import AXES, Case
 from launch.configs.shape import ModelShape, sides_up_to
 from learner.grpo.config import LearnerConfig
 from rollout.config import RolloutConfig
@@ -41,7 +41,7 @@ def test_each_axis_varies_one_quantity(tmp_path: Path, capsys: pytest.CaptureFix
     cost.run(settings(measure_below=0, json=True, plot=tmp_path / "cost.png"))
     result = json.loads(capsys.readouterr().out)
     base = Case(1, 2, 1, 12)
-    cases = {axis: [Case(**p["case"]) for p in result["points"] if p["axis"] == axis] for axis in cost.AXES}
+    cases = {axis: [Case(**p["case"]) for p in result["points"] if p["axis"] == axis] for axis in AXES}
     assert cases["conditions"] == [base, Case(2, 2, 1, 12)]
     assert cases["group"] == [base, Case(1, 4, 1, 12)]
     assert cases["depth"] == [base, Case(1, 2, 2, 12)]
