@@ -199,7 +199,7 @@ def test_config_files_that_are_not_ours(model, vae_file, tmp_path):
     with refused("config.json", "unknown keys", "heads"):
         load_pair(str(tmp_path / "model.pth"), vae_file)
     config.write_text(json.dumps(model.arch.to_dict())[:-20])
-    with refused("config.json", "readable"):
+    with refused("config.json", "is not JSON"):
         load_pair(str(tmp_path / "model.pth"), vae_file)
 
 

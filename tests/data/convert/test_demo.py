@@ -135,7 +135,7 @@ def test_build_refuses_what_it_cannot_do(tmp_path: Path, photos: list[Photo]) ->
 
 
 def test_photographs_need_a_table(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ATTRIBUTION\.json is needed"):
+    with pytest.raises(UserError, match=r"ATTRIBUTION\.json cannot be read .*needed for the source of each photograph"):
         load_photos(tmp_path)
     table = tmp_path / "ATTRIBUTION.json"
     table.write_text('{"tiny": {"novel": false, "title": "", "author": "", "source": ""}}')
