@@ -49,6 +49,7 @@ def sft(inputs) -> Path:
     return inputs / "runs" / "sft"
 
 
+@pytest.mark.slow  # each row starts a program with a model
 @pytest.mark.parametrize("damage", each_damage(FEW, ["cut at a half"]))
 @pytest.mark.parametrize("file", ["config.yaml", *(f"{STEP}/{f}" for f in ("worker.json", "optimizer.pt", "progress.json"))])
 def test_grpo_runs_that_are_resumed(grpo, tmp_path, monkeypatch, file, damage):
@@ -224,6 +225,7 @@ def test_states_of_the_tokenizers_training(tmp_path, inputs, damage):
     keeps_promises(tmp_path, "train_vqvae", [*words, *shape, "--device", "cpu"], ["state.pt"])
 
 
+@pytest.mark.slow  # each row starts a program with a model
 @pytest.mark.parametrize("damage", each_damage(FEW))
 @pytest.mark.parametrize("flag", ["--adain-decoder", "--adain-vgg"])
 def test_weights_of_adain(tmp_path, inputs, flag, damage):
@@ -249,6 +251,7 @@ def test_weights_of_rewards(tmp_path, inputs, damage):
     keeps_promises(tmp_path, "eval", words, [file.name], (2,), [out])
 
 
+@pytest.mark.slow  # each row starts a program with a model
 @pytest.mark.parametrize("damage", each_damage(FEW, ["cut at a half"]))
 def test_tokens_beside_shards(grpo, inputs, tmp_path, monkeypatch, damage):
     local_worker(monkeypatch)
