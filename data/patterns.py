@@ -41,8 +41,7 @@ def find_paths(pattern: Path) -> list[Path]:
 def expand_shards(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     """Expand shards, patterns, and folders (all shards in them) to a sorted list of distinct files.
 
-    Accepts one pattern or a sequence. UserError for a pattern without a
-    match.
+    Accepts one pattern or a sequence. UserError for a pattern without a match.
     """
     distinct: dict[str, Path] = {}
     for pattern in expand_braces([patterns] if isinstance(patterns, (str, Path)) else patterns):

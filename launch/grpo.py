@@ -76,7 +76,8 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
         return
     preflight(config, point, named)
     # Imported late: it takes seconds, and neither --help nor a mistake on the command line needs it.
-    threading.Thread(target=import_module, args=("launch.rl.run",), daemon=True).start()  # while Ray starts
+    # The thread does so while Ray starts, which is mostly waiting.
+    threading.Thread(target=import_module, args=("launch.rl.run",), daemon=True).start()
     import ray
 
     from launch.cluster.start import start_worker

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from reward.base import Embedding, PerceptualDistance
 from reward.cells import to_grid
+from reward.luma import grey
 
 PIXEL_WEIGHT = 2.0
 GRID = 8
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class LiteFeatures(nn.Module):
@@ -107,12 +107,6 @@ class GreyDistance(PerceptualDistance):
     def compare(self, first: Embedding, second: Embedding) -> dict[str, Tensor]:
         """Distances fp32 [N]."""
         return {"total": self.lite.compare(first, second)["features"]}
-
-
-def grey(images: Tensor) -> Tensor:
-    """Luma (ITU-R BT.601) of [..., 3, H, W] in all three channels."""
-    luma = torch.einsum("c,...chw->...hw", images.new_tensor(_LUMA), images)
-    return luma.unsqueeze(-3).expand_as(images)
 
 
 def _grid(level: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from reward.luma import luma
+
 _RGB_TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 _WHITE_D65 = (0.95047, 1.0, 1.08883)
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _SOBEL = ((-0.125, 0.0, 0.125), (-0.25, 0.0, 0.25), (-0.125, 0.0, 0.125))  # the slope in brightness per pixel
 EDGE_SIDE = 40
 """Side in pixels that images are resized to before their edges are compared."""
@@ -70,9 +71,9 @@ def edge_agreement(generated_01: Tensor, target_01: Tensor) -> Tensor:
 
 def _gradient(images_01: Tensor) -> Tensor:
     """Gradient magnitude [N, 1, s, s] of the brightness, in brightness per pixel, s = `EDGE_SIDE`."""
-    luma = (images_01 * images_01.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
-    small = F.interpolate(luma, size=(EDGE_SIDE, EDGE_SIDE), mode="area")
-    sobel = luma.new_tensor(_SOBEL)
+    brightness = luma(images_01)
+    small = F.interpolate(brightness, size=(EDGE_SIDE, EDGE_SIDE), mode="area")
+    sobel = brightness.new_tensor(_SOBEL)
     right, down = F.conv2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel, sobel.T])[:, None]).unbind(1)
     return (right.square() + down.square() + 1e-12).sqrt().unsqueeze(1)
 

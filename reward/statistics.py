@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reward.luma import luma
+
 STATISTICS = ("sharpness", "color_entropy", "edge_density")
 """Statistics of single images; recorded for samples under these names, and for targets with the prefix `TARGET`."""
 TARGET = "target_"
 DIVERSITY = "diversity"
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _LAPLACE = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 _SOBEL = ((-0.125, 0.0, 0.125), (-0.25, 0.0, 0.25), (-0.125, 0.0, 0.125))  # brightness per pixel, for a ramp
 _EDGE = 0.05
@@ -59,7 +60,7 @@ def of_images(images_u8: Tensor) -> dict[str, Tensor]:
     "color_entropy": Shannon entropy of the colours in 8 x 8 x 8 equal cells of RGB, in bits, from 0 to 9.
     "edge_density": share of the pixels where the Sobel gradient of the brightness is above 0.05 per pixel.
     """
-    luma_01 = (images_u8.float() / 255 * images_u8.new_tensor(_LUMA, dtype=torch.float32).view(3, 1, 1)).sum(1, keepdim=True)
+    luma_01 = luma(images_u8.float() / 255)
     padded = F.pad(luma_01, (1, 1, 1, 1), mode="replicate")
     sobel = luma_01.new_tensor(_SOBEL)
     kernels = torch.stack([luma_01.new_tensor(_LAPLACE), sobel, sobel.T])[:, None]

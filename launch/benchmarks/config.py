@@ -183,7 +183,7 @@ class Sft:
 
 @dataclass(frozen=True)
 class Gpu:
-    """All that is worth knowing about a GPU in a few minutes: steps in every precision, inference, SFT, and a profile."""
+    """A GPU's speed and memory in a few minutes: GRPO steps in every precision, a profile, SFT steps, and inference."""
 
     out: Path = Path("runs/gpu")
     """Folder for gpu.md, gpu.json and the profile."""
@@ -200,7 +200,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Cost:
-    """How time and memory grow with conditions, group, depth and image size: predicted, and where that is quick measured."""
+    """How time and memory grow with conditions, group, depth and image size: predicted, and measured if that is quick."""
 
     model: ModelShape = SMALL
     rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=8))

@@ -14,7 +14,8 @@ from data.triplets import decode_u8
 from launch.common.defaults import DEMO_DATA
 from reward.build import build_distance
 from reward.config import RewardConfig
-from reward.lite import PIXEL_WEIGHT, GreyDistance, LiteDistance, LiteFeatures, grey
+from reward.lite import PIXEL_WEIGHT, GreyDistance, LiteDistance, LiteFeatures
+from reward.luma import grey
 from reward.scorer import RewardScorer, build_scorer
 from stylevar.contracts import References
 

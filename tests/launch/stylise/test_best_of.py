@@ -12,7 +12,7 @@ from launch.common.defaults import DEMO_DATA
 from launch.stylise.best_of import best
 from launch.stylise.config import AppConfig, InferConfig, usual_reward
 from reward.config import RewardConfig
-from reward.lite import grey
+from reward.luma import grey
 from reward.scorer import RewardScorer, build_scorer
 from stylevar.contracts import References, Scores
 from stylevar.errors import UserError
