@@ -13,8 +13,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ from stylevar.vqvae import VQVAE
 
 State = dict[str, Tensor]
 LORA_SCALE = 2.0  # alpha / r of the released adapters
-EARLIER = "resume an earlier checkpoint, or start a new run"
-"""The remedy for a damaged checkpoint of a run."""
 _PEFT = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Name components that torch.compile, FSDP and activation checkpointing insert at any level."""
@@ -79,18 +76,6 @@ def _check_stored(path: Path) -> None:
         packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise UserError(f"{path} has compressed parts ({packed[0]}): save it again with torch.save")
-
-
-@contextmanager
-def restoring(checkpoint: Path) -> Iterator[None]:
-    """Turn what goes wrong while a checkpoint's parts are taken over into a UserError that names the checkpoint."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # whatever is missing or misplaced
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"checkpoint {checkpoint} cannot be restored ({reason}): {EARLIER}") from error
 
 
 def _spells_out(path: Path, name: str) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import NoneType
 
 from learner.grpo.merging import MergeAction, MergeController
-from stylevar.checkpoint import EARLIER, restoring
 from stylevar.contracts import StepMetrics
+from stylevar.restoring import EARLIER, restoring
 from stylevar.text_files import read_record
 
 

@@ -74,3 +74,18 @@ def test_the_demo_speaks_before_it_loads_anything_heavy(tmp_path: Path) -> None:
     assert run["tried"]
     assert run["said"].startswith("running with the settings of the embedded demo")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "unused"),
+    [
+        (["launch.cluster.start"], ["torch", "pyarrow"]),  # Ray starts first
+        (["launch.cluster.start", "launch.rl.run"], ["peft", "timm", "torchmetrics", "transformers"]),
+    ],
+)
+def test_the_driver_leaves_the_worker_s_libraries_to_the_worker(modules: list[str], unused: list[str]) -> None:
+    program = (
+        f"import json, sys, {', '.join(modules)}; print(json.dumps([name for name in {unused} if name in sys.modules]))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert json.loads(said.splitlines()[-1]) == []
