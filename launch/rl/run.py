@@ -22,7 +22,7 @@ from launch.configs.grpo import PROGRAM, GrpoConfig, load_config
 from launch.configs.io import as_kept
 from launch.rl.heldout import before_after, compare, not_finite, save_scores, save_values
 from launch.rl.progress import Progress, step_line
-from launch.rl.reports import StepReport
+from launch.rl.reports import HeldoutReport, StepReport
 from launch.rl.worker import LearnerLost, StepAbandoned, Worker, WorkerLost
 from launch.run.drive import drive
 from launch.run.run_folder import ResumePoint, RunFolder, find_resume
@@ -87,6 +87,7 @@ class GrpoRun:
         if self.done == 0:
             print("scoring the held-out conditions before training")
             self._score_all()
+            self._score_start()
         if not self._train(stop):
             return False
         print("scoring the held-out conditions after training")
@@ -137,6 +138,10 @@ class GrpoRun:
         scores = self.worker.evaluate("heldout", monitor.eval_conditions)
         save_values(self.folder.path, "heldout", done, scores)
         self.telemetry.image_grid(done, "heldout/samples", scores.grid)
+        return self._means(scores)
+
+    @staticmethod
+    def _means(scores: HeldoutReport) -> StepMetrics:
         components = {f"heldout/{name}": float(value.mean()) for name, value in scores.components.items()}
         return {"reward/heldout": float(scores.rewards.mean()), **components}
 
@@ -150,6 +155,13 @@ class GrpoRun:
             scalars = {f"{name}_full/{part}": float(value.mean()) for part, value in report.components.items()}
             self.telemetry.scalars(self.done, {**scalars, f"{name}_full/reward": float(report.rewards.mean())})
             self.telemetry.image_grid(self.done, f"{name}_full/samples", report.grid)
+
+    def _score_start(self) -> None:
+        """Score the untrained policy like the scorings during the run, so that they have something to be compared with."""
+        means = self._means(self.worker.evaluate("heldout", self.config.monitor.eval_conditions))
+        self.telemetry.scalars(0, means)
+        for action in self.progress.controller.begin(means["reward/heldout"]):
+            self.worker.apply(action)
 
     def _merge_or_roll_back(self, step: int, metrics: StepMetrics, heldout: float | None) -> list[MergeAction]:
         """Apply the controller's decisions after a step. A merge saves its new base in the run's folder."""

@@ -18,10 +18,11 @@ reference. "guarded", the default, prevents merges that make the policy worse:
   1 / (1 - ema_beta) of them: the reward of a single step is too noisy to measure a gain of `min_gain` against.
 * An emergency does not wait if the step was skipped because the KL is above its limit (`learner/grpo/guard.py`): the policy
   would stay as it is, and all further steps would be skipped, too.
-* Reward rollback: when the held-out score falls `rollback_drop` below its best, the best adapters are restored.
+* Reward rollback: when the held-out score falls `rollback_drop` below its best, the best adapters are restored. The score
+  before training is the first to compare with, so a run cannot end far below its start unnoticed.
 
-A merge or a rollback restarts the step counts. The held-out best is dropped when its snapshot becomes invalid, after a
-merge (the base has changed) and after a rollback to zero: the next held-out score is the new reference.
+A merge or a rollback restarts the step counts. After a rollback to zero, the best held-out score is that of the base. After
+a merge, the base has changed and has no score yet: the next held-out score is the new reference.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class _State:
     peak: float | None = None
     peak_step: int | None = None  # None: no snapshot since the last merge or rollback
     reset_step: int = 0  # the last merge or rollback, or the step before the first
+    heldout_base: float | None = None  # the score of the base without adapters, if known
     heldout_best: float | None = None
     heldout_best_ema: float | None = None
     merges: int = 0
@@ -112,6 +114,13 @@ class MergeController:
     def __init__(self, config: MergeConfig) -> None:
         self.config = config
         self._state = _State()
+
+    def begin(self, heldout: float) -> list[MergeAction]:
+        """Call before the first step, with the held-out score of the untrained policy. Returns actions like `update`."""
+        if not self._guarded or not math.isfinite(heldout):
+            return []
+        self._state.heldout_base = self._state.heldout_best = heldout
+        return [MergeAction.SNAPSHOT_BEST_HELDOUT]
 
     def update(
         self, step: int, mean_reward: float, raw_kl: float, heldout: float | None = None, learned: bool = True
@@ -141,6 +150,8 @@ class MergeController:
         if verdict is not None:
             actions.append(verdict)
             self._restart(step, verdict)
+            if verdict is MergeAction.ROLLBACK and s.heldout_best is not None:
+                actions.append(MergeAction.SNAPSHOT_BEST_HELDOUT)
         return actions
 
     def metrics(self) -> dict[str, float]:
@@ -210,6 +221,7 @@ class MergeController:
         if verdict.merges:
             s.merges += 1
             s.baseline = s.peak
+            s.heldout_base = None
         else:
             s.rollbacks += 1
         s.peak_step = None
@@ -222,4 +234,4 @@ class MergeController:
             s.ema = s.heldout_best_ema
         else:
             s.ema = s.ema if s.baseline is None else s.baseline
-            s.heldout_best = s.heldout_best_ema = None
+            s.heldout_best, s.heldout_best_ema = s.heldout_base, None

@@ -62,6 +62,8 @@ class Trainer:
         if action is MergeAction.SNAPSHOT_BEST_HELDOUT:
             self.snapshots["heldout"] = self.adapters.state()
             return None
+        if not action.merges:
+            self.learner.back_off()
         if action is MergeAction.REWARD_ROLLBACK:
             self.adapters.load(self.snapshots["heldout"])
             self.snapshots.pop("peak", None)

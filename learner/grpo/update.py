@@ -105,6 +105,7 @@ class GrpoLearner:
         )
         self.credit = METHODS[config.credit].build(self.model.vae, options)
         self._signal = SignalToNoise()
+        self._backoff = 1.0
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -117,10 +118,14 @@ class GrpoLearner:
         for parameter in self.adapters.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
+    def back_off(self) -> None:
+        """Lower the learning rate for the rest of the run: it was too high if a rollback was needed."""
+        self._backoff *= self.config.lr_backoff
+
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizer, the credit and the signal-to-noise average."""
+        """The state of the optimizer, the learning rate, the credit and the signal-to-noise average."""
         credit = {f"credit.{name}": value for name, value in self.credit.state_dict().items()}
-        return {**self.optimizer.state_dict(), **credit, "signal": self._signal.sums}
+        return {**self.optimizer.state_dict(), **credit, "signal": self._signal.sums, "backoff": self._backoff}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; earlier versions saved only the optimizer's state."""
@@ -130,6 +135,7 @@ class GrpoLearner:
             self.credit.load_state_dict(credit)
         if "signal" in rest:
             self._signal.sums = rest.pop("signal")
+        self._backoff = rest.pop("backoff", 1.0)
         load_moments(self.optimizer, rest)
 
     def features(self, state: ConditionState, queries: Sequence[Tensor], tokens: Tensor) -> Tensor:
@@ -208,7 +214,8 @@ class GrpoLearner:
         mine = [task.credit.trajectory for some in tasks for task in some]
         everyone = gather_over_ranks((passes, mine))
         advantages = [a for _, all_of_rank in everyone for a in all_of_rank]
-        metrics = step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
+        metrics = {"lr": self._learning_rate(step)}
+        metrics |= step_metrics([p for p, _ in everyone], advantages, c.kl_beta, self.model.arch.scales)
         if "credit/half_cosine" in metrics:
             metrics["credit/snr"] = self._signal.update(metrics["credit/half_cosine"])
         kl = torch.cat([p.stats.column("raw_kl") for p in passes[-c.minibatches :]])
@@ -257,7 +264,7 @@ class GrpoLearner:
         c = self.config
         if self._steps is None and c.lr_schedule != "constant":
             raise ValueError(f"lr_schedule {c.lr_schedule!r} needs the run's number of steps")
-        return c.lr * rate(c.lr_schedule, step, self._steps or 0, c.lr_warmup, c.lr_end)
+        return self._backoff * c.lr * rate(c.lr_schedule, step, self._steps or 0, c.lr_warmup, c.lr_end)
 
     def _accumulate(self, step: int, task: _Task, b: int, freshness: Freshness, stats: TrajectoryStats) -> None:
         """Add the gradients of one condition's group, summed over its trajectories."""

@@ -205,6 +205,8 @@ def test_rollbacks_restore_what_they_name(inputs, tmp_path):
     assert worker.fingerprint() == best
     worker.apply(MergeAction.ROLLBACK)
     assert worker.fingerprint() == start
+    assert worker.step(2).metrics["lr"] == worker.config.learner.lr / 4  # halved by each rollback
+    worker.apply(MergeAction.ROLLBACK)
     moments = worker.trainer.learner.optimizer.state.values()
     assert moments
     assert all(value.count_nonzero() == 0 for one in moments for value in one.values())
@@ -218,7 +220,9 @@ def test_a_policy_that_can_no_longer_learn_is_rolled_back_at_once(inputs, tmp_pa
     apply = worker.apply
     worker.apply = lambda action: applied.append(action) or apply(action)
     execute(settings, None, worker)
-    assert applied == [MergeAction.ROLLBACK]  # after the second step, the first that was skipped
+    # after the second step, the first that was skipped; the start is the best there is
+    best = MergeAction.SNAPSHOT_BEST_HELDOUT
+    assert applied == [best, MergeAction.ROLLBACK, best]
     start.setup(settings, None)
     assert worker.fingerprint() == start.fingerprint()
 

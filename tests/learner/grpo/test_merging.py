@@ -147,6 +147,25 @@ def test_reward_rollback_returns_to_the_best_heldout():
     assert MergeAction.REWARD_ROLLBACK in target.update(5, -0.9, 0.0, heldout=-1.2)
 
 
+def test_a_fall_below_the_start_is_a_reward_rollback():
+    target = controller(rollback_drop=0.1)
+    assert target.begin(-1.0) == [MergeAction.SNAPSHOT_BEST_HELDOUT]
+    assert target.update(0, -1.0, 0.0, heldout=-1.09) == []
+    assert target.update(1, -1.0, 0.0, heldout=-1.11) == [MergeAction.REWARD_ROLLBACK]
+    assert controller("paper").begin(-1.0) == []
+    assert controller().begin(float("nan")) == []
+
+
+def test_after_a_rollback_to_zero_the_start_counts_again():
+    target = controller(rollback_drop=0.1)
+    target.begin(-1.0)
+    assert target.update(0, -1.0, 0.0, heldout=-0.5) == [MergeAction.SNAPSHOT_BEST_HELDOUT]
+    rollback = [MergeAction.ROLLBACK, MergeAction.SNAPSHOT_BEST_HELDOUT]
+    assert target.update(1, -1.0, 3.0, learned=False) == rollback
+    assert target.update(2, -1.0, 0.0, heldout=-1.05) == []
+    assert target.update(3, -1.0, 0.0, heldout=-1.2) == [MergeAction.REWARD_ROLLBACK]
+
+
 def test_reward_rollback_comes_before_a_merge():
     target = controller()
     target.update(0, -1.0, 0.0, heldout=-1.0)
@@ -163,6 +182,7 @@ def test_broken_heldout_score():
 
 def test_heldout_best_is_forgotten_with_the_base():
     target = controller()
+    target.begin(-0.4)
     target.update(0, -1.0, 0.0, heldout=-0.5)
     run(target, [-0.8] + [-0.9] * 8, start=1)
     assert target.metrics()["merge/count"] == 1
