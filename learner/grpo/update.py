@@ -98,7 +98,7 @@ class GrpoLearner:
         self._steps = steps
         self._clock = clock
         self.adapters, self.model, self.config, self.temperature = adapters, adapters.model, config, temperature
-        self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model)
+        self.mismatch_limit = config.mismatch_limit or usual_mismatch(self.model, temperature)
         self.weights = panw_weights(self.model.arch.patch_nums, config.panw_gamma).to(self.model.device)
         options = CreditOptions(
             config.adv_norm, config.credit_curvature, config.credit_batch, config.credit_middle, config.credit_eta
@@ -354,12 +354,14 @@ class GrpoLearner:
         return difference
 
 
-def usual_mismatch(model: StyleVAR) -> float:
-    """An upper bound of the log-prob differences that rounding causes, for the precision of `model`."""
-    if model.compute_dtype == torch.bfloat16:
-        return 0.2
+def usual_mismatch(model: StyleVAR, temperature: float = 1.0) -> float:
+    """An upper bound of the log-prob differences that rounding causes, for the precision of `model`.
+
+    Sampling divides logits by the temperature, and a low one enlarges their errors.
+    """
     rounded = model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    return 0.05 if rounded else 1e-4
+    at_one = 0.5 if model.compute_dtype == torch.bfloat16 else 0.05 if rounded else 1e-4
+    return at_one / min(1.0, temperature)
 
 
 def importance_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:

@@ -75,7 +75,9 @@ def test_gradients_are_fp32_and_point_where_those_of_fp32_do():
 def test_the_mismatch_guard_knows_the_precision():
     """A difference of 0.01 is an error in fp32 and within rounding in bf16, whatever this CPU's own rounding is."""
     assert usual_mismatch(adapted(False).model) == 1e-4
-    assert usual_mismatch(adapted(True).model) == 0.2
+    assert usual_mismatch(adapted(True).model) == 0.5
+    assert usual_mismatch(adapted(True).model, temperature=0.5) == 1.0
+    assert usual_mismatch(adapted(True).model, temperature=2.0) == 0.5
     with pytest.raises(LogprobMismatch):
         outcome(bf16=False, recorded_off=0.01)
     outcome(bf16=True, recorded_off=0.01)
