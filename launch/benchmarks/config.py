@@ -90,6 +90,8 @@ class Step:
     """Conditions per step."""
     reward: RewardName = "none"
     """The reward; none gives random rewards that cost no time."""
+    scarce_memory: bool = False
+    """On a CPU, return freed memory to the system, as launch/grpo.py --memory-budget does."""
     dreamsim_type: DreamSimType = "dino_vitb16"
     """Which DreamSim model scores the images. Used only with --reward dreamsim."""
     dreamsim_cache: str | None = None

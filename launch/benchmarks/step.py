@@ -147,7 +147,7 @@ def measure(bench: Step) -> StepResult:
     config = _config(bench)
     if bench.compare_naive:
         refuse_unlike(config)
-    use_threads(bench.threads)
+    use_threads(bench.threads, bench.scarce_memory)
     device = choose_device(config.device)
     policy = build_policy(config, bench.model, device)
     worker = ColocatedWorker()
@@ -215,9 +215,9 @@ def _result(bench: Step, steps: Steps, flops: dict[str, float], peak: float, sav
     )
 
 
-def use_threads(threads: int) -> None:
+def use_threads(threads: int, scarce_memory: bool = False) -> None:
     """Set up the process like a worker of a run; 0 threads for all cores."""
-    keep_freed_memory()
+    keep_freed_memory(scarce_memory)
     set_threads(threads)
 
 

@@ -48,8 +48,8 @@ class LearnerGroup:
         config, threads = self._config, self._placement.threads("learner", self._config.threads)
         for number, member in enumerate(self.members):
             member.actor, member.ready = self._placement.create("learner", number), False
-        place = (self._placement.device, threads)
-        settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, *place, config.steps)
+        place, scarce = (self._placement.device, threads), config.scarce_memory(self._placement.device)
+        settings = (source, config.learner, config.rollout.temperature, config.cluster.wire, *place, config.steps, scarce)
         return self.call("setup", "setup", *settings)
 
     def join(self, address: str) -> GroupCall:

@@ -111,7 +111,8 @@ class GrpoConfig:
     """CPU threads of the worker; 0 for all that it may use."""
     memory_budget: str | None = None
     """Device memory that each process may use, such as 22GiB; by default all free memory of a GPU, and no limit on a CPU. It
-    determines how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0."""
+    determines how much is computed at once where --micro-batch, --rollout-batch and --decode-batch are 0. On a CPU, freed
+    memory is also returned to the system at once, which costs some time."""
     precision: Precision = "fp32"
     """bf16: matrix products and attention run in bfloat16, on a GPU decoding too; residuals, logits, adapters stay fp32."""
     tf32: bool = False
@@ -153,6 +154,10 @@ class GrpoConfig:
         """How held-out conditions are sampled. Configs of older runs lack this: they sampled as in training."""
         said = {name: getattr(self.monitor, f"eval_{name}") for name in SAMPLED_BY}
         return dataclasses.replace(self.rollout, **{name: value for name, value in said.items() if value is not None})
+
+    def scarce_memory(self, device: str) -> bool:
+        """Whether processes should return freed memory to the system: on a CPU with a budget."""
+        return self.memory_budget is not None and device == "cpu"
 
     def policy_source(self) -> PolicySource:
         """The source of the weights at the run's start."""

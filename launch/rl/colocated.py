@@ -38,9 +38,9 @@ class ColocatedWorker:
 
         Raises UserError for anything that a user can fix.
         """
-        keep_freed_memory()
-        torch.set_num_threads(config.threads or available_cpus())
         device = choose_device(config.device)
+        keep_freed_memory(scarce=config.scarce_memory(device.type))
+        torch.set_num_threads(config.threads or available_cpus())
         budget = device_budget(config, device)
         source = config.policy_source()
         if checkpoint is not None:

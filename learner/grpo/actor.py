@@ -79,12 +79,14 @@ class LearnerWorker:
         device: str,
         threads: int,
         steps: int,
+        scarce_memory: bool = False,
     ) -> dict[str, Any]:
-        """Load the base model for a run of `steps` steps. Returns facts about the model.
+        """Load the base model for a run of `steps` steps. Returns facts about the model. `scarce_memory`: see
+        `keep_freed_memory`.
 
         Raises UserError if files cannot be used.
         """
-        keep_freed_memory()
+        keep_freed_memory(scarce_memory)
         torch.set_num_threads(threads)
         self._policy = Policy(source, torch.device(device))
         self._trainer = Trainer(self._policy, config, temperature, steps=steps)

@@ -62,6 +62,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
 
 def test_the_allocator_takes_its_settings_only_where_it_can(monkeypatch):
     assert isinstance(keep_freed_memory(), bool)
+    assert keep_freed_memory(scarce=True) is keep_freed_memory()
     monkeypatch.setattr("sys.platform", "darwin")
     assert keep_freed_memory() is False
 

@@ -123,3 +123,9 @@ def test_sizes_have_units(text, expected):
 def test_sizes_without_sense_are_errors(text):
     with pytest.raises(UserError, match="--memory-budget"):
         GrpoConfig(memory_budget=text)
+
+
+def test_memory_is_scarce_on_a_cpu_with_a_budget():
+    assert GrpoConfig(memory_budget="9GiB").scarce_memory("cpu")
+    assert not GrpoConfig(memory_budget="9GiB").scarce_memory("cuda")
+    assert not GrpoConfig().scarce_memory("cpu")
