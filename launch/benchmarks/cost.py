@@ -42,13 +42,16 @@ def measure(bench: Cost) -> CostResult:
     use_threads(bench.threads)
     device = choose_device(bench.device)
     base = Case(bench.conditions, bench.rollout.group, bench.model.depth, bench.model.model_config().image_size)
+    planned = list(cases(bench, base))
+    for _, case in planned:
+        shape_of(bench, case)  # refuses impossible sizes before any time is spent
     rate = None
     if bench.measure_below:
         # Twice, because the first steps of a process are slower.
         rate = predict(bench, base, device)[0] / min(time_step(bench, base, device) for _ in range(2))
     known: dict[Case, Point] = {}
     points = []
-    for axis, case in cases(bench, base):
+    for axis, case in planned:
         point = known.get(case)
         if point is None:
             flops, memory = predict(bench, case, device)

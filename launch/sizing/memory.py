@@ -15,6 +15,8 @@ from torch import Tensor
 
 from launch.sizing.phases import Phases, Workload, first_blocks, meta_scorer, over_depth, score
 from launch.sizing.trace import peak_bytes, saved_bytes
+from learner.grpo.config import LearnerConfig
+from rollout.config import RolloutConfig
 from stylevar.conditions import ConditionState
 from stylevar.lowrank import kept_effective
 
@@ -145,7 +147,7 @@ class MemoryPlan:
         return 2 * self.conditions * self.work.rollout.group * 3 * self.work.arch.image_size**2
 
     def _scoring(self) -> list[Component]:
-        weights, activations = _reward(self.work, self.conditions)
+        weights, activations = _reward(_only_scoring(self.work), self.conditions)
         return [Component("reward model", weights), Component("reward activations", activations, "score")]
 
     def _learning(self) -> list[Component]:
@@ -261,6 +263,12 @@ def _update(phases: Phases, state: ConditionState, group: int) -> None:
     queries, leaves, end = phases.forward(state, group)
     torch.autograd.backward(end)
     phases.backward_queries(queries, leaves)
+
+
+def _only_scoring(work: Workload) -> Workload:
+    """The same scoring with all other settings at their defaults, so that `_reward` measures it once for all of them."""
+    learner, rollout = LearnerConfig(credit=work.learner.credit), RolloutConfig(group=work.rollout.group)
+    return Workload(work.arch, learner, rollout, work.reward)
 
 
 @lru_cache

@@ -230,8 +230,10 @@ class MergeController:
             s.peak = None  # the next step's EMA counts as a peak, however low
             return
         s.peak = s.baseline
-        if verdict is MergeAction.REWARD_ROLLBACK:
+        returned = verdict is MergeAction.REWARD_ROLLBACK
+        if returned and s.heldout_best_ema is not None:
             s.ema = s.heldout_best_ema
-        else:
-            s.ema = s.ema if s.baseline is None else s.baseline
+        elif s.baseline is not None:
+            s.ema = s.baseline
+        if not returned:
             s.heldout_best, s.heldout_best_ema = s.heldout_base, None

@@ -150,7 +150,7 @@ def test_what_is_recorded(run):
     assert (record.kind, record.done, record.finished) == ("grpo", 8, True)
     assert len(record.rows["step"]) == 8 * 2 * 2
     assert {"component_sharpness", "component_target_sharpness", "component_diversity"} <= set(record.rows)
-    assert list(record.scalars["heldout/diversity"].steps) == [3, 6]
+    assert list(record.scalars["heldout/diversity"].steps) == [0, 3, 6]
     assert "CPU cores" in record.starts[0].host
     assert record.notes == []
 

@@ -37,6 +37,7 @@ def settings(**changes) -> Cost:
     return Cost(**(usual | changes))
 
 
+@pytest.mark.slow
 def test_each_axis_varies_one_quantity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cost.run(settings(measure_below=0, json=True, plot=tmp_path / "cost.png"))
     result = json.loads(capsys.readouterr().out)
@@ -55,6 +56,7 @@ def test_each_axis_varies_one_quantity(tmp_path: Path, capsys: pytest.CaptureFix
         assert picture.width > picture.height
 
 
+@pytest.mark.slow
 def test_short_steps_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     every = cost.measure(settings(measure_below=1e9, vary_depth=(), vary_image_size=()))
     assert all(point.seconds is not None and point.seconds > 0 for point in every.points)

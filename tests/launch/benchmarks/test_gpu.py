@@ -16,6 +16,7 @@ TINY = ModelShape(depth=1, patch_nums=(1, 2, 3), ch=32, V=32, Cvae=8, ch_mult=(1
 STEP = "step --depth 1 --patch-nums 1 2 --ch 32 --lora-rank 2 --repeat 1 --warmup 0 --device cpu --json"
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_in_its_own_process_and_profiled(tmp_path: Path) -> None:
     found = gpu.measure("step", f"{STEP} --profile {tmp_path / 'profile.txt'}", 600)
     assert found.problem is None

@@ -64,6 +64,7 @@ def test_a_killed_worker_is_one_line_and_the_command_that_goes_on(cluster, input
     assert point.step == 3
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_loads_leaves_nothing_to_resume(cluster, inputs, tmp_path):
     settings = config(inputs, tmp_path)
     with pytest.raises(UserError, match="lost during `setup`.*nothing was saved yet: start again"):

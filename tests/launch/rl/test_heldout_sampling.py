@@ -66,7 +66,7 @@ class Scored(ColocatedWorker):
 def test_a_run_ends_when_its_score_has_long_been_flat(inputs, tmp_path, capsys):
     settings = config(inputs, tmp_path, steps=8)
     settings = replace(settings, monitor=replace(settings.monitor, eval_every=1, stop_when_flat=2))
-    run = execute(settings, None, Scored([-3.0, -2.0, -2.5, -2.0, 0.0, 0.0, 0.0, 0.0]))
+    run = execute(settings, None, Scored([-3.5, -3.0, -2.0, -2.5, -2.0, 0.0, 0.0, 0.0, 0.0]))
     assert "no better held-out score 2 times in a row: ending after 4 steps" in capsys.readouterr().out
     assert run.steps()[-1] == 4
     assert (run.path / "model" / "model.safetensors").is_file()

@@ -78,6 +78,7 @@ def test_what_is_set_stays_and_a_resolved_config_is_final(least):
     assert chosen(1, resolved).shortage is None
 
 
+@pytest.mark.slow
 def test_moments_go_to_the_host_only_if_they_must(least):
     assert chosen(10**12).config.learner.optimizer_device == "device"
     moments = next(p.bytes for p in plan_of(chosen(10**12)).colocated().components if p.name == "optimizer moments")

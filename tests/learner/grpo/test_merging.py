@@ -152,6 +152,7 @@ def test_a_fall_below_the_start_is_a_reward_rollback():
     assert target.begin(-1.0) == [MergeAction.SNAPSHOT_BEST_HELDOUT]
     assert target.update(0, -1.0, 0.0, heldout=-1.09) == []
     assert target.update(1, -1.0, 0.0, heldout=-1.11) == [MergeAction.REWARD_ROLLBACK]
+    assert target.metrics()["reward/ema"] == -1.0
     assert controller("paper").begin(-1.0) == []
     assert controller().begin(float("nan")) == []
 
