@@ -139,6 +139,7 @@ def test_models_of_every_kind_can_be_counted():
     assert all(n > 0 for n in over_depth(kind, _measure).values())
 
 
+@pytest.mark.slow
 def test_a_sum_of_distances_counts_all_of_them_without_their_weights():
     lpips, lite, both = (_reward(work(ModelConfig(), name)) for name in ("lpips", "lite", "lite=1,lpips=1"))
     assert lpips["target"] > 0
