@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.manifest import MANIFEST, PART_BYTES, read_manifest
 from data.shard_writer import PARTS, ROLES, TAR_BLOCK, padded
-from data.tar_headers import SmallHeaders
+from data.tar_headers import SmallHeaders, TooManyMembers, check_number, members
 from stylevar.errors import UserError
 from stylevar.text import printable
 
@@ -162,7 +162,7 @@ def _dataset(path: Path, triplets: dict[str, dict[str, tuple[int, int]]]) -> str
 def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """{key: {part: (offset, size)}} of one shard, for known parts only.
 
-    Raises UserError if it is missing, truncated or damaged, or has two members for one part of a triplet.
+    Raises UserError if it is missing, truncated or damaged, has too many members, or two for one part of a triplet.
     """
     if not path.is_file():
         raise UserError(f"shard {path} does not exist: check the path, or make shards with launch/prepare.py")
@@ -170,8 +170,9 @@ def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     end = 0
     try:
         # UTF-8 in any locale, so that keys are the same everywhere.
-        with tarfile.open(path, "r:", encoding="utf-8", tarinfo=SmallHeaders) as tar, open(path, "rb") as file:
-            for member in tar:
+        with open(path, "rb") as file, tarfile.open(path, "r:", encoding="utf-8", tarinfo=SmallHeaders) as tar:
+            check_number(file)
+            for member in members(tar):
                 end = member.offset_data + padded(member.size)
                 key_and_part = member_part(member.name) if member.isfile() else None
                 if key_and_part is None:
@@ -187,6 +188,8 @@ def index_shard(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
             file.seek(end)
             if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
                 raise tarfile.ReadError("damaged or cut off")
+    except TooManyMembers as error:
+        raise UserError(f"shard {path} has {error}: make several shards of it, with launch/prepare.py") from error
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shard {path} is not a whole, uncompressed tar ({error}): copy or make it again") from error
     return samples

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data.shard_writer import PARTS
 from stylevar.errors import UserError
+from stylevar.parquet_files import read_parquet
 from stylevar.text import clipped
 
 PART_BYTES = 64 * 2**20
@@ -44,11 +45,11 @@ def read_manifest(folder: Path, columns: Sequence[str] | None = None) -> pa.Tabl
     try:
         with path.open("rb") as file:  # pyarrow cannot open a path that is not UTF-8
             there = pq.read_schema(file)
-            missing = set(wanted) - set(there.names)
-            wrong = [name for name in wanted if name not in missing and there.field(name).type != SCHEMA.field(name).type]
-            table = None if missing or wrong else pq.read_table(file, columns=wanted, read_dictionary=repeated)
-            if table is not None:
-                table.validate(full=True)  # text is UTF-8, and no index leads nowhere
+        missing = set(wanted) - set(there.names)
+        wrong = [name for name in wanted if name not in missing and there.field(name).type != SCHEMA.field(name).type]
+        table = None if missing or wrong else read_parquet(path, wanted, repeated)
+        if table is not None:
+            table.validate(full=True)  # text is UTF-8, and no index leads nowhere
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise UserError(f"{path} cannot be read ({error}): copy it again, or prepare the set again") from error
     again = "prepare the set again, with launch/prepare.py"

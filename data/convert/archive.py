@@ -9,7 +9,7 @@ from typing import IO, cast
 
 from data.convert.source import JoinedReader, Piece, Reject
 from data.shard_writer import TAR_BLOCK, padded
-from data.tar_headers import SmallHeaders
+from data.tar_headers import SmallHeaders, TooManyMembers, check_number, members
 from stylevar.errors import UserError
 
 MACOS_FOLDER = "__MACOSX"
@@ -53,7 +53,7 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
     """{member name: piece} of a tar, which may be split into several `paths`. Reads only headers.
 
     Rejects members outside the archive's root, links, devices, repeated names, and everything after a truncation or
-    damage.
+    damage. Raises UserError if there are too many members.
     """
     pieces: dict[str, Piece] = {}
     rejects: list[Reject] = []
@@ -62,8 +62,9 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
         end = 0
         try:
             source = cast(IO[bytes], reader)
+            check_number(source)
             with tarfile.open(fileobj=source, mode="r:", encoding="utf-8", tarinfo=SmallHeaders) as tar:
-                for member in tar:
+                for member in members(tar):
                     end = member.offset_data + padded(member.size)
                     if member.isdir() or is_litter(member.name):
                         continue
@@ -76,6 +77,8 @@ def index_tar(paths: tuple[Path, ...]) -> tuple[dict[str, Piece], list[Reject]]:
                         rejects.append(Reject(member.name, "unsafe member", f"{label}: a link, or a path outside it"))
             reader.seek(end)
             check_end(reader.read(TAR_BLOCK))
+        except TooManyMembers as error:
+            raise UserError(f"{paths[0]} has {error}: unpack it into a folder") from error
         except (tarfile.TarError, EOFError, OSError) as error:
             rejects.append(Reject(label, "damaged archive", f"cut off or damaged after {len(pieces)} files ({error})"))
     return pieces, rejects

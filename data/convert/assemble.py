@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.convert.split import SPLITS
@@ -20,68 +22,64 @@ from stylevar.atomic import file_aside
 END = bytes(2 * TAR_BLOCK)
 """The end mark of a tar: two blocks of zeros."""
 
-Row = dict[str, Any]
-
 
 def assemble(blocks: list[str], parts: Path, out: Path, dataset: str, shard_bytes: int) -> tuple[dict[str, int], int]:
     """Join the parts of `blocks` into OUT/SPLIT-DATASET-NNNNN.tar and write OUT/manifest.parquet, as the last file.
 
     Returns the number of triplets of each split, and the number of shards. After an interruption, start it again.
     """
-    rows: list[Row] = []
-    for name in blocks:
-        rows += pq.read_table(parts / f"{name}.parquet").to_pylist()
-    shards = 0
+    # Tables, not lists of rows, which would take ten times the memory.
+    rows = pa.concat_tables([pq.read_table(parts / f"{name}.parquet", schema=SCHEMA) for name in blocks])
+    splits: dict[str, int] = {}
+    joined = [SCHEMA.empty_table()]
     with tqdm(total=len(rows), desc="joining shards", unit="triplet", leave=False) as bar:
         for split in SPLITS:
-            for number, some in enumerate(_cut([row for row in rows if row["split"] == split], shard_bytes)):
-                path = out / f"{split}-{dataset}-{number:05d}.tar"
-                _join(some, parts, path)
-                shards += 1
+            of_split = rows.filter(pc.equal(rows["split"], split))
+            if len(of_split):
+                splits[split] = len(of_split)
+            for number, some in enumerate(_cut(of_split, shard_bytes)):
+                joined.append(_join(some, parts, out / f"{split}-{dataset}-{number:05d}.tar"))
                 bar.update(len(some))
-    rows.sort(key=lambda row: row["key"])
     with file_aside(out / MANIFEST) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), aside)
-    return dict(Counter(row["split"] for row in rows)), shards
+        pq.write_table(pa.concat_tables(joined).sort_by("key"), aside)
+    return splits, len(joined) - 1
 
 
-def span(row: Row) -> tuple[int, int]:
-    """(start, end) of a triplet's members in its shard, including headers and padding."""
-    places = [(row[f"{part}_offset"], row[f"{part}_size"]) for part in PARTS if row[f"{part}_offset"] is not None]
-    return min(offset for offset, _ in places) - TAR_BLOCK, max(offset + padded(size) for offset, size in places)
+def _spans(rows: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each triplet's members start and end in their file, including headers and padding: int64 [N] each."""
+    offsets = [rows[f"{part}_offset"] for part in PARTS]
+    sizes = [padded(pc.fill_null(rows[f"{part}_size"], 0).to_numpy()) for part in PARTS]
+    ends = [pc.add(offset, pa.array(size)) for offset, size in zip(offsets, sizes, strict=True)]
+    return pc.min_element_wise(*offsets).to_numpy() - TAR_BLOCK, pc.max_element_wise(*ends).to_numpy()
 
 
-def _cut(rows: list[Row], shard_bytes: int) -> Iterator[list[Row]]:
-    """Split `rows`, in order, into lists of at most `shard_bytes` (more only for a single larger triplet)."""
-    some: list[Row] = []
-    size = 0
-    for row in rows:
-        start, end = span(row)
-        if some and size + end - start > shard_bytes:
-            yield some
-            some, size = [], 0
-        some.append(row)
-        size += end - start
-    if some:
-        yield some
+def _cut(rows: pa.Table, shard_bytes: int) -> Iterator[pa.Table]:
+    """Split `rows`, in order, into tables of at most `shard_bytes` (more only for a single larger triplet)."""
+    starts, ends = _spans(rows)
+    first = size = 0
+    for number, needed in enumerate((ends - starts).tolist()):
+        if number > first and size + needed > shard_bytes:
+            yield rows.slice(first, number - first)
+            first, size = number, 0
+        size += needed
+    if len(rows):
+        yield rows.slice(first)
 
 
-def _join(rows: list[Row], parts: Path, path: Path) -> None:
-    """Copy the members of `rows` into the shard `path`, and update their positions in `rows`."""
+def _join(rows: pa.Table, parts: Path, path: Path) -> pa.Table:
+    """Copy the members of `rows` into the shard `path`. Returns `rows` with their new positions."""
+    starts, ends = _spans(rows)
+    places = zip(rows["shard"].to_pylist(), starts.tolist(), ends.tolist(), strict=True)
     with file_aside(path) as aside, open(aside, "wb") as shard:
-        for part, some in groupby(rows, key=lambda row: row["shard"]):
+        for part, some in groupby(places, key=itemgetter(0)):
             with open(parts / part, "rb") as source:
-                for row in list(some):
-                    _copy(row, source, shard)
-                    row["shard"] = path.name
+                for _, start, end in some:
+                    source.seek(start)
+                    shard.write(source.read(end - start))
         shard.write(END)
-
-
-def _copy(row: Row, source: BinaryIO, shard: BinaryIO) -> None:
-    start, end = span(row)
-    shift = shard.tell() - start
-    source.seek(start)
-    shard.write(source.read(end - start))
-    for part in PARTS:
-        if row[f"{part}_offset"] is not None:
-            row[f"{part}_offset"] += shift
+    sizes = ends - starts
+    shift = pa.array(np.cumsum(sizes) - sizes - starts)  # one triplet follows the other
+    moved = {f"{part}_offset": pc.add(rows[f"{part}_offset"], shift) for part in PARTS}
+    for name, column in {"shard": pa.array([path.name] * len(rows)), **moved}.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), SCHEMA.field(name), column)
+    return rows

@@ -14,7 +14,7 @@ from typing import Any
 from data.convert.archive import TAR_BLOCK, check_end, is_litter, safe_name
 from data.convert.source import SOURCE_BYTES, Block, Picture, RawTriplet, Reject, identity
 from data.shard_writer import ROLES
-from data.tar_headers import SmallHeaders
+from data.tar_headers import SmallHeaders, members
 from stylevar.errors import UserError
 from stylevar.text import printable
 
@@ -93,7 +93,7 @@ class ArchiveBlock:
         first_reading = ".json" in suffixes
         try:
             with tarfile.open(self.path, "r|*", encoding="utf-8", tarinfo=SmallHeaders) as tar:
-                for member in tar:
+                for member in members(tar):
                     if member.isdir() or is_litter(member.name):
                         continue
                     name = safe_name(member)

@@ -7,9 +7,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +31,7 @@ from stylevar.text_files import read_record
 
 SETTINGS, PARTS = "prepare.json", ".parts"
 EARLY = 1000
-"""Number of items after which too many rejects stop the conversion early."""
+"""Number of items after which too many rejects stop the conversion early, if the total is unknown."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def convert(
     names = {block.name for block in blocks}
     if len(names) < len(blocks):
         raise UserError(f"two archives of {source} would get the same keys: their names must differ before the first dot")
-    tally = _Tally(max_reject_share, out / REJECTS)
+    known = sum(len(block) for block in blocks) if all(len(block) for block in blocks) else None
+    tally = _Tally(max_reject_share, out / REJECTS, known)
     todo = []
     for block in blocks:
         done = _done(parts, block)
@@ -71,9 +74,8 @@ def convert(
             todo.append(block)
         else:
             tally.add(*done)
-    known = sum(len(block) for block in blocks) if all(len(block) for block in blocks) else None
     try:
-        _convert_all(todo, config, parts, workers, tally, known)
+        _convert_all(todo, config, parts, workers, tally)
         tally.check(final=True)
     finally:
         kinds = _list_rejects([block.name for block in blocks], parts, out)
@@ -133,10 +135,10 @@ def _done(parts: Path, block: Block) -> tuple[int, int] | None:
 
 
 class _Tally:
-    """Counts triplets and rejects, and checks the allowed share of rejects."""
+    """Counts triplets and rejects, and checks the allowed share of rejects; `known` is the number of all items, if known."""
 
-    def __init__(self, allowed: float, listed: Path) -> None:
-        self.allowed, self.listed = allowed, listed
+    def __init__(self, allowed: float, listed: Path, known: int | None) -> None:
+        self.allowed, self.listed, self.known = allowed, listed, known
         self.triplets = self.rejects = 0
 
     def add(self, triplets: int, rejects: int) -> None:
@@ -144,8 +146,11 @@ class _Tally:
         self.rejects += rejects
 
     def check(self, final: bool = False) -> None:
+        """Raises UserError if too many items are rejected: at the end, or as soon as it is clear."""
         total = self.triplets + self.rejects
-        if (final or total >= EARLY) and self.rejects > self.allowed * total:
+        # The broken members of an archive are listed before everything else: they say nothing about the rest.
+        out_of = total if final or self.known is None else self.known
+        if (final or total >= EARLY or self.known) and self.rejects > self.allowed * out_of:
             raise UserError(
                 f"{self.rejects} of {total} items were rejected, more than --max-reject-share {self.allowed}: see "
                 f"{self.listed}; fix the source, or allow a larger share (finished blocks are kept)"
@@ -154,11 +159,9 @@ class _Tally:
             raise UserError(f"no triplet is left: {self.rejects} items were rejected, the rest filtered; see {self.listed}")
 
 
-def _convert_all(
-    todo: Sequence[Block], config: ConvertConfig, parts: Path, workers: int, tally: _Tally, known: int | None
-) -> None:
-    """Convert `todo` with a progress bar; `known` is the total number of items, if all blocks know theirs."""
-    bar = tqdm(total=known, initial=tally.triplets + tally.rejects, desc="preparing", unit="triplet", smoothing=0.02)
+def _convert_all(todo: Sequence[Block], config: ConvertConfig, parts: Path, workers: int, tally: _Tally) -> None:
+    """Convert `todo` with a progress bar."""
+    bar = tqdm(total=tally.known, initial=tally.triplets + tally.rejects, desc="preparing", unit="triplet", smoothing=0.02)
     with bar:
         if workers == 1:
             pictures = PictureCache(config.picture)
@@ -169,18 +172,25 @@ def _convert_all(
         counter = CONTEXT.Value("q", 0)
         with process_pool(min(workers, max(1, len(todo))), _start_worker, config, parts, counter) as pool:
             with starting_workers():
-                running = {pool.submit(_work, block) for block in todo}
+                running = [pool.submit(_work, block) for block in todo]
             for finished in _as_they_finish(running, lambda: _show(bar, counter)):
                 tally.add(*finished)
                 tally.check()
 
 
-def _as_they_finish(running: set[Future[tuple[int, int]]], show: Callable[[], None]) -> Iterator[tuple[int, int]]:
-    while running:
-        done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+def _as_they_finish(running: Sequence[Future[tuple[int, int]]], show: Callable[[], None]) -> Iterator[tuple[int, int]]:
+    """The results of `running`, the first to finish first; calls `show` at least five times a second."""
+    # A queue, because to wait for thousands of futures at once takes time for each of them, each time.
+    finished: SimpleQueue[Future[tuple[int, int]]] = SimpleQueue()
+    for future in running:
+        future.add_done_callback(finished.put)
+    left = len(running)
+    while left:
+        with suppress(Empty):
+            result = finished.get(timeout=0.2).result()
+            left -= 1
+            yield result
         show()
-        for future in done:
-            yield future.result()
 
 
 def _show(bar: tqdm, counter: Any) -> None:

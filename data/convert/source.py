@@ -12,7 +12,7 @@ SOURCE_BYTES = 512 * 2**20
 """Larger files of a corpus are not read: no picture within the limit of pixels is larger."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Reject:
     """An item that cannot become a triplet. `kind` is a short category, used for counting; `reason` is for the user."""
 
@@ -21,7 +21,7 @@ class Reject:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Piece:
     """A range of bytes in one file, or in the concatenation of several (a split archive)."""
 
@@ -39,7 +39,7 @@ class Piece:
             return reader.read(-1 if self.size is None else self.size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Picture:
     """A picture with its original name, either unread or as bytes. Many triplets may share a picture in a Piece."""
 
@@ -50,7 +50,7 @@ class Picture:
         return self.data if isinstance(self.data, bytes) else self.data.read()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class RawTriplet:
     """A triplet of a corpus, with its flags and scores. `target` is None for unpaired conditions."""
 

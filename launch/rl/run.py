@@ -136,6 +136,7 @@ class GrpoRun:
         if done % monitor.eval_every:
             return {}
         scores = self.worker.evaluate("heldout", monitor.eval_conditions)
+        self.folder.check_place()
         save_values(self.folder.path, "heldout", done, scores)
         self.telemetry.image_grid(done, "heldout/samples", scores.grid)
         return self._means(scores)
@@ -149,6 +150,7 @@ class GrpoRun:
         """Score all conditions of every held-out set, and save the scores in the run's folder."""
         for name in self.config.heldout_sets:
             report = self.worker.evaluate(name)
+            self.folder.check_place()
             save_scores(self.folder.path, name, self.done, report)
             if (missing := not_finite(report.rewards)) is not None:
                 print(f"warning: {name}: {missing}, so the gain cannot be computed: check --reward", file=sys.stderr)

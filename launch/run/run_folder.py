@@ -20,6 +20,7 @@ import json
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.heldout = path / "heldout"
         self.model = path / "model"
+        self._opened: int | None = None
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], keep: int = 3) -> RunFolder:
@@ -83,6 +85,7 @@ class RunFolder:
         with _explained(path):
             write_yaml(run.config, dict(config))
         run._make_folders()
+        run._hold()
         return run
 
     @classmethod
@@ -96,6 +99,7 @@ class RunFolder:
         for folder in (run.path, run.trajectories, run.merges, run.checkpoints, run.heldout):
             for leftover in folder.glob(f"{ASIDE}*"):
                 remove(leftover)
+        run._hold()
         return run
 
     def check_free(self) -> None:
@@ -146,6 +150,7 @@ class RunFolder:
 
         `notes` are saved in its training.json.
         """
+        self.check_place()
         with folder_aside(self.model) as aside:
             yield aside
             (aside / TRAINING).write_text(json.dumps({"steps": steps, **(notes or {})}, indent=2) + "\n")
@@ -171,7 +176,9 @@ class RunFolder:
         """Yield an empty folder to write into. It becomes the checkpoint of `step` if the block ends without an error.
 
         `latest` then points to it. Older checkpoints are removed, except the last `keep` and the targets of the links.
+        Raises FileNotFoundError if the run's folder was moved.
         """
+        self.check_place()
         with folder_aside(self.checkpoint_path(step)) as aside:
             yield aside
         self._link("latest", step)
@@ -180,6 +187,7 @@ class RunFolder:
     @contextmanager
     def merge(self, index: int) -> Iterator[Path]:
         """Like `checkpoint`, for the files of merge number `index`. Merges are never removed."""
+        self.check_place()
         with folder_aside(self.merge_path(index)) as aside:
             yield aside
 
@@ -215,6 +223,29 @@ class RunFolder:
         """The checkpoint that `latest` or `best` points to; None if there is none."""
         folder = followed(self.checkpoints / name)
         return folder.resolve() if folder.is_dir() else None
+
+    def check_place(self) -> None:
+        """Raises FileNotFoundError if the folder was moved or removed: its path may lead into another run."""
+        if self.place() != self.path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+
+    def place(self) -> Path | None:
+        """Where the folder is now: at `path`, or beside it under another name; None if it is in neither place."""
+        if self._opened is None:
+            return self.path
+        opened = os.fstat(self._opened)
+
+        def is_it(folder: Path) -> bool:
+            return folder.is_dir() and os.path.samestat(folder.stat(), opened)
+
+        if is_it(self.path):
+            return self.path
+        return next(filter(is_it, self.path.parent.iterdir()), None) if self.path.parent.is_dir() else None
+
+    def _hold(self) -> None:
+        """Keep the folder open: as long as it is, no other folder can get its number on the disk."""
+        self._opened = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._opened)
 
     def missing(self) -> Path | None:
         """The first of the run's folders that was removed; None if all exist."""

@@ -38,7 +38,7 @@ def only_writer(run: Path) -> Iterator[Path]:
     try:
         yield run
     finally:
-        _remove_if_empty(run)
+        _remove_if_empty(run, file)
         file.close()
 
 
@@ -78,8 +78,8 @@ def _is_still_there(file: TextIO, path: Path) -> bool:
         return False
 
 
-def _remove_if_empty(run: Path) -> None:
-    """Remove the folder of a run that could not start."""
-    if os.path.isdir(run) and [entry.name for entry in run.iterdir()] == [LOCK]:
+def _remove_if_empty(run: Path, lock: TextIO) -> None:
+    """Remove the folder of a run that could not start, unless it was moved and another run is starting in its place."""
+    if os.path.isdir(run) and _is_still_there(lock, run / LOCK) and [entry.name for entry in run.iterdir()] == [LOCK]:
         (run / LOCK).unlink()
         run.rmdir()

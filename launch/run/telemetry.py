@@ -23,6 +23,8 @@ from launch.run.host import host_facts
 from launch.run.run_folder import RunFolder
 from stylevar.atomic import file_aside
 from stylevar.contracts import TrajectoryRows
+from stylevar.errors import UserError
+from stylevar.parquet_files import read_parquet
 
 HOST = "run/host"
 """Tag of the text that every start of a run writes: facts about its machine, as JSON."""
@@ -36,12 +38,13 @@ class Telemetry:
     carry their step's own number, counted from 0, from which their seeds were derived.
 
     When a run resumes after `done` steps (0 for a new run), reports of later steps are dropped, so that the rows of a
-    resumed run equal those of an uninterrupted run. This requires a `flush` before each checkpoint, because rows still in
-    the buffer are lost when a process dies. All writing methods raise OSError if the disk is full or broken.
+    resumed run equal those of an uninterrupted run; UserError if a file with such rows is damaged. This requires a `flush`
+    before each checkpoint, because rows still in the buffer are lost when a process dies. All writing methods raise OSError
+    if the disk is full or broken.
     """
 
     def __init__(self, run: RunFolder, done: int = 0) -> None:
-        self._folder = run.trajectories
+        self._run, self._folder = run, run.trajectories
         self._rows: list[pa.Table] = []
         self._span: tuple[int, int] | None = None  # first and last buffered step
         _drop_rows_from(self._folder, done)
@@ -67,6 +70,7 @@ class Telemetry:
     def flush(self) -> None:
         """Write the buffered rows as one Parquet file, steps_FIRST_LAST.parquet."""
         if self._span is not None:
+            self._run.check_place()
             with file_aside(_part(self._folder, *self._span)) as aside:
                 pq.write_table(pa.concat_tables(self._rows), aside)
             self._rows, self._span = [], None
@@ -165,7 +169,11 @@ def _drop_rows_from(folder: Path, step: int) -> None:
         if int(match[1]) >= step:
             path.unlink()
             continue
-        table = pq.read_table(path)
+        try:
+            table = read_parquet(path)
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path} cannot be read ({reason}): remove it to go on without its rows") from error
         kept = table.filter(pc.less(table["step"], step))
         # First the content, then the name: an interruption in between neither loses nor duplicates rows.
         with file_aside(path) as aside:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from launch.configs.io import RunKind, kind_of
 from launch.run.run_folder import finished_at
 from launch.run.telemetry import HOST
 from stylevar.errors import UserError
+from stylevar.parquet_files import read_parquet
 from stylevar.text import check_path
 from stylevar.text_files import read_text
 from stylevar.yaml_files import read_yaml
@@ -229,16 +229,19 @@ def _host(texts: Sequence[bytes]) -> dict[str, str]:
 
 def _read_rows(record: RunRecord) -> None:
     tables: list[pa.Table] = []
+    schema = pa.schema([])
     for file in sorted((record.path / "trajectories").glob("*.parquet")):
         try:
             if not file.is_file():
                 raise OSError("not a regular file")
-            table = pq.read_table(file)
-            pa.concat_tables([*tables, table], promote_options="default").column("step").cast(pa.int64())
+            table = read_parquet(file)
+            together = pa.unify_schemas([schema, table.schema])
+            table.column("step").cast(pa.int64())
         except (OSError, KeyError, pa.ArrowException) as error:
             record.notes.append(f"trajectories/{file.name} is left out, it cannot be read: {_reason(error)}")
             continue
         tables.append(table)
+        schema = together
     if tables:
         table = pa.concat_tables(tables, promote_options="default")
         record.rows = {name: table[name].to_numpy() for name in table.column_names}

@@ -10,12 +10,15 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
 from campaign import keeps_promises, tree
 
+from data import tar_headers
 from data.convert.source import SOURCE_BYTES
+from data.manifest import SCHEMA
 from data.patterns import expand_shards
 from data.shard_writer import padded
 from data.shards import BadSample, TripletShards
@@ -167,6 +170,56 @@ def test_a_picture_of_gigabytes_in_a_folder(tmp_path):
     for role in ("style", "target"):
         (tmp_path / "in" / role / "b.png").write_bytes(tiny.png(7, 20))
     prepares(tmp_path, "folder", tmp_path / "in")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_an_archive_of_very_many_members(tmp_path, monkeypatch, more):
+    """As a corpus and as a shard: at the limit it is read, beyond it is refused."""
+    monkeypatch.setattr(tar_headers, "MEMBERS", 3_001)
+    source = tmp_path / "in"
+    source.mkdir()
+    roles = {"content": "content/a.png", "style": "style/b.png", "OmniStyle-150K": "OmniStyle-150K/a.png&&b.png.png"}
+    for number, (role, name) in enumerate(roles.items()):
+        (source / f"{role}.tar").write_bytes(packed({name: tiny.png(number, 20)}, lambda tar: None))
+
+    def many(tar: tarfile.TarFile) -> None:
+        very_many(tar)
+        for number in range(more):
+            a(f"one more {number}")(tar)
+
+    (source / "content.tar").write_bytes(packed({"content/a.png": tiny.png(1, 20)}, many))
+    words = ["omnistyle", source, "--out", tmp_path / "out", "--size", 16, "--workers", 1]
+    says = ["content.tar has more than 3,001 members: unpack it into a folder"] if more else []
+    keeps_promises(tmp_path, "prepare", words, says, (2,) if more else (0,), [tmp_path / "out"])
+
+    shard = tmp_path / "in" / "a.tar"
+    monkeypatch.setattr(tar_headers, "MEMBERS", 3_004)
+    shard.write_bytes(packed(triplet("t"), many))
+    with pytest.raises(UserError, match="a.tar has more than 3,004 members") if more else contextlib.nullcontext():
+        assert read_all(shard) == {}
+
+
+def test_archives_are_counted_before_they_are_read(tmp_path, monkeypatch):
+    """And whatever they claim, the count ends."""
+    monkeypatch.setattr(tar_headers, "MEMBERS", 3_001)
+    archives = {name: io.BytesIO(packed({"a.png": tiny.png(1, 20)}, change)) for name, change in MEMBERS.items()}
+    sizes = (b"99", b"\x80\0\1", b"-1", b"\xb2")
+    archives |= {f"size {size!r}": io.BytesIO(bytes(124) + size + bytes(600)) for size in sizes}
+    for file in archives.values():
+        tar_headers.check_number(file)
+        assert file.tell() == 0
+    file = io.BytesIO(packed({"a.png": tiny.png(1, 20), "b.png": b""}, very_many))
+    with pytest.raises(tar_headers.TooManyMembers):
+        tar_headers.check_number(file)
+
+
+def test_a_manifest_that_claims_millions_of_rows(tmp_path):
+    count = 1_000_000
+    text, number = pa.array(["a"]).take(pa.array([0] * count)), pa.array([512] * count)
+    columns = {field.name: text if field.type == pa.string() else number for field in SCHEMA}
+    columns |= {field.name: pa.nulls(count, field.type) for field in SCHEMA if pa.types.is_map(field.type)}
+    pq.write_table(pa.table(columns), tmp_path / "manifest.parquet")
+    keeps_promises(tmp_path, "prepare", ["check", tmp_path], ["manifest.parquet cannot be read", "claims 1,000,000 rows"])
 
 
 META = {"dataset": "x", "content_id": 0, "style_id": 0, "content_name": "c", "style_name": "s"}

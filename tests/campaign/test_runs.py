@@ -104,6 +104,24 @@ def test_runs_that_are_reported(grpo, tmp_path, file, damage):
         assert REPORTED[file] in ending.err or file == "tensorboard"
 
 
+@pytest.mark.parametrize("report", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_runs_that_were_moved(inputs, tmp_path, monkeypatch, report):
+    """A run whose folder and whose folder's folder have other names is resumed, exported and reported."""
+    local_worker(monkeypatch)
+    execute(grpo_config(inputs, tmp_path / "runs"), None, ColocatedWorker())
+    folder = (tmp_path / "runs").rename(tmp_path / "moved") / "run"
+    folder = folder.rename(folder.with_name("renamed"))
+    assert list((folder / "merges").iterdir())
+    words = ["--out", tmp_path / "model.pth"]
+    assert run("export", folder / "checkpoints" / "latest", *words).code == 0
+    ending = run("report", folder) if report else run("grpo", "--resume", folder, "--steps", 10)
+    assert ending.code == 0, ending.err
+    assert not (tmp_path / "runs").exists()
+    if not report:
+        assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "renamed"
+        assert (folder / "checkpoints" / "step_00000010").is_dir()
+
+
 RECORDS = {
     "a step that is text": ("progress.json", {"steps": "two"}),
     "no controller": ("progress.json", {"controller": {"strange": 1}}),

@@ -394,7 +394,7 @@ def test_a_run_folder_that_is_removed_meanwhile_is_one_line(files, tmp_path, mon
 
     monkeypatch.setattr(SftLearner, "step", removing)
     assert main(monkeypatch, *flags(files, tmp_path, "--steps", "8")) == 2
-    assert f"{tmp_path / 'sft'} was removed while the run was going" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'sft'} was removed or moved while the run was going" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "sft").exists()
 
 

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from campaign import tree
 from full_disk import file_size_limit, limit_in
 from grpo_files import config, rows, write_inputs
 from safetensors.torch import load_file
@@ -280,10 +281,38 @@ def test_a_folder_that_is_removed_meanwhile_is_one_line(inputs, tmp_path, progra
         assert program(*new(config(inputs, tmp_path))) == 2
     error = last_error(capsys)
     if gone == ".":
-        assert f"{tmp_path / 'run'} was removed while the run was going, and its checkpoints with it" in error
+        assert f"{tmp_path / 'run'} was removed or moved while the run was going: start the run again" in error
         assert not (tmp_path / "run").exists()
     else:
         assert "trajectories was removed): all progress since the checkpoint of step 4 is lost" in error
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_folder_that_is_moved_meanwhile_is_one_line(inputs, whole, tmp_path, program, monkeypatch, capsys, taken):
+    """Nothing is written where it was, even if another run has taken its place; where it is, it goes on."""
+    run, moved, step = tmp_path / "run", tmp_path / "moved", Worker.step
+    other: dict[Path, tuple[int, int, int]] = {}
+
+    def moving(self: Worker, number: int):
+        if number == 4:
+            run.rename(moved)
+            if taken:
+                shutil.copytree(moved, run, symlinks=True)
+                other.update(tree(run))
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "step", moving)
+        assert program(*new(config(inputs, tmp_path))) == 2
+    error = last_error(capsys)
+    assert (
+        f"{run} was moved to {moved} while the run was going: all progress since the checkpoint of step 4 is lost" in error
+    )
+    assert f"continue with: python launch/grpo.py --resume {moved}" in error
+    assert tree(run) == other
+    assert program("--resume", moved) == 0
+    assert rows(moved) == rows(whole)
+    assert tree(run) == other
 
 
 def test_a_run_without_links_is_resumed_evaluated_and_released(inputs, whole, tmp_path, program, monkeypatch):

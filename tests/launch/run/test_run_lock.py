@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
         with pytest.raises(UserError, match="is being written by process"), only_writer(tmp_path):
             pass
     assert len(opened) == 2
+
+
+def test_a_run_that_was_moved_does_not_remove_the_lock_of_the_next_one(tmp_path):
+    run = tmp_path / "run"
+    with ExitStack() as following:
+        with only_writer(run):
+            run.rename(tmp_path / "moved")
+            following.enter_context(only_writer(run))
+        assert (run / LOCK).exists()
+    assert not run.exists()
 
 
 def test_a_file_system_without_locks_is_said_and_no_hindrance(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import errno
 import os
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launch.run.run_folder import RunFolder
 from launch.run.telemetry import PhaseTimer, Telemetry
 from stylevar.contracts import PolicyVersion, TrajectoryRows
+from stylevar.errors import UserError
 
 
 @pytest.fixture
@@ -49,6 +51,16 @@ def parts(run: RunFolder) -> list[str]:
 
 def table(run: RunFolder) -> dict:
     return pq.read_table(run.trajectories).to_pydict()
+
+
+@pytest.mark.parametrize("damage", ["cut", "claims"])
+def test_damaged_rows_of_later_steps_are_one_line(run, damage):
+    path = run.trajectories / "steps_00000000_00000005.parquet"
+    pq.write_table(pa.table({"step": [0] * (1 if damage == "cut" else 1_000_000)}), path)
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"steps_00000000_00000005.parquet cannot be read .*: remove it to go on"):
+        Telemetry(run, 3)
 
 
 def test_row_layout(run):
