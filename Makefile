@@ -4,7 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint format clean
+# Where `make chaos` starts, and how many runs in one process and on Ray it disturbs: SEED=17 LOCAL=1 RAY=0 repeats one.
+SEED ?= 0
+LOCAL ?= 200
+RAY ?= 12
+JOBS ?= 2
+
+.PHONY: demo test test-all chaos lint format clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +35,10 @@ test: lint
 # After the fast tests, run the slow ones one by one: they start Ray clusters and kill parts of them.
 test-all: test
 	$(BIN)/python -m pytest -m slow
+
+# Kill, hang and starve small runs at random points, and check that each ends as if nothing had happened.
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos/chaos.py --seed $(SEED) --local $(LOCAL) --ray $(RAY) --jobs $(JOBS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

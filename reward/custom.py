@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +24,8 @@ _TOLERANCE = 1e-3
 def load_custom(spec: str, config: RewardConfig, device: str | torch.device = "cpu") -> PerceptualDistance:
     """Build `package.module:Class` as `Class(config)`, move it to `device`, and check it there.
 
-    Raises UserError if it cannot be imported or built, or breaks the interface (see `check_distance`).
+    Errors that it raises later become a UserError. Raises UserError if it cannot be imported or built, or breaks the
+    interface (see `check_distance`).
     """
     kind: Any = _find(spec)
     try:
@@ -33,7 +37,29 @@ def load_custom(spec: str, config: RewardConfig, device: str | torch.device = "c
     distance.requires_grad_(False)
     distance.eval()
     check_distance(distance, spec)
+    for name in ("embed", "compare", "compare_cells"):
+        setattr(distance, name, _explained(getattr(distance, name), spec))
     return distance
+
+
+def _explained(method: Callable[..., Any], spec: str) -> Callable[..., Any]:
+    """The method, whose errors become a UserError that says where they happened."""
+
+    @functools.wraps(method)
+    def explained(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # A user's code may raise anything.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"--reward {spec} failed with {reason} ({place.filename}, line {place.lineno}): fix it, then continue the "
+                "run with --resume"
+            ) from error
+
+    return explained
 
 
 def _find(spec: str) -> type[PerceptualDistance]:

@@ -138,6 +138,7 @@ class GrpoRun:
         scores = self.worker.evaluate("heldout", monitor.eval_conditions)
         self.folder.check_place()
         save_values(self.folder.path, "heldout", done, scores)
+        _warn_if_not_finite("heldout", scores.rewards)
         self.telemetry.image_grid(done, "heldout/samples", scores.grid)
         return self._means(scores)
 
@@ -152,8 +153,7 @@ class GrpoRun:
             report = self.worker.evaluate(name)
             self.folder.check_place()
             save_scores(self.folder.path, name, self.done, report)
-            if (missing := not_finite(report.rewards)) is not None:
-                print(f"warning: {name}: {missing}, so the gain cannot be computed: check --reward", file=sys.stderr)
+            _warn_if_not_finite(name, report.rewards)
             scalars = {f"{name}_full/{part}": float(value.mean()) for part, value in report.components.items()}
             self.telemetry.scalars(self.done, {**scalars, f"{name}_full/reward": float(report.rewards.mean())})
             self.telemetry.image_grid(self.done, f"{name}_full/samples", report.grid)
@@ -243,6 +243,12 @@ class GrpoRun:
                 self.progress.load(point.checkpoint / PROGRESS)
             self.folder.rewind(self.done, self.progress.merges)
         self.telemetry = Telemetry(self.folder, self.done)
+
+
+def _warn_if_not_finite(name: str, rewards: Tensor) -> None:
+    """Say so if some rewards of the held-out set `name` are not finite."""
+    if (missing := not_finite(rewards)) is not None:
+        tqdm.write(f"warning: {name}: {missing}, so neither is their mean: check --reward", file=sys.stderr)
 
 
 def execute(config: GrpoConfig, point: ResumePoint | None, worker: Worker, stop: StopRequest | None = None) -> RunFolder:

@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
@@ -34,10 +35,13 @@ from stylevar.atomic import ASIDE, folder_aside, remove, sync
 from stylevar.errors import UserError
 from stylevar.hub import LINKS, followed
 from stylevar.text import check_path
+from stylevar.text_files import read_text
 from stylevar.yaml_files import read_yaml, write_yaml
 
 TRAINING = "training.json"
 """File in `model/` that records how the model was trained."""
+SIZES = "sizes.json"
+"""File in a checkpoint with the size of every other file, by which a damaged checkpoint is recognised."""
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
 _MERGE = re.compile(r"merge_(\d{4,})")
 _SCORES = re.compile(r".+_(\d{8,})\.(json|npz|png)")
@@ -46,11 +50,15 @@ _NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run continues: at the `checkpoint` of `step`, or with None and 0 if it was stopped before its first one."""
+    """Where a run continues: at the `checkpoint` of `step`, or with None and 0 if it was stopped before its first one.
+
+    damaged: newer checkpoints that were passed over, and what is wrong with each.
+    """
 
     run: Path
     checkpoint: Path | None
     step: int
+    damaged: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -81,6 +89,7 @@ class RunFolder:
         run = cls(path, keep)
         run.check_free()
         run._make_writable()
+        run._remove_leftovers()
         # The config comes first: a folder with a config can be resumed, and a folder without one is not a run yet.
         with _explained(path):
             write_yaml(run.config, dict(config))
@@ -96,9 +105,7 @@ class RunFolder:
         run = cls(path, keep)
         run._make_writable()
         run._make_folders()
-        for folder in (run.path, run.trajectories, run.merges, run.checkpoints, run.heldout):
-            for leftover in folder.glob(f"{ASIDE}*"):
-                remove(leftover)
+        run._remove_leftovers()
         run._hold()
         return run
 
@@ -181,6 +188,8 @@ class RunFolder:
         self.check_place()
         with folder_aside(self.checkpoint_path(step)) as aside:
             yield aside
+            sizes = {str(file.relative_to(aside)): file.stat().st_size for file in aside.rglob("*") if file.is_file()}
+            (aside / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         self._link("latest", step)
         self._prune()
 
@@ -258,6 +267,12 @@ class RunFolder:
             # Only writing reveals a read-only file system or a full disk.
             with tempfile.NamedTemporaryFile(dir=self.path, prefix=ASIDE) as probe:
                 probe.write(b"\0")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what interrupted writes left behind."""
+        for folder in (self.path, self.trajectories, self.merges, self.checkpoints, self.heldout):
+            for leftover in folder.glob(f"{ASIDE}*"):
+                remove(leftover)
 
     def _make_folders(self) -> None:
         with _explained(self.path):
@@ -347,12 +362,19 @@ def _plain(value: Any) -> Any:
 def find_resume(resume: str, runs: Path, name: str | None = None) -> ResumePoint | None:
     """The point that `--resume` refers to.
 
-    A path names a run, whose last complete checkpoint is used, or one of a run's checkpoints. Raises UserError if there is
-    nothing to resume. "auto" selects the run `name` in the folder `runs`, or without a name the run with the newest
-    checkpoint there. It returns None if there is no such run, so that the same command line both starts and resumes a run.
+    A path names a run, whose last complete checkpoint is used, or one of a run's checkpoints. If newer checkpoints of the
+    run are damaged, stderr says so. Raises UserError if there is nothing to resume.
+
+    "auto" selects the run `name` in the folder `runs`, or without a name the run with the newest checkpoint there. It
+    returns None if there is no such run, so that the same command line both starts and resumes a run.
     """
-    if resume != "auto":
-        return _resume_path(Path(resume))
+    point = _resume_auto(runs, name) if resume == "auto" else _resume_path(Path(resume))
+    if point is not None and point.damaged:
+        print(f"warning: {'; '.join(point.damaged)}: continuing from the one of step {point.step}", file=sys.stderr)
+    return point
+
+
+def _resume_auto(runs: Path, name: str | None) -> ResumePoint | None:
     if name is not None:
         folder = runs / name
         return _last(folder) if holds_run(folder) else None
@@ -378,8 +400,34 @@ def _resume_path(path: Path) -> ResumePoint:
 def _last(run: Path) -> ResumePoint:
     # The highest number rather than `latest`: a crash between the rename and the link must not lose a checkpoint.
     folder = RunFolder(run)
-    steps = folder.steps()
+    steps, damaged = folder.steps(), list[str]()
+    for step in reversed(steps):
+        checkpoint = folder.checkpoint_path(step)
+        if (damage := _damage(checkpoint)) is None:
+            return ResumePoint(run, checkpoint, step, tuple(damaged))
+        damaged.append(f"checkpoint {checkpoint} is damaged ({damage})")
+    # If none is whole, whoever reads the last one says best what it lacks.
     return ResumePoint(run, folder.checkpoint_path(steps[-1]), steps[-1]) if steps else ResumePoint(run, None, 0)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Which file of a checkpoint is missing or has another size than when it was written; None if there is none.
+
+    Checkpoints of older versions do not tell.
+    """
+    try:
+        sizes = dict(json.loads(read_text(checkpoint / SIZES)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        return f"{SIZES} cannot be read"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (found := file.stat().st_size) != size:
+            return f"{name} has {found} bytes instead of {size}"
+    return None
 
 
 @contextmanager

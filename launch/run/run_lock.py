@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -82,4 +82,5 @@ def _remove_if_empty(run: Path, lock: TextIO) -> None:
     """Remove the folder of a run that could not start, unless it was moved and another run is starting in its place."""
     if os.path.isdir(run) and _is_still_there(lock, run / LOCK) and [entry.name for entry in run.iterdir()] == [LOCK]:
         (run / LOCK).unlink()
-        run.rmdir()
+        with suppress(OSError):  # a disk may be mounted there
+            run.rmdir()

@@ -107,6 +107,13 @@ class Broken(Mse):
         raise FileNotFoundError("weights.pt")
 
 
+class Moody(Mse):
+    def embed(self, images_01):
+        if images_01.shape[-1] < 16:
+            raise ValueError("too\nsmall")
+        return super().embed(images_01)
+
+
 class NeedsSize(Mse):
     def embed(self, images_01):
         return (images_01.view(-1, 3, 8, 8),)
@@ -135,7 +142,7 @@ BREAKS = {
 def module(monkeypatch):
     """This file's classes under a name that --reward can give."""
     found = types.ModuleType("users_rewards")
-    found.__dict__.update({kind.__name__: kind for kind in (Mse, Mapped, *BREAKS)}, number=3)
+    found.__dict__.update({kind.__name__: kind for kind in (Mse, Mapped, Moody, *BREAKS)}, number=3)
     monkeypatch.setitem(sys.modules, "users_rewards", found)
 
 
@@ -166,6 +173,15 @@ def test_an_own_class_in_a_sum_has_its_name():
 def test_what_breaks_the_interface_is_refused(kind, rule):
     with pytest.raises(UserError, match=rule):
         build_distance(RewardConfig(f"users_rewards:{kind.__name__}"))
+
+
+@pytest.mark.parametrize("reward", ["users_rewards:Moody", "users_rewards:Moody=2,ssim=1"])
+def test_an_error_in_the_midst_of_a_run_is_one_line(reward):
+    scorer = build_scorer(RewardConfig(reward))
+    images = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    said = r"^--reward users_rewards:Moody failed with ValueError: too small \(.*test_custom.py, line \d+\): .*--resume$"
+    with pytest.raises(UserError, match=said):
+        scorer.score(images, References(images[:, 0]))
 
 
 def test_what_is_not_there_is_refused():

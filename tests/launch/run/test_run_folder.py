@@ -278,6 +278,52 @@ def test_resume_does_not_depend_on_the_link(run):
     assert find_resume(str(run.path), Path("unused")).step == 2
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut, "adapter/model.bin has 6 bytes instead of 7"),
+        (Path.unlink, "adapter/model.bin is missing"),
+        (lambda file: (file.parents[1] / "sizes.json").write_text("{"), "sizes.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_named(run, capsys, damage, said):
+    for step in (1, 2, 3):
+        save(run, step)
+    newest = run.checkpoint_path(3)
+    damage(newest / "adapter" / "model.bin")
+    for resume, name in ((str(run.path), None), ("auto", None), ("auto", run.path.name)):
+        assert find_resume(resume, run.path.parent, name).checkpoint == run.checkpoint_path(2)
+        error = capsys.readouterr().err
+        assert error == f"warning: checkpoint {newest} is damaged ({said}): continuing from the one of step 2\n"
+    assert find_resume(str(newest), Path("unused")).checkpoint == newest  # nobody asked for another one
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_is_not_given_up_if_it_is_the_only_one(run, capsys):
+    save(run, 1)
+    cut(run.checkpoint_path(1) / "adapter" / "model.bin")
+    assert find_resume(str(run.path), Path("unused")).step == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_checkpoints_of_older_versions_have_no_sizes(run):
+    for step in (1, 2):
+        save(run, step)
+    (run.checkpoint_path(2) / "sizes.json").unlink()
+    assert find_resume(str(run.path), Path("unused")).step == 2
+
+
+def test_what_a_killed_start_left_is_removed_by_the_next_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".aside-probe").touch()
+    RunFolder.create(tmp_path / "run", {})
+    assert ".aside-probe" not in names(tmp_path / "run")
+
+
 def test_resume_from_nothing(run, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         find_resume(str(tmp_path / "none"), tmp_path)

@@ -1,0 +1,224 @@
+"""A campaign of faults: `make chaos`, or python tests/chaos/chaos.py --seed 0 --local 200 --ray 12 --out results.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = (str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "chaos"))
+sys.path[:0] = PATHS
+
+if __name__ == "__main__" and "LD_PRELOAD" not in os.environ:
+    # Start again with the library that disturbs writes, and before anything slow is imported.
+    library = Path(tempfile.mkdtemp(prefix="chaos-"), "file_faults.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, ROOT / "tests/chaos/file_faults.c", "-ldl"], check=True)
+    own = {"LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1"}
+    own["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the usual one has a thread
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **own})
+
+import faults
+import psutil
+import schedules
+from faults import Fault, FileFault
+from fickle import MOOD
+from schedules import Schedule
+
+from runs import Ending, Lab, damage_newest, enlarge, small_disk, sound
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a schedule: `broken` is what the run did not keep of its promises, empty if it kept all."""
+
+    schedule: Schedule
+    broken: str
+    codes: tuple[int, ...]
+    seconds: float
+
+
+def attempt(lab: Lab, schedule: Schedule) -> Result:
+    """Carry out a schedule."""
+    start, codes = time.monotonic(), []
+    broken = ""
+    with contextlib.ExitStack() as stack:
+        if schedule.disk is not None:
+            stack.enter_context(small_disk(lab.runs / schedule.name, max(4096, int(schedule.disk * lab.size))))
+        if schedule.mood:
+            lab.mood(schedule.name).write_text(schedule.mood)
+        for program in schedule.programs:
+            ending = lab.run(schedule.name, [_of(fault, schedule) for fault in program], schedule.staleness)
+            codes.append(ending.code)
+            broken = broken or ending.broken(_codes(schedule, program))
+        broken = broken or _second_driver(lab, schedule)
+        says, last = "", (0,)
+        if schedule.damage is not None and (left := damage_newest(lab.runs / schedule.name, *schedule.damage)):
+            # The only checkpoint may be damaged where it does no harm, such as in a README.
+            says, last = ("is damaged", (0,)) if left > 1 else ("", (0, 2))
+        if schedule.disk is not None:
+            enlarge(lab.runs / schedule.name)
+        ending = lab.run(schedule.name, staleness=schedule.staleness)
+        codes.append(ending.code)
+        broken = broken or ending.broken(last)
+        if not broken and ending.code == 0:
+            broken = _end(lab, schedule, says, ending)
+    return Result(schedule, broken, (*codes,), time.monotonic() - start)
+
+
+def _of(fault: Fault, schedule: Schedule) -> Fault:
+    """The fault, with the run's own path."""
+    return replace(fault, part=fault.part.format(name=schedule.name)) if isinstance(fault, FileFault) else fault
+
+
+def _codes(schedule: Schedule, program: tuple[Fault, ...]) -> tuple[int, ...]:
+    """How a program may end."""
+    if schedule.disk is not None or schedule.mood.endswith("raises"):
+        return faults.REFUSED
+    if schedule.mood.endswith("hangs") and schedule.staleness is None:
+        return (*faults.STOPPED, -signal.SIGINT)  # somebody presses Ctrl-C until it ends
+    if schedule.mood.endswith("hangs"):
+        return (0,)
+    if schedule.mood.endswith("NaN"):
+        return faults.REFUSED  # refused when the reward is tried before the run
+    return tuple({code for fault in program for code in fault.codes})
+
+
+def _end(lab: Lab, schedule: Schedule, says: str, ending: Ending) -> str:
+    """What is wrong with the finished run."""
+    if says not in ending.said:
+        return f"the last program does not say {says!r}"
+    if schedule.mood.endswith("NaN") and "not finite" in lab.log(schedule.name).read_text():
+        return "" if sound(lab.runs / schedule.name) else "weights that are NaN"
+    differences = lab.differences(schedule.name, schedule.staleness)
+    return f"other than the undisturbed run: {differences}" if differences else ""
+
+
+def _second_driver(lab: Lab, schedule: Schedule) -> str:
+    log = lab.log(schedule.name).with_suffix(".second")
+    if not log.exists():
+        return ""
+    said = log.read_text()
+    return "" if said.endswith("exit code 2\n") and "is being written by" in said else f"the second driver: {said}"
+
+
+RAY = """
+import ray, sys
+from launch.common.ray_cluster import init_patiently
+init_patiently(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+"""A program that starts a Ray for many runs, says its address, and keeps it until its input ends."""
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[tuple[str, int]]:
+    """The address of a Ray, whose reward finds its mood in `folder`, and the process that started it."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "RAY_ADDRESS")}
+    environment |= {MOOD: str(folder / "mood"), "RAY_worker_niceness": "0"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", RAY], env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield process.stdout.readline().strip(), process.pid
+        process.stdin.close()
+
+
+def sweep(ray_process: int) -> None:
+    """End what a killed driver has left on the cluster, so that the next schedule meets only its own processes."""
+    for process in faults.actors(ray_process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def campaign(seed: int, local: int, ray: int, jobs: int, out: Path) -> None:
+    """Try `local` and `ray` schedules with the seeds from `seed` on, `jobs` of the local ones at a time.
+
+    Appends each result to `out` as a line of JSON.
+    """
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        if local:
+            lab = Lab(Path(folder, "local"))
+            lab.prepare(schedules.PARTS.values())
+            drawn = [schedules.local(number, lab.operations.__getitem__) for number in range(seed, seed + local)]
+            in_forks(drawn, jobs, lambda schedule: note(attempt(lab, schedule), out))
+        if ray:
+            with cluster(Path(folder, "ray")) as (address, process):
+                lab = Lab(Path(folder, "ray"), address, process)
+                for number in range(seed, seed + ray):
+                    note(attempt(lab, schedules.distributed(number)), out)
+                    sweep(process)
+                    lab.mood("").unlink(missing_ok=True)
+
+
+def in_forks(schedules: Sequence[Schedule], jobs: int, do: Callable[[Schedule], object]) -> None:
+    """Carry out every schedule in a process of its own, `jobs` at a time."""
+    waiting, running = list(reversed(schedules)), set()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            schedule = waiting.pop()
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                with contextlib.suppress(BaseException):
+                    try:
+                        do(schedule)
+                        code = 0
+                    except BaseException:
+                        print(f"{schedule.name}: {traceback.format_exc()}", flush=True)
+                os._exit(code)
+            running.add(pid)
+        running.discard(os.wait()[0])
+
+
+def note(result: Result, out: Path) -> None:
+    """Print a result and append it to the file."""
+    schedule = result.schedule
+    said = "held" if not result.broken else f"BROKEN: {result.broken}"
+    line = f"{schedule.name:10s} {result.seconds:6.1f} s  {schedule.kind}: {said}"
+    if result.broken:
+        alone = "LOCAL=1 RAY=0" if schedule.staleness is None else "LOCAL=0 RAY=1"
+        line += f"\n  alone: make chaos SEED={schedule.seed} {alone}"
+    print(line, flush=True)
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"name": schedule.name, "kind": schedule.kind, **asdict(result)}) + "\n")
+
+
+def table(results: Sequence[dict]) -> str:
+    """How many schedules of each kind were tried, and how many held."""
+    tried = Counter((r["name"].partition("-")[0], r["kind"]) for r in results)
+    held = Counter((r["name"].partition("-")[0], r["kind"]) for r in results if not r["broken"])
+    lines = [f"| {where} | {kind} | {count} | {held[where, kind]} |" for (where, kind), count in sorted(tried.items())]
+    whole = f"| | all | {len(results)} | {sum(not r['broken'] for r in results)} |"
+    return "\n".join(["| where | fault | tried | held |", "|---|---|---|---|", *lines, whole])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="the first schedule's seed")
+    parser.add_argument("--local", type=int, default=200, help="schedules for runs in one process, about 3 s each")
+    parser.add_argument("--ray", type=int, default=12, help="schedules for runs on a Ray cluster, about a minute each")
+    parser.add_argument("--jobs", type=int, default=1, help="how many of the former to try at the same time")
+    parser.add_argument("--out", type=Path, default=Path("chaos.jsonl"), help="file to which results are appended")
+    flags = parser.parse_args()
+    before = flags.out.stat().st_size if flags.out.exists() else 0
+    campaign(flags.seed, flags.local, flags.ray, flags.jobs, flags.out)
+    results = [json.loads(line) for line in flags.out.read_bytes()[before:].splitlines()]
+    print(table(results))
+    sys.exit(len(results) < flags.local + flags.ray or any(result["broken"] for result in results))
+
+
+if __name__ == "__main__":
+    main()
