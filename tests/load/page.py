@@ -71,12 +71,17 @@ class Visitor:
 
     def _ask(self, number: int) -> Any:
         from gradio_client import handle_file
+        from gradio_client.utils import Status
 
         content, style = (handle_file(self.pictures[(number + shift) % len(self.pictures)]) for shift in (0, 1))
         sampling = (1 + number % 2, 0.0, 1.0, 900, 0.96, number, "crop")
-        return self.client.submit(
+        job = self.client.submit(
             content, style, *sampling, api_name="/stylise", result_callbacks=[lambda *_: self._came(number)]
         )
+        # The client uploads in threads: without this wait, a later request could reach the page first.
+        while job.status().code in (Status.STARTING, Status.JOINING_QUEUE):
+            time.sleep(0.05)
+        return job
 
     def _came(self, number: int) -> None:
         """The page has answered this request."""
