@@ -117,6 +117,7 @@ def test_what_a_run_leaves(files, finished):
         "raw.safetensors",
         "optimizer.pt",
         "state.json",
+        "sizes.json",
     }
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 8
     model = load_pair(str(finished / "model"), str(files / "vqvae.safetensors"))[1]
