@@ -27,6 +27,7 @@ if __name__ == "__main__" and "LD_PRELOAD" not in os.environ:
     subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, ROOT / "tests/chaos/file_faults.c", "-ldl"], check=True)
     own = {"LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1"}
     own["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the usual one has a thread
+    own["RAY_AUTH_MODE"] = "token"  # the cluster has a token, which drivers then read from its file
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **own})
 
 import faults
@@ -51,6 +52,7 @@ class Result:
 
 def attempt(lab: Lab, schedule: Schedule) -> Result:
     """Carry out a schedule."""
+    lab.whole(schedule.staleness)  # chooses the seed
     start, codes = time.monotonic(), []
     broken = ""
     with contextlib.ExitStack() as stack:
@@ -213,6 +215,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="how many of the former to try at the same time")
     parser.add_argument("--out", type=Path, default=Path("chaos.jsonl"), help="file to which results are appended")
     flags = parser.parse_args()
+    # In the background, shells make programs ignore Ctrl-C, which some schedules send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = flags.out.stat().st_size if flags.out.exists() else 0
     campaign(flags.seed, flags.local, flags.ray, flags.jobs, flags.out)
     results = [json.loads(line) for line in flags.out.read_bytes()[before:].splitlines()]
