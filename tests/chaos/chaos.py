@@ -112,7 +112,9 @@ def _second_driver(lab: Lab, schedule: Schedule) -> str:
     if not log.exists():
         return ""
     said = log.read_text()
-    return "" if said.endswith("exit code 2\n") and "is being written by" in said else f"the second driver: {said}"
+    refused = said.endswith("exit code 2\n") and "is being written by" in said
+    too_late = said.endswith("exit code 0\n") and "nothing is left to do" in said  # the first has just finished
+    return "" if refused or too_late else f"the second driver: {said}"
 
 
 RAY = """

@@ -199,7 +199,9 @@ def actors(ray_process: int, role: str = "") -> list[psutil.Process]:
     found = []
     for process in psutil.Process(ray_process).children(recursive=True):
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and f"ray::{role}" in " ".join(process.cmdline()):
+            line = " ".join(process.cmdline())
+            # Ray's own agents have such names, too, and a node ends with its agents.
+            if process.status() != psutil.STATUS_ZOMBIE and f"ray::{role}" in line and "Agent" not in line:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
