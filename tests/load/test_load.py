@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def test_growth_is_that_of_the_level_and_not_of_single_peaks() -> None:
 def test_memory_is_found_for_living_processes_only() -> None:
     assert os.getpid() in processes(os.getpid())
     before = memory(os.getpid())
-    held = bytearray(b"x" * (64 * 2**20))
+    held = mmap.mmap(-1, 64 * 2**20)  # an array could be placed in memory that was freed before
+    held[:: mmap.PAGESIZE] = b"x" * (len(held) // mmap.PAGESIZE)
     after = memory(os.getpid())
     assert before is not None
     assert after is not None
