@@ -134,7 +134,10 @@ def test_a_run_leaves_what_it_promises(whole):
     assert conditions == {"heldout_00000000": 3, "heldout_00000003": 2, "heldout_00000006": 2, "heldout_00000008": 3}
 
 
-@pytest.mark.parametrize(("credit", "remembered"), [("gradient", ["sums"]), ("prefix", ["sums"]), ("vmr", [])])
+OTHER_CREDITS = [pytest.param(*row, marks=pytest.mark.slow) for row in (("prefix", ["sums"]), ("vmr", []))]
+
+
+@pytest.mark.parametrize(("credit", "remembered"), [("gradient", ["sums"]), *OTHER_CREDITS])
 def test_what_the_credit_remembers_is_resumed(inputs, tmp_path, credit, remembered):
     """Bit for bit: what it has measured so far belongs to the checkpoint. The turns of vmr follow from the step's number."""
     learner = LearnerConfig(lora_rank=2, lr=1e-2, credit=credit)
@@ -410,6 +413,7 @@ def test_the_program_runs_through_ray(inputs, whole, tmp_path):
     assert (run / "before_after.png").is_file()
 
 
+@pytest.mark.slow
 def test_what_only_the_worker_can_see_is_one_line_too(inputs, tmp_path):
     import yaml
 

@@ -84,6 +84,7 @@ def own(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_all_processes_run_the_checkout_that_was_started(second, own, tmp_path):
     notes = tmp_path / "notes"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

@@ -99,6 +99,7 @@ def test_a_plan_measures_what_the_credit_needs_of_the_rewards(argv, capsys):
     assert "trajectories/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_colocated_plan_from_flops_measures_nothing(argv, capsys, monkeypatch):
     monkeypatch.setattr(plan, "Measurement", None)
     grpo.cli([*argv, "--dry-run", "--device-tflops", "1", "--device-memory-gb", "0.001"])

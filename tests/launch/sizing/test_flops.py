@@ -153,6 +153,7 @@ def test_a_users_own_reward_is_left_out_with_a_warning():
         assert _reward(work(reward="users:Mine"))["reward"] >= 0
 
 
+@pytest.mark.slow
 def test_gradient_credit_adds_a_backward_pass_of_decoder_and_reward():
     arch = small_model.build().arch
     plain, with_gradient = (

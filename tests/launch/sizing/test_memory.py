@@ -178,6 +178,7 @@ def test_recomputed_blocks_keep_their_inputs_alone(work):
     assert added < plain / 2
 
 
+@pytest.mark.slow
 def test_bf16_and_an_optimizer_in_the_hosts_memory_take_less(work):
     gpu = replace(work, on_gpu=True)
     sizes = {p.name: p.bytes for p in MemoryPlan(gpu, 2).colocated().components}
