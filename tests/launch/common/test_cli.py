@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -52,6 +53,17 @@ def test_ctrl_c_ends_with_code_130(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_scarce_memory_is_returned_block_by_block(monkeypatch):
+    """Blocks of a MiB and more get pages of their own (M_MMAP_THRESHOLD, -3), which go back as soon as they are freed."""
+    said = []
+    libc = SimpleNamespace(mallopt=lambda option, value: said.append((option, value)) or 1)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: libc)
+    monkeypatch.setattr("sys.platform", "linux")
+    for scarce in (False, True):
+        assert keep_freed_memory(scarce)
+    assert [value for option, value in said if option == -3] == [32 << 20, 1 << 20]
+
+
 def test_bugs_keep_their_traceback(monkeypatch):
     def broken(config: Config) -> None:
         raise ZeroDivisionError
@@ -62,7 +74,6 @@ def test_bugs_keep_their_traceback(monkeypatch):
 
 def test_the_allocator_takes_its_settings_only_where_it_can(monkeypatch):
     assert isinstance(keep_freed_memory(), bool)
-    assert keep_freed_memory(scarce=True) is keep_freed_memory()
     monkeypatch.setattr("sys.platform", "darwin")
     assert keep_freed_memory() is False
 

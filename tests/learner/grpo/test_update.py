@@ -184,6 +184,21 @@ def test_mismatch_stops_with_step_scale_and_values(golden):
         update(GrpoLearner(adapters, LearnerConfig(lora_rank=4)), state, rows, step=7)
 
 
+def test_a_rollback_lowers_the_learning_rate_for_good(golden):
+    adapters = golden_adapters()
+    state, rows = trajectories(golden, adapters)
+    config = LearnerConfig(lora_rank=4, lr=1e-4, lr_backoff=0.25)
+    learner, resumed = GrpoLearner(adapters, config), GrpoLearner(adapters, config)
+    learner.back_off()
+    learner.reset_optimizer()
+    resumed.load_state_dict(learner.state_dict())
+    for one in (learner, resumed):
+        assert update(one, state, rows).metrics["lr"] == 0.25e-4
+        assert one.optimizer.param_groups[0]["lr"] == 0.25e-4
+        adapters.reset(0)
+        state, rows = trajectories(golden, adapters)
+
+
 def test_skipped_step_touches_nothing(golden):
     adapters = golden_adapters()
     state, rows = trajectories(golden, adapters)
