@@ -35,9 +35,8 @@ import psutil
 import schedules
 from faults import Fault, FileFault
 from fickle import MOOD
+from lab import Ending, Lab, damage_newest, enlarge, small_disk, sound
 from schedules import Schedule
-
-from runs import Ending, Lab, damage_newest, enlarge, small_disk, sound
 
 
 @dataclass(frozen=True)
