@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,8 +35,9 @@ import psutil
 import schedules
 from faults import Fault, FileFault
 from fickle import MOOD
-from lab import Ending, Lab, damage_newest, enlarge, small_disk, sound
+from lab import Ending, Lab, damage_newest, sound
 from schedules import Schedule
+from small_disk import enlarge, small_disk
 
 
 @dataclass(frozen=True)
@@ -117,26 +118,49 @@ def _second_driver(lab: Lab, schedule: Schedule) -> str:
 
 
 RAY = """
-import ray, sys
-from launch.common.ray_cluster import init_patiently
-init_patiently(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 4, "object_store_memory": 80 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+lost = []
+for _ in sys.stdin:
+    for old in [old for old in cluster.worker_nodes if old.dead_processes()]:
+        cluster.remove_node(old, allow_graceful=False)
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(**node)
+    print(cluster.address, flush=True)
 """
-"""A program that starts a Ray for many runs, says its address, and keeps it until its input ends."""
+"""A program that starts a Ray of three nodes for many runs. Two nodes hold a run.
+
+For every line of its input, it replaces lost nodes and prints the address. It ends with its input.
+"""
 
 
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[tuple[str, int]]:
-    """The address of a Ray, whose reward finds its mood in `folder`, and the process that started it."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "RAY_ADDRESS")}
-    environment |= {MOOD: str(folder / "mood"), "RAY_worker_niceness": "0"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", RAY], env=environment, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield process.stdout.readline().strip(), process.pid
-        process.stdin.close()
+class RayCluster:
+    """A Ray for many runs, whose reward finds its mood in `folder`."""
+
+    def __init__(self, folder: Path, spill: Path) -> None:
+        """`spill`: the folder into which its object stores may grow."""
+        environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "RAY_ADDRESS")}
+        environment |= {MOOD: str(folder / "mood"), "RAY_worker_niceness": "0", "RAY_object_spilling_directory": str(spill)}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, "-c", RAY], env=environment, stdin=pipe, stdout=pipe, text=True)
+        self.pid = self._process.pid
+
+    def mend(self) -> str:
+        """Replace lost nodes. Returns the address."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        while (line := self._process.stdout.readline()) and ":" not in line:
+            pass
+        return line.strip()
+
+    def __enter__(self) -> RayCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
 
 
 def sweep(ray_process: int) -> None:
@@ -158,12 +182,14 @@ def campaign(seed: int, local: int, ray: int, jobs: int, out: Path) -> None:
             drawn = [schedules.local(number, lab.operations.__getitem__) for number in range(seed, seed + local)]
             in_forks(drawn, jobs, lambda schedule: note(attempt(lab, schedule), out))
         if ray:
-            with cluster(Path(folder, "ray")) as (address, process):
-                lab = Lab(Path(folder, "ray"), address, process)
+            spill = Path(folder, "spill")
+            with small_disk(spill, 2**22), RayCluster(Path(folder, "ray"), spill) as cluster:
+                lab = Lab(Path(folder, "ray"), cluster.mend(), cluster.pid)
                 for number in range(seed, seed + ray):
                     note(attempt(lab, schedules.distributed(number)), out)
-                    sweep(process)
+                    sweep(cluster.pid)
                     lab.mood("").unlink(missing_ok=True)
+                    cluster.mend()
 
 
 def in_forks(schedules: Sequence[Schedule], jobs: int, do: Callable[[Schedule], object]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import forks
+import hog
 import psutil
 
 from launch.cluster import start
@@ -77,7 +78,7 @@ class ClockFault:
 class ActorFault:
     """In call number `call` of the distributed worker's `method`, `polls` looks at its calls later, a process gets a signal.
 
-    role: an actor's class, or driver. which: its number among the processes of that role.
+    role: an actor's class, driver, or raylet, without which a node is lost. which: its number among those of its role.
     """
 
     method: str
@@ -94,7 +95,20 @@ class ActorFault:
         return (0, -signal.SIGKILL) if self.signal == "SIGKILL" else STOPPED
 
 
-Fault = FileFault | CallFault | ClockFault | ActorFault
+@dataclass(frozen=True)
+class StoreFault:
+    """From call number `call` of the distributed worker's `method` on, Ray's object stores are full, for `seconds`."""
+
+    method: str
+    call: int
+    seconds: float
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        return REFUSED
+
+
+Fault = FileFault | CallFault | ClockFault | ActorFault | StoreFault
 
 
 def inject(faults: Sequence[Fault], job: forks.Job, local: bool) -> None:
@@ -112,6 +126,8 @@ def inject(faults: Sequence[Fault], job: forks.Job, local: bool) -> None:
                 _shift_clock(fault.seconds)
             case ActorFault():
                 actors.append(fault)
+            case StoreFault():
+                _at_call(DistributedRun, fault.method, fault.call, lambda f=fault: _fill(f))
     if actors:
         _haunt(actors)
 
@@ -186,12 +202,23 @@ def _strike(fault: ActorFault) -> bool:
             subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"])
         os.kill(os.getpid(), _number(fault.signal))
         return True
-    found = actors(int(os.environ["CHAOS_RAY"]), fault.role)
+    ray_process = int(os.environ["CHAOS_RAY"])
+    found = raylets(ray_process) if fault.role == "raylet" else actors(ray_process, fault.role)
     if not found:
         return False
     found[fault.which % len(found)].send_signal(_number(fault.signal))
     print(f"chaos: {fault}", flush=True)
     return True
+
+
+def _fill(fault: StoreFault) -> None:
+    print(f"chaos: {fault}, {hog.fill_stores(fault.seconds)} bytes", flush=True)
+
+
+def raylets(ray_process: int) -> list[psutil.Process]:
+    """The raylets of all nodes but the head, of a Ray that `ray_process` started."""
+    found = [process for process in psutil.Process(ray_process).children() if process.name() == "raylet"]
+    return sorted(found, key=psutil.Process.create_time)[1:]
 
 
 def actors(ray_process: int, role: str = "") -> list[psutil.Process]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from faults import ActorFault, CallFault, ClockFault, Fault, FileFault
+from faults import ActorFault, CallFault, ClockFault, Fault, FileFault, StoreFault
 from fickle import WAYS
 
 PARTS = {
@@ -109,11 +109,17 @@ def distributed(seed: int) -> Schedule:
         number = draw.choice(("SIGKILL", "SIGTERM", "SIGSTOP"))
         programs = ((_actor(draw, "driver", number),),)
         return Schedule(seed, f"{number} of the driver", programs, staleness)
+    if kind == "node":
+        return Schedule(seed, "a lost node", ((_actor(draw, "raylet", "SIGKILL"),),), staleness)
+    if kind == "store":
+        phase = draw.choice(list(PHASES))
+        fault = StoreFault(phase, draw.randint(1, PHASES[phase]), draw.uniform(0, 60))
+        return Schedule(seed, "full object stores", ((fault,),), staleness)
     faults = tuple(_actor(draw, draw.choice(ROLES), kind) for _ in range(3 if kind == "SIGKILL" else 2))
     return Schedule(seed, f"{kind} of actors", (faults,), staleness)
 
 
-RAY = ("SIGKILL", "driver", "SIGSTOP", "reward")
+RAY = ("SIGKILL", "driver", "node", "store", "SIGSTOP", "reward")
 
 
 def _actor(draw: random.Random, role: str, number: str) -> ActorFault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import ray
 import torch
 import yaml
 from grpo_files import config, rows, write_inputs
+from hog import fill_stores
 from patience import HANG
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
+from small_disk import small_disk
 
 from launch import grpo
 from launch.cluster.distributed import DistributedRun
@@ -27,6 +30,8 @@ from launch.configs.cluster import ClusterConfig
 from launch.configs.grpo import GrpoConfig
 from launch.configs.io import to_plain
 from launch.rl.run import execute
+from launch.run.run_folder import ResumePoint, find_resume
+from stylevar.errors import UserError
 
 ROOT = Path(grpo.__file__).parents[1]
 STEPS = 60
@@ -166,3 +171,36 @@ def test_the_plan_of_a_larger_cluster_is_refused_at_once(inputs, tmp_path):
     assert "--rollout-workers" in said
     assert "Traceback" not in said
     assert not (tmp_path / "large").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a small file system")
+def test_a_full_object_store_ends_the_run_in_one_line_and_a_resumed_run_is_the_same(inputs, tmp_path, monkeypatch):
+    """Another program fills the store, and the folder where it could grow, and keeps them full."""
+    wide = ClusterConfig(placement="distributed", rollout_workers=2, learners=2, unit=1, call_timeout=20.0, max_restarts=1)
+    usual = config(inputs, tmp_path).learner
+    learner = replace(usual, lora_rank=256)  # adapters too large for the room that older ones leave
+    quiet = config(inputs, tmp_path, "whole", cluster=wide, steps=8, learner=learner)
+
+    class Filling(DistributedRun):
+        def _launch(self, step: int) -> None:
+            if step == 3:
+                fill_stores(seconds=HANG)
+            super()._launch(step)
+
+    with small_disk(tmp_path / "spill", 2**22):
+        monkeypatch.setenv("RAY_object_spilling_directory", str(tmp_path / "spill"))
+
+        def run(settings: GrpoConfig, point: ResumePoint | None, worker: DistributedRun) -> Path:
+            init_patiently(address="local", num_cpus=8, include_dashboard=False, object_store_memory=80 * 2**20)
+            try:
+                return execute(settings, point, worker).path
+            finally:
+                ray.shutdown()  # ends the program that fills the store, too
+
+        whole = run(quiet, None, DistributedRun())
+        with pytest.raises(UserError, match=r"took over --call-timeout 20 s; continue with: python launch/grpo.py --resume"):
+            run(replace(quiet, name="full"), None, Filling())
+        resumed = run(replace(quiet, name="full"), find_resume("auto", tmp_path, "full"), DistributedRun())
+    assert rows(resumed) == rows(whole)
+    for name, value in adapters(resumed).items():
+        assert torch.equal(value, adapters(whole)[name])
