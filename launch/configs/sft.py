@@ -167,6 +167,7 @@ MAY_CHANGE = (
     "step.ema",  # but not to or from none
     "step.self_forced",
     "step.self_forced_rate",
+    "step.self_forced_temperature",
     "step.compile",
     "step.recompute",
     "step.topk",

@@ -198,7 +198,8 @@ class SftLearner:
         self._train_mode()
         rate = config.self_forced_rate * torch.rand(len(rows), 1, generator=generator, device=true.device)
         replaced = torch.rand(some.target.shape, generator=generator, device=true.device) < rate
-        forced = self_forced(self.model.vae.quantize, some.target, guess(logits, generator), replaced)
+        guesses = guess(logits / config.self_forced_temperature, generator)
+        forced = self_forced(self.model.vae.quantize, some.target, guesses, replaced)
         prefix, target = true.clone(), true.clone()
         prefix[rows], target[rows] = forced
         return prefix, target

@@ -74,9 +74,11 @@ def test_guesses_follow_the_distribution():
 
 def test_a_step_is_the_same_for_the_same_seed_and_differs_from_teacher_forcing():
     losses = []
-    for share, seed in ((1.0, 0), (1.0, 0), (1.0, 1), (0.0, 0)):
+    for share, temperature, seed in ((1.0, 1.0, 0), (1.0, 1.0, 0), (1.0, 1.0, 1), (1.0, 1e-3, 0), (0.0, 1.0, 0)):
         model = small_model.build()
-        learner = SftLearner(model, SftStepConfig(self_forced=share, self_forced_rate=1.0))
+        learner = SftLearner(
+            model, SftStepConfig(self_forced=share, self_forced_rate=1.0, self_forced_temperature=temperature)
+        )
         losses.append(learner.step([small_model.batch(model, 4)], lr=1e-3, seed=seed).loss)
     assert losses[0] == losses[1]
-    assert len(set(losses[1:])) == 3
+    assert len(set(losses[1:])) == 4
