@@ -31,6 +31,7 @@ $python launch/train_vqvae.py --shards "$corpus" --heldout 'data/demo/heldout-*.
 $python launch/sft.py --shards "$corpus" --val-shards 'data/demo/heldout-*.tar' --vae "$out/vqvae/vqvae.safetensors" \
     --runs "$out" --name sft --resume auto --minutes "${SFT_MINUTES:-5}" --steps 100000 --batch 512 --micro-batch 512 \
     --patch-nums 1 2 4 6 8 10 --V 2048 --Cvae 32 --depth 6 --shared-aln --train-bn --flip --no-augment \
+    --self-forced 0.5 --self-forced-rate 1 --self-forced-temperature 0.5 --export last \
     --memory-gb 16 --ema 0.998 --alpha-jitter 0.1 --lr 2e-3 --schedule cosine --precision bf16 --compile --half \
     --eval-every 200 --checkpoint-every 1000 ${SFT_FLAGS:-}
 

@@ -31,13 +31,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from data.conditions import spread
 from launch.cluster.failover import Failover
 from launch.cluster.learner_group import GroupCall, LearnerGroup
 from launch.cluster.places import Placement
-from launch.cluster.pool import Calls, Pool
+from launch.cluster.pool import Calls, Pool, fetch
 from launch.cluster.units import Unit, UnitFlow
 from launch.cluster.utilisation import RoleUsage
 from launch.cluster.weights import Weights
@@ -166,9 +164,9 @@ class DistributedRun:
         self._until(lambda: all(unit.done for unit in units))
         tally = HeldoutTally(len(chosen), monitor.image_conditions)
         for unit in units:
-            scores = ray.get(unit.scores_ref)
+            scores = fetch(unit.scores_ref)
             if wanted := tally.add(unit.keys, scores):  # fetch only units with a condition to draw
-                batch, images = ray.get([unit.batch_ref, unit.images_ref])
+                batch, images = fetch([unit.batch_ref, unit.images_ref])
                 tally.add_pictures(wanted, batch, images, scores.rewards)
         return tally.report()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayActorError, RayTaskError
 
 from launch.common.ray_cluster import why_lost
 from launch.rl.worker import WorkerLost
@@ -30,6 +30,17 @@ class CallTimeout(RuntimeError):
 
 LOST = (RayActorError, CallTimeout)
 """Errors that mean that the worker is gone or hangs."""
+
+
+def fetch(references: Any) -> Any:
+    """`ray.get` of one or more references. Raises WorkerLost if the object store of this node or the worker's is full."""
+    try:
+        return ray.get(references)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise WorkerLost(
+            "Ray's object store is full, and so is the disk that it spills to: free space there (Ray's warnings name the "
+            "path), or start Ray with a larger --object-store-memory"
+        ) from error
 
 
 @dataclass
@@ -93,7 +104,7 @@ class Calls:
     def poll(self, wait: float = POLL) -> None:
         """Handle calls that have ended or hang. Waits up to `wait` seconds for the first one to end.
 
-        Raises errors that a call's `failed` does not handle, and every UserError unchanged.
+        Raises errors that a call's `failed` does not handle, every UserError unchanged, and WorkerLost (see `fetch`).
         """
         if not self._running:
             time.sleep(wait)
@@ -116,7 +127,7 @@ class Calls:
 
     def _end(self, call: Call, reference: Any) -> None:
         try:
-            value = ray.get(reference)
+            value = fetch(reference)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None

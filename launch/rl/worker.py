@@ -80,4 +80,7 @@ class LearnerLost(RuntimeError):
 
 
 class WorkerLost(UserError):
-    """A worker was lost for good, and the run ends. The caller that knows the run's folder adds the command to continue."""
+    """A worker was lost for good, or its node is out of space, and the run ends.
+
+    The caller that knows the run's folder adds the command to continue.
+    """

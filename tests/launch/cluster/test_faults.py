@@ -198,7 +198,7 @@ def test_a_full_object_store_ends_the_run_in_one_line_and_a_resumed_run_is_the_s
                 ray.shutdown()  # ends the program that fills the store, too
 
         whole = run(quiet, None, DistributedRun())
-        with pytest.raises(UserError, match=r"took over --call-timeout 20 s; continue with: python launch/grpo.py --resume"):
+        with pytest.raises(UserError, match="(call-timeout 20 s|object-store-memory); continue with: python launch"):
             run(replace(quiet, name="full"), None, Filling())
         resumed = run(replace(quiet, name="full"), find_resume("auto", tmp_path, "full"), DistributedRun())
     assert rows(resumed) == rows(whole)

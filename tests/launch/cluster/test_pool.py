@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import ray
 from patience import HANG
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayTaskError
 
 import launch.cluster.pool
-from launch.cluster.pool import Calls, Pool, Task
+from launch.cluster.pool import Calls, Pool, Task, fetch
 from launch.common.ray_cluster import init_patiently
 from launch.rl.worker import WorkerLost
 
@@ -203,6 +203,17 @@ def test_bugs_are_raised_as_they_are(actor_class):
     with pytest.raises(RayTaskError, match="a bug") as raised:
         run(pool, calls, lambda: False)
     assert isinstance(raised.value, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("full", [OutOfDiskError, ObjectStoreFullError])
+def test_a_full_object_store_ends_the_run_with_a_remedy(actor_class, full):
+    @ray.remote(num_cpus=0)
+    def store() -> None:
+        raise full("no space")
+
+    for reference in (store.remote(), [store.remote()]):
+        with pytest.raises(WorkerLost, match="object store is full.*--object-store-memory"):
+            fetch(reference)
 
 
 def test_lost_input_is_told_to_whoever_made_it(actor_class):
