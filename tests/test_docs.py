@@ -32,6 +32,7 @@ OTHERS = {
     "--head": "ray start",
     "--address": "ray start",
     "--block": "ray start",
+    "--object-store-memory": "ray start",
     "--working-dir": "ray job submit",
     "--logdir": "tensorboard",
     "--shm-size": "docker run",

@@ -39,7 +39,7 @@ def fetch(references: Any) -> Any:
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise WorkerLost(
             "Ray's object store is full, and so is the disk that it spills to: free space there (Ray's warnings name the "
-            "path), or start Ray with a larger --object-store-memory"
+            "path), or give it more memory (`ray start --object-store-memory`)"
         ) from error
 
 
