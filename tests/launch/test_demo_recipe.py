@@ -31,7 +31,7 @@ def test_a_packed_corpus_becomes_weights_with_metrics(tmp_path: Path) -> None:
     subprocess.run([RECIPE, packed, out], check=True, env={**os.environ, **SMALL, "PYTHON": sys.executable})
     assert {path.name for path in (out / "weights").iterdir()} == {"vqvae.safetensors", "model.safetensors", "config.json"}
     assert json.loads((out / "vqvae" / "metrics.json").read_text())["psnr_stylised_db"] > 0
-    assert (out / "eval" / "metrics.json").is_file()
+    assert (out / "eval" / "summary.json").is_file()
 
 
 def test_missing_arguments_are_one_line() -> None:
