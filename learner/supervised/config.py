@@ -39,7 +39,7 @@ class SftStepConfig:
     self_forced_rate: Annotated[float, Ge(0), Le(1)] = 0.6
     """In these triplets each token is a guess with a probability drawn between 0 and this."""
     self_forced_temperature: Annotated[float, Gt(0), Le(100)] = 1.0
-    """Temperature of these guesses: best the one that the model will be sampled with."""
+    """Temperature of these guesses. Choose the one that the model will be sampled with."""
     compile: bool = False
     """Compile each transformer block with torch.compile: minutes before the first step, then faster steps."""
     recompute: bool = False

@@ -122,7 +122,6 @@ import sys
 from ray.cluster_utils import Cluster
 node = {"num_cpus": 4, "object_store_memory": 80 * 2**20}
 cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-lost = []
 for _ in sys.stdin:
     for old in [old for old in cluster.worker_nodes if old.dead_processes()]:
         cluster.remove_node(old, allow_graceful=False)
@@ -153,7 +152,7 @@ class RayCluster:
         assert self._process.stdout is not None
         print(file=self._process.stdin, flush=True)
         while (line := self._process.stdout.readline()) and ":" not in line:
-            pass
+            pass  # Ray's own words
         return line.strip()
 
     def __enter__(self) -> RayCluster:
