@@ -24,6 +24,8 @@ from stylevar.errors import UserError
 __all__ = ["BadSample", "TripletShards"]
 
 OPEN_SHARDS = 64
+LISTED = 20
+"""How many bad samples are named in the log. A large corpus can have thousands that are bad for one reason."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +73,9 @@ class TripletShards:
     80 px), for small sets. `image_size` is the required side of every image; None accepts any size that a triplet's three
     images share.
 
-    Bad samples are skipped, logged and counted by kind, up to a share `max_bad_share` (one is always allowed). Raises
-    UserError beyond that, for a missing, unreadable or truncated shard, and for shards without a complete triplet.
+    Bad samples are skipped, logged (the first `LISTED`) and counted by kind, up to a share `max_bad_share` (one is always
+    allowed). Raises UserError beyond that, for a missing, unreadable or truncated shard, and for shards without a complete
+    triplet.
     """
 
     def __init__(
@@ -203,7 +206,10 @@ class TripletShards:
         """Log a bad sample once, and raise UserError if there are too many."""
         if bad.key not in self._bad:
             self._bad[bad.key] = bad.kind
-            logger.warning("skipped sample %s", bad)
+            if len(self._bad) <= LISTED:
+                logger.warning("skipped sample %s", bad)
+            elif len(self._bad) == LISTED + 1:
+                logger.warning("skipped more samples, which are counted but not listed")
         allowed = max(1, int(self.max_bad_share * self._total))
         if len(self._bad) > allowed:
             raise UserError(

@@ -19,7 +19,7 @@ from PIL import Image
 from data.index import index_shard
 from data.patterns import expand_shards
 from data.shard_writer import EncodedTriplet, ShardWriter, write_shard
-from data.shards import BadSample, TripletShards
+from data.shards import LISTED, BadSample, TripletShards
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 
@@ -201,6 +201,16 @@ def test_too_many_bad_samples_are_counted_by_kind(tmp_path: Path) -> None:
     shards = TripletShards([tmp_path / "a.tar"], image_size=SIZE, max_bad_share=0.5)
     with pytest.raises(UserError, match="3 of 4 samples .* the limit is 2: 1 not RGB, 1 unreadable image, 1 wrong size"):
         shards.validate()
+
+
+def test_of_very_many_bad_samples_only_some_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = [triplet(i, target=b"") for i in range(2 * LISTED)]
+    write_shard(tmp_path / "a.tar", [*broken, triplet(2 * LISTED)])
+    shards = TripletShards([tmp_path / "a.tar"], image_size=SIZE, max_bad_share=1.0)
+    with caplog.at_level(logging.WARNING):
+        shards.validate()
+    assert len(caplog.records) == LISTED + 1
+    assert "counted but not listed" in caplog.records[-1].message
 
 
 def write_raw(path: Path, members: dict[str, bytes]) -> Path:
