@@ -33,7 +33,7 @@ class LearnerConfig:
     """Warm-up steps, over which the learning rate rises to its peak."""
     lr_end: Annotated[float, Ge(0), Le(1)] = 0.1
     """Learning rate at the end of a cosine or linear schedule, as a share of the peak."""
-    lr_backoff: Annotated[float, Gt(0), Le(1)] = 0.5
+    lr_backoff: Annotated[float, Gt(0), Le(1)] = 0.25
     """Factor on the learning rate after each rollback, for the rest of the run; 1 to keep the rate."""
     adam_betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW moment decays."""

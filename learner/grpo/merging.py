@@ -11,9 +11,11 @@ In a published run with that rule, emergency merges fired while the reward fell,
 reference. "guarded", the default, prevents merges that make the policy worse:
 
 * Only an EMA above the baseline counts as a peak, so there is only a snapshot if it beat the base it would be baked into.
-  An emergency without a snapshot is a rollback: the adapters return to zero, the base that the baseline measures.
+  Nor is there a merge while the last held-out score is below the base's own: rewards of training can rise after a fall.
+  An emergency that cannot merge is a rollback: the adapters return to zero, the base that the baseline measures.
 * The EMA is reset with the weights: to the peak after a merge, to the baseline after a rollback. Otherwise the rewards
-  of the abandoned weights would keep the average low for hundreds of steps and hide the next peak.
+  of the abandoned weights would keep the average low for hundreds of steps and hide the next peak. After a rollback before
+  there is a baseline, its rewards are counted anew: a baseline that the abandoned weights have lowered is easy to beat.
 * The baseline is the mean of the first `baseline_steps` rewards, and the EMA is a plain mean until it has seen
   1 / (1 - ema_beta) of them: the reward of a single step is too noisy to measure a gain of `min_gain` against.
 * An emergency does not wait if the step was skipped because the KL is above its limit (`learner/grpo/guard.py`): the policy
@@ -102,6 +104,7 @@ class _State:
     peak_step: int | None = None  # None: no snapshot since the last merge or rollback
     reset_step: int = 0  # the last merge or rollback, or the step before the first
     heldout_base: float | None = None  # the score of the base without adapters, if known
+    heldout_last: float | None = None  # the last score since the last merge or rollback
     heldout_best: float | None = None
     heldout_best_ema: float | None = None
     merges: int = 0
@@ -140,6 +143,7 @@ class MergeController:
             actions.append(MergeAction.SNAPSHOT)
         dropped = False
         if heldout is not None and self._guarded:
+            s.heldout_last = heldout
             if math.isfinite(heldout) and (s.heldout_best is None or heldout > s.heldout_best):
                 s.heldout_best, s.heldout_best_ema = heldout, s.ema
                 actions.append(MergeAction.SNAPSHOT_BEST_HELDOUT)
@@ -202,8 +206,10 @@ class MergeController:
         if heldout_dropped:
             return MergeAction.REWARD_ROLLBACK
         since = step - s.reset_step
+        worse = s.heldout_base is not None and s.heldout_last is not None and s.heldout_last < s.heldout_base
         if (
-            s.peak_step is not None
+            not worse
+            and s.peak_step is not None
             and s.peak is not None
             and s.baseline is not None
             and since >= config.peak_min_steps
@@ -212,7 +218,7 @@ class MergeController:
         ):
             return MergeAction.PEAK_MERGE
         if raw_kl > config.emergency_kl and (stuck or since >= config.emergency_min_steps):
-            return MergeAction.ROLLBACK if s.peak_step is None else MergeAction.EMERGENCY_MERGE
+            return MergeAction.ROLLBACK if s.peak_step is None or worse else MergeAction.EMERGENCY_MERGE
         return None
 
     def _restart(self, step: int, verdict: MergeAction) -> None:
@@ -225,6 +231,7 @@ class MergeController:
         else:
             s.rollbacks += 1
         s.peak_step = None
+        s.heldout_last = None
         s.reset_step = step
         if not self._guarded:
             s.peak = None  # the next step's EMA counts as a peak, however low
@@ -235,5 +242,7 @@ class MergeController:
             s.ema = s.heldout_best_ema
         elif s.baseline is not None:
             s.ema = s.baseline
+        else:
+            s.ema, s.updates = None, 0
         if not returned:
             s.heldout_best, s.heldout_best_ema = s.heldout_base, None

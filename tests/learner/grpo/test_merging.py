@@ -128,7 +128,9 @@ def test_an_emergency_does_not_wait_while_steps_are_skipped():
 
 def test_rollback_during_the_first_baseline():
     target = controller(baseline_steps=8)
-    assert run(target, [-1.0] * 8, raw_kl=3.0) == {4: [MergeAction.ROLLBACK]}
+    assert run(target, [-9.0] * 8, raw_kl=3.0) == {4: [MergeAction.ROLLBACK]}
+    assert "merge/baseline" not in target.metrics()  # it counts anew, without the rewards of the abandoned weights
+    run(target, [-1.0] * 8, start=8)
     assert target.metrics()["merge/baseline"] == -1.0
 
 
@@ -167,6 +169,19 @@ def test_after_a_rollback_to_zero_the_start_counts_again():
     assert target.update(3, -1.0, 0.0, heldout=-1.2) == [MergeAction.REWARD_ROLLBACK]
 
 
+def test_no_merge_below_the_bases_own_heldout_score():
+    # The rewards of training rise above their baseline, but the policy is still worse than the base.
+    target = controller(rollback_drop=0.5)
+    target.begin(-1.0)
+    target.update(0, -3.0, 0.0, heldout=-1.2)
+    assert run(target, [-2.0] * 12, start=1) == {1: [MergeAction.SNAPSHOT]}
+    assert MergeAction.ROLLBACK in target.update(13, -2.0, 3.0)
+    # Once it is better, it is merged.
+    target.begin(-1.0)
+    target.update(14, -2.0, 0.0, heldout=-0.9)
+    assert [MergeAction.PEAK_MERGE] in run(target, [-1.0] * 12, start=15).values()
+
+
 def test_reward_rollback_comes_before_a_merge():
     target = controller()
     target.update(0, -1.0, 0.0, heldout=-1.0)
@@ -183,7 +198,7 @@ def test_broken_heldout_score():
 
 def test_heldout_best_is_forgotten_with_the_base():
     target = controller()
-    target.begin(-0.4)
+    target.begin(-0.6)
     target.update(0, -1.0, 0.0, heldout=-0.5)
     run(target, [-0.8] + [-0.9] * 8, start=1)
     assert target.metrics()["merge/count"] == 1
