@@ -256,7 +256,7 @@ def demo() -> GrpoConfig:
         shards=(str(DEMO_DATA / "train-*.tar"),),
         heldout=(str(DEMO_DATA / "heldout-*.tar"),),
         novel=(str(DEMO_DATA / "novel-*.tar"),),
-        steps=36,
+        steps=44,
         conditions=12,  # with the reward's gradient, most of the noise comes from differences between conditions
         rollout=RolloutConfig(group=2, temperature=0.5),
         learner=LearnerConfig(
