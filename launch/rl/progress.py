@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +47,10 @@ class Progress:
 
 def step_line(done: int, metrics: StepMetrics, actions: Sequence[MergeAction]) -> str:
     """The console line for the last of `done` steps."""
+    average = f" (ema {metrics['reward/ema']:7.4f})" if "reward/ema" in metrics else ""  # none right after an early rollback
     parts = [
         f"step {done:5d}",
-        f"reward {metrics['reward/mean']:7.4f} (ema {metrics.get('reward/ema', math.nan):7.4f})",
+        f"reward {metrics['reward/mean']:7.4f}{average}",
         f"KL {metrics['kl/raw']:7.4f}",
         f"grad {metrics['grad/norm']:6.3f}",
         f"{metrics['time/step']:5.1f} s",
