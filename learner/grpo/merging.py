@@ -10,9 +10,10 @@ There are two policies. "paper" is the rule published with the StyleVAR paper:
 In a published run with that rule, emergency merges fired while the reward fell, and each made a worse policy the new
 reference. "guarded", the default, prevents merges that make the policy worse:
 
-* Only an EMA above the baseline counts as a peak, so there is only a snapshot if it beat the base it would be baked into.
-  Nor is there a merge while the last held-out score is below the base's own: rewards of training can rise after a fall.
-  An emergency that cannot merge is a rollback: the adapters return to zero, the base that the baseline measures.
+* Only an EMA above the baseline counts as a peak, or else a held-out score above the base's own. So there is only a
+  snapshot if it beat the base it would be baked into. There is no merge while the last held-out score is below the base's
+  own: rewards of training can rise after a fall. An emergency that cannot merge is a rollback: the adapters return to zero,
+  the base that the baseline measures.
 * The EMA is reset with the weights: to the peak after a merge, to the baseline after a rollback. Otherwise the rewards
   of the abandoned weights would keep the average low for hundreds of steps and hide the next peak. After a rollback before
   there is a baseline, its rewards are counted anew: a baseline that the abandoned weights have lowered is easy to beat.
@@ -147,6 +148,9 @@ class MergeController:
             if math.isfinite(heldout) and (s.heldout_best is None or heldout > s.heldout_best):
                 s.heldout_best, s.heldout_best_ema = heldout, s.ema
                 actions.append(MergeAction.SNAPSHOT_BEST_HELDOUT)
+                if s.peak_step is None and s.heldout_base is not None:
+                    s.peak_step = step
+                    actions.append(MergeAction.SNAPSHOT)
             elif s.heldout_best is not None:
                 # This form makes a score of NaN count as a drop.
                 dropped = not heldout >= s.heldout_best - self.config.rollback_drop

@@ -162,11 +162,24 @@ def test_a_fall_below_the_start_is_a_reward_rollback():
 def test_after_a_rollback_to_zero_the_start_counts_again():
     target = controller(rollback_drop=0.1)
     target.begin(-1.0)
-    assert target.update(0, -1.0, 0.0, heldout=-0.5) == [MergeAction.SNAPSHOT_BEST_HELDOUT]
+    assert MergeAction.SNAPSHOT_BEST_HELDOUT in target.update(0, -1.0, 0.0, heldout=-0.5)
+    assert target.update(1, -1.0, 0.0, heldout=-0.7) == [MergeAction.REWARD_ROLLBACK]
     rollback = [MergeAction.ROLLBACK, MergeAction.SNAPSHOT_BEST_HELDOUT]
-    assert target.update(1, -1.0, 3.0, learned=False) == rollback
-    assert target.update(2, -1.0, 0.0, heldout=-1.05) == []
-    assert target.update(3, -1.0, 0.0, heldout=-1.2) == [MergeAction.REWARD_ROLLBACK]
+    assert target.update(2, -1.0, 3.0, learned=False) == rollback
+    assert target.update(3, -1.0, 0.0, heldout=-1.05) == []
+    assert target.update(4, -1.0, 0.0, heldout=-1.2) == [MergeAction.REWARD_ROLLBACK]
+
+
+def test_a_gain_on_the_heldout_conditions_is_merged_in_an_emergency():
+    # The rewards of training stay below their baseline, because the conditions of the first steps were easier.
+    target = controller()
+    target.begin(-1.0)
+    target.update(0, -0.5, 0.0)
+    snapshots = [MergeAction.SNAPSHOT_BEST_HELDOUT, MergeAction.SNAPSHOT]
+    assert target.update(1, -0.6, 0.0, heldout=-0.8) == snapshots
+    assert run(target, [-0.6] * 9, start=2) == {}  # not a peak merge: the average has not risen
+    assert target.update(11, -0.6, 3.0) == [MergeAction.EMERGENCY_MERGE]
+    assert target.metrics()["merge/baseline"] == -0.5
 
 
 def test_no_merge_below_the_bases_own_heldout_score():
