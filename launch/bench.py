@@ -7,6 +7,7 @@ python launch/bench.py infer --depth 20 --batch-sizes 1 4
 python launch/bench.py sft --depth 20 --batch 4
 python launch/bench.py gpu
 python launch/bench.py cost
+python launch/bench.py credit
 python launch/bench.py learn --seconds 300 --seeds 0 1 2
 """
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from launch.benchmarks.config import Cost, Data, Gpu, Infer, Learn, Scale, Sft, Step
+from launch.benchmarks.config import Cost, Credit, Data, Gpu, Infer, Learn, Scale, Sft, Step
 from launch.common.cli import about, exit_code
 
 KINDS: dict[str, type] = {
@@ -32,6 +33,7 @@ KINDS: dict[str, type] = {
     "sft": Sft,
     "gpu": Gpu,
     "cost": Cost,
+    "credit": Credit,
     "learn": Learn,
 }
 """The modules of `launch.benchmarks`, each with the flags of its `run`."""

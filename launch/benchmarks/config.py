@@ -10,10 +10,11 @@ from annotated_types import Ge, Gt
 
 from launch.benchmarks.plot import refuse_unknown
 from launch.common.cpus import Threads, available_cpus
+from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
 from launch.configs.shape import ModelShape
 from learner.grpo.config import LearnerConfig
 from learner.supervised.config import SftStepConfig
-from reward.config import DreamSimType
+from reward.config import DreamSimType, RewardConfig
 from rollout.config import RolloutConfig
 from stylevar.bounds import check_bounds
 from stylevar.config import Precision
@@ -235,6 +236,37 @@ class Cost:
         check_bounds(self)
         if self.plot is not None:
             refuse_unknown(self.plot)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """How well --credit gradient predicts the change in reward when one token changes, for each scale."""
+
+    init: str = str(DEMO_MODEL)
+    """The policy: any source that --init of launch/grpo.py accepts."""
+    vae: str = str(DEMO_VAE)
+    """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
+    shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
+    """Conditions: shards, patterns or folders."""
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=6, temperature=0.5))
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="lite=5,color=0.05"))
+    batches: Annotated[int, Ge(1)] = 8
+    """Batches of conditions."""
+    conditions: Annotated[int, Ge(1)] = 6
+    """Conditions per batch."""
+    curvature: bool = True
+    """Predict with the measured curvature, as with --credit-curvature."""
+    seed: int = 0
+    """Seed of the conditions' order, the trajectories, and the replaced tokens."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto uses a GPU if there is one."""
+    threads: Threads = 0
+    """CPU threads; 0 for all cores."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

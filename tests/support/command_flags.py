@@ -15,7 +15,7 @@ import pytest
 from launch.prepare import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-SUBCOMMANDS = {"prepare": COMMANDS, "bench": ("data", "scale", "step", "infer", "sft", "gpu", "cost", "learn")}
+SUBCOMMANDS = {"prepare": COMMANDS, "bench": ("data", "scale", "step", "infer", "sft", "gpu", "cost", "credit", "learn")}
 FORMER = ("merge.py",)
 """Programs that only tell their new name."""
 
