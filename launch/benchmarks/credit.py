@@ -22,7 +22,7 @@ from launch.common.text import share, table
 from learner.credit.gradient import GradientCredit
 from learner.lesson import Lesson
 from reward.scorer import RewardScorer, build_scorer
-from stylevar.conditions import ConditionState, encode_batch, guide_queries
+from stylevar.conditions import encode_batch, guide_queries
 from stylevar.contracts import ConditionBatch, Trajectories
 from stylevar.generate import Generation, generate
 from stylevar.policy import Policy, PolicySource
@@ -130,9 +130,13 @@ class Trial:
 
     def add(self, number: int, batch: ConditionBatch) -> None:
         """Sample trajectories for `batch`, and replace tokens."""
-        state = encode_batch(self.model, batch)
-        seeds = trajectory_seeds(self.bench.seed, number, batch.keys, self.bench.rollout.group)
-        drawn = self._draw(state, self._stream(seeds), seeds.shape[1])
+        state, group = encode_batch(self.model, batch), self.bench.rollout.group
+        queries, seeds = guide_queries(self.model, state), trajectory_seeds(self.bench.seed, number, batch.keys, group)
+
+        def draw(stream: Stream) -> Generation:
+            return generate(self.model, state, queries, group, stream, self.bench.rollout, keep_logits=True)
+
+        drawn = draw(self._stream(seeds))
         assert drawn.logits is not None
         images = decode(self.model.vae, drawn.f_hat, 8).unflatten(0, tuple(seeds.shape))
         scores = self.scorer.score(images, batch.references, "gradient")
@@ -146,8 +150,7 @@ class Trial:
             step = credit.codes.codebook[new] - credit.codes.codebook[old]
             along = (_at(credit.codes.slopes, at) * step).sum(-1)
             fixed = tokens.scatter(2, at[..., None], new[..., None])
-            stream = Replayed(fixed, span.stop, self._stream(seeds))
-            redrawn = self._draw(state, stream, seeds.shape[1]).tokens.long()
+            redrawn = draw(Replayed(fixed, span.stop, self._stream(seeds))).tokens.long()
             actual = [self._reward(some, batch) - scores.rewards for some in (fixed, redrawn)]
             columns = [along, step.square().sum(-1), *actual]
             self.rows[s].append(torch.stack([column.flatten().float() for column in columns]))
@@ -169,10 +172,6 @@ class Trial:
 
     def _stream(self, seeds: Tensor) -> CoupledStreams:
         return CoupledStreams(seeds, self.model.arch.tokens, self.model.device)
-
-    def _draw(self, state: ConditionState, stream: Stream, group: int) -> Generation:
-        queries = guide_queries(self.model, state)
-        return generate(self.model, state, queries, group, stream, self.bench.rollout, keep_logits=True)
 
     def _other_codes(self, logits: Tensor, tokens: Tensor, at: Tensor) -> Tensor:
         """Codes [B, G] drawn from the policy at the positions `at` [B, G], but not the sampled ones."""
