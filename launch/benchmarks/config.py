@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 
 from launch.benchmarks.plot import refuse_unknown
 from launch.common.cpus import Threads, available_cpus
-from launch.common.defaults import DEMO_DATA, DEMO_MODEL, DEMO_VAE
+from launch.configs.grpo import demo
 from launch.configs.shape import ModelShape
 from learner.grpo.config import LearnerConfig
 from learner.supervised.config import SftStepConfig
@@ -242,14 +242,14 @@ class Cost:
 class Credit:
     """How well --credit gradient predicts the change in reward when one token changes, for each scale."""
 
-    init: str = str(DEMO_MODEL)
+    init: str = demo().init
     """The policy: any source that --init of launch/grpo.py accepts."""
-    vae: str = str(DEMO_VAE)
+    vae: str = demo().vae
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
-    shards: tuple[str, ...] = (str(DEMO_DATA / "train-*.tar"),)
+    shards: tuple[str, ...] = demo().shards
     """Conditions: shards, patterns or folders."""
-    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(group=6, temperature=0.5))
-    reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="lite=5,color=0.05"))
+    rollout: RolloutConfig = field(default_factory=lambda: replace(demo().rollout, group=6))
+    reward: RewardConfig = field(default_factory=lambda: demo().reward)
     batches: Annotated[int, Ge(1)] = 8
     """Batches of conditions."""
     conditions: Annotated[int, Ge(1)] = 6

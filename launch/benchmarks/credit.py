@@ -144,6 +144,7 @@ class Trial:
         [credit] = self.credit.assign([Lesson(state, rows, drawn.logp, scores.rewards, scores.detail)])
         assert credit.codes is not None
         tokens = drawn.tokens.long()
+        before = self._reward(tokens, batch)
         for s, span in enumerate(self.spans):
             at = torch.randint(span.start, span.stop, tuple(seeds.shape), generator=self.generator).to(tokens.device)
             old, new = _at(tokens, at), self._other_codes(drawn.logits, tokens, at)
@@ -151,7 +152,7 @@ class Trial:
             along = (_at(credit.codes.slopes, at) * step).sum(-1)
             fixed = tokens.scatter(2, at[..., None], new[..., None])
             redrawn = draw(Replayed(fixed, span.stop, self._stream(seeds))).tokens.long()
-            actual = [self._reward(some, batch) - scores.rewards for some in (fixed, redrawn)]
+            actual = [self._reward(some, batch) - before for some in (fixed, redrawn)]
             columns = [along, step.square().sum(-1), *actual]
             self.rows[s].append(torch.stack([column.flatten().float() for column in columns]))
 

@@ -195,6 +195,14 @@ def test_no_merge_below_the_bases_own_heldout_score():
     assert [MergeAction.PEAK_MERGE] in run(target, [-1.0] * 12, start=15).values()
 
 
+def test_a_score_from_before_a_rollback_stops_no_merge():
+    target = controller(rollback_drop=0.5)
+    target.begin(-1.0)
+    target.update(0, -2.0, 0.0, heldout=-1.2)
+    assert MergeAction.ROLLBACK in target.update(1, -2.0, 9.0, learned=False)
+    assert [MergeAction.PEAK_MERGE] in run(target, [-1.0] * 12, start=2).values()
+
+
 def test_reward_rollback_comes_before_a_merge():
     target = controller()
     target.update(0, -1.0, 0.0, heldout=-1.0)
