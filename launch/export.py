@@ -2,6 +2,7 @@
 
 python launch/export.py runs/demo --out stylevar.pth
 python launch/export.py runs/demo/checkpoints/best --out release/ --dtype fp16 --with-vae
+python launch/export.py runs/demo --out adapters/ --adapters-of data/demo/weights
 python launch/export.py runs/demo --push OWNER/NAME --with-vae --private
 """
 
@@ -11,11 +12,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
+from annotated_types import Ge
 
 from launch.common import cli
 from stylevar.bounds import check_bounds
@@ -41,6 +43,10 @@ class ReleaseConfig:
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default the run's."""
     with_vae: bool = False
     """Copy the VQ-VAE too, as vqvae.safetensors."""
+    adapters_of: str | None = None
+    """Write PEFT adapters of this model instead of the whole model: only what GRPO has changed. Takes what --init takes."""
+    adapter_rank: Annotated[int, Ge(1)] = 32
+    """Rank of these adapters; a lower one makes a smaller file that keeps less of the change."""
     alphas: tuple[Alpha, ...] | None = None
     """Style weight of each scale; replaces the weights saved with the model."""
     revision: str | None = None
@@ -67,9 +73,40 @@ class ReleaseConfig:
             raise UserError("nothing to do: give --out FILE, --push OWNER/NAME, or both")
         if self.push is None and (self.private or self.branch or self.message or self.eval):
             raise UserError("--private, --branch, --message and --eval need --push OWNER/NAME")
+        if self.adapters_of is not None and (self.push is not None or self.with_vae):
+            given = "--with-vae" if self.push is None else "--push"
+            raise UserError(f"--adapters-of writes no whole model: leave out {given}")
 
 
 def main(config: ReleaseConfig) -> None:
+    if config.adapters_of is None:
+        write_whole(config)
+    else:
+        write_adapters(config, config.adapters_of)
+
+
+def write_adapters(config: ReleaseConfig, base_source: str) -> None:
+    """Write what the source's training changed in the model `base_source`."""
+    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
+    from launch.release.adapters import check_folder, difference, read_base, write
+    from launch.release.files import DTYPES
+    from stylevar.checkpoint import read_model
+
+    assert config.out is not None  # there is no --push
+    check_folder(config.out, config.overwrite)
+    release = read_model(locate(config.source, config.revision, config.base, config.take), config.vae, config.alphas)
+    base = read_base(base_source, config.revision, config.vae)
+    found = difference(release, base, config.adapter_rank, DTYPES[config.dtype])
+    write(found, base.files, release, config.out)
+    parameters = sum(v.numel() for v in found.state.values())
+    print(
+        f"{printable(config.out)}: PEFT adapters of {printable(base_source)}, rank {found.rank}, {parameters:,} values; "
+        f"they keep {found.kept:.2%} of the change (squared norm)"
+    )
+
+
+def write_whole(config: ReleaseConfig) -> None:
+    """Write or push the whole model."""
     # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
     from launch.release.files import check_config, check_target, stored_state, target_of, write
     from stylevar.checkpoint import read_model

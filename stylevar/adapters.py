@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from stylevar.transformer import StyleVAR
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
 AdapterState = dict[str, Tensor]
+
+
+def adapted_layers(names: Iterable[str]) -> list[str]:
+    """The layers that adapters change, among those of a state's keys `names`, in their order."""
+    layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    return [layer for layer in layers if re.fullmatch(TARGETS, layer)]
 
 
 class Adapters:

@@ -26,7 +26,7 @@ from stylevar.build import build_from_config
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import BadSetting, UserError
 from stylevar.hub import adapters_only, fetch
-from stylevar.source import CONFIG_FILE, FACTS, MODEL_FILE, VAE_FILE, ModelFiles, locate
+from stylevar.source import CONFIG_FILE, FACTS, MODEL_FILE, PEFT_CONFIG, PEFT_WEIGHTS, VAE_FILE, ModelFiles, locate
 from stylevar.text import check_path
 from stylevar.text_files import read_json, read_record
 from stylevar.transformer import StyleVAR
@@ -37,6 +37,8 @@ LORA_SCALE = 2.0  # alpha / r of the released adapters
 _PEFT = "base_model.model."
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Name components that torch.compile, FSDP and activation checkpointing insert at any level."""
+_SPECIAL_LORA = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "lora_bias")
+"""Settings of PEFT under which an adapter is not W + s B A with one s."""
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # the class or function that torch refused to unpickle
 _LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
 
@@ -326,7 +328,7 @@ def read_model(files: ModelFiles, vae: str | None = None, alphas: Sequence[float
     if alphas is not None:
         arch = dataclasses.replace(arch, alphas=tuple(alphas))
     state = fitted(build_from_config(arch, "meta")[1], state, files.name)
-    if files.base is not None:
+    if (files.folder / FACTS).is_file():
         _check_fingerprint(files, state)
     return ModelWeights(files, state, arch)
 
@@ -342,11 +344,13 @@ def _read_state(files: ModelFiles) -> State:
 
 def _with_adapters(state: State, folder: Path) -> State:
     """Apply the PEFT adapters in `folder`: W + s B A for each adapted layer, computed as in the policy."""
-    settings = read_record(folder / "adapter_config.json", "use another checkpoint", lora_alpha=(int, float), r=int)
+    settings = read_record(folder / PEFT_CONFIG, "use another checkpoint", lora_alpha=(int, float), r=int)
     if settings["r"] < 1:
-        raise UserError(f"{folder / 'adapter_config.json'} is damaged (r is {settings['r']}): use another checkpoint")
+        raise UserError(f"{folder / PEFT_CONFIG} is damaged (r is {settings['r']}): use another checkpoint")
+    if special := [name for name in _SPECIAL_LORA if settings.get(name)]:
+        raise UserError(f"{folder / PEFT_CONFIG} sets {special[0]}: only plain LoRA adapters, without it, can be used")
     scale = settings["lora_alpha"] / settings["r"]
-    adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / "adapter_model.safetensors").items()}
+    adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / PEFT_WEIGHTS).items()}
     layers = {name.rpartition(".lora_")[0] for name in adapters}
     if unknown := sorted(layer for layer in layers if f"{layer}.weight" not in state):
         raise UserError(f"{folder} has adapters for {unknown[0]}, which its base lacks: their sizes do not fit")
@@ -359,7 +363,7 @@ def _check_fingerprint(files: ModelFiles, state: State) -> None:
 
     Sums on a GPU differ in the last bits, so only checkpoints saved on a CPU can be checked reliably.
     """
-    facts = read_record(files.weights.parent / FACTS, "use another checkpoint", fingerprint=str)
+    facts = read_record(files.folder / FACTS, "use another checkpoint", fingerprint=str)
     if facts.get("device") == "cpu" and fingerprint(state.values()) != facts["fingerprint"]:
         raise UserError(
             f"{files.name} does not give the weights it was saved from, because its base has changed: name the old base "
@@ -401,10 +405,10 @@ def config_beside(init: str, revision: str | None) -> ModelConfig | None:
 
 
 def _own_config(files: ModelFiles) -> ModelConfig | None:
-    """The config beside a model; None if there is none or it is another program's, as is common on the hub."""
+    """The config of a model or of its base; None if there is none or it is another program's, as is common on the hub."""
     path = files.beside(CONFIG_FILE)
     if path is None:
-        return None
+        return None if files.base is None else _own_config(files.base)
     content = read_json(path, "restore it, or remove it to use defaults")
     ours = isinstance(content, dict) and {"patch_nums", "alphas"} <= set(content)
     return ModelConfig.load(path) if ours else None

@@ -86,12 +86,12 @@ def _no_model_in(folder: Path, default_file: str, accepted: str) -> str:
     return f"folder {folder} holds no {default_file} ({content}): give {accepted}"
 
 
-def fetch_beside(source: str, fetched: Path, name: str, revision: str | None = None) -> Path | None:
-    """The file `name` beside the file that `fetch(source, ...)` returned, or None if there is none.
+def fetch_beside(source: str, folder: Path, name: str, revision: str | None = None) -> Path | None:
+    """The file `name` in the `folder` of the file that `fetch(source, ...)` returned, or None if there is none.
 
     If that file came from the hub, `name` is fetched from there too, or from the cache if the hub is unreachable.
     """
-    beside = fetched.parent / name
+    beside = folder / name
     if beside.is_file():
         return beside
     match = None if Path(source).exists() else _HUB_ID.fullmatch(source)

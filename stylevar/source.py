@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stylevar.errors import BadSetting, UserError
-from stylevar.hub import LINKS, fetch, fetch_beside, followed
+from stylevar.hub import LINKS, adapters_only, fetch, fetch_beside, followed
 from stylevar.text import clipped
 from stylevar.text_files import read_record
 from stylevar.yaml_files import read_yaml
@@ -17,6 +17,8 @@ from stylevar.yaml_files import read_yaml
 MODEL_FILE, VAE_FILE, CONFIG_FILE = "model.safetensors", "vqvae.safetensors", "config.json"
 ADAPTER, FACTS = "adapter", "worker.json"
 """In a checkpoint of a GRPO run: the folder of adapters, and the file that names their base."""
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files in a folder of adapters."""
 ACCEPTED = "a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id owner/name[:file]"
 Take = Literal["final", "best", "latest"]
 
@@ -27,6 +29,7 @@ class ModelFiles:
 
     name      the model's name in messages
     weights   a file with all weights or, with `base`, a folder of adapters
+    folder    the folder of a config or VQ-VAE that belongs to the model
     run       the run that the model comes from, if any; `settings` are that run's
     revision  of the files on the hub
     base      the base model of the adapters
@@ -34,6 +37,7 @@ class ModelFiles:
 
     name: str
     weights: Path
+    folder: Path
     run: Path | None
     settings: Mapping[str, Any]
     revision: str | None
@@ -41,16 +45,18 @@ class ModelFiles:
 
     def beside(self, file: str) -> Path | None:
         """The file of this name beside the weights, locally or on the hub; None if there is none."""
-        return fetch_beside(self.name, self.weights, file, self.revision)
+        return fetch_beside(self.name, self.folder, file, self.revision)
 
     def vae_file(self, vae: str | None = None) -> Path:
-        """The file of the VQ-VAE `vae`; by default the one beside the weights, or the one that the run started with.
+        """The file of the VQ-VAE `vae`; by default the one beside the weights, that of the run, or that of the base.
 
         BadSetting if none is known.
         """
         if vae is None and (beside := self.beside(VAE_FILE)) is not None:
             return beside
         vae = vae or self.settings.get("vae")
+        if vae is None and self.base is not None:
+            return self.base.vae_file()
         if vae is None:
             raise BadSetting("vae", None, f"{self.name} has no {VAE_FILE} beside it and belongs to no run: give its VQ-VAE")
         return fetch(vae, VAE_FILE, self.revision)
@@ -60,8 +66,8 @@ def locate(source: str, revision: str | None = None, base: str | None = None, ta
     """Locate the files of the model `source`. Reads only settings.
 
     Args:
-        source: a file of weights, a model's folder, a run, one of its checkpoints or merges, or a hub id
-            `owner/name[:file]`.
+        source: a file of weights, a model's folder, PEFT adapters that name their base, a run, one of its checkpoints or
+            merges, or a hub id `owner/name[:file]`.
         revision: branch, tag or commit on the hub; by default the run's.
         base: the base model of adapters, if it has moved.
         take: for a run, whether to take its finished model, or its best or latest checkpoint.
@@ -75,8 +81,11 @@ def locate(source: str, revision: str | None = None, base: str | None = None, ta
     settings = _settings(path, run)
     revision = revision or settings.get("revision")
     if (path / FACTS).is_file():
-        return ModelFiles(name, path / ADAPTER, run, settings, revision, _base(path, settings, base))
-    return ModelFiles(name, fetch(name, MODEL_FILE, revision, ACCEPTED), run, settings, revision)
+        return ModelFiles(name, path / ADAPTER, path, run, settings, revision, _base(path, settings, base))
+    if (path / PEFT_CONFIG).is_file():
+        return ModelFiles(name, path, path, None, {}, revision, _base_of_adapters(path, base))
+    weights = fetch(name, MODEL_FILE, revision, ACCEPTED)
+    return ModelFiles(name, weights, weights.parent, run, settings, revision)
 
 
 def is_run(folder: Path) -> bool:
@@ -138,3 +147,22 @@ def _base(checkpoint: Path, settings: Mapping[str, Any], base: str | None) -> Mo
         raise UserError(
             f"the base of {checkpoint}: {error}; if it has moved, give its new path with launch/export.py --base"
         ) from error
+
+
+def _base_of_adapters(folder: Path, base: str | None) -> ModelFiles:
+    """The base that PEFT adapters name: a whole model, as a path from their folder, any other path, or a hub id."""
+    settings = read_record(folder / PEFT_CONFIG, "write the adapters again")
+    source, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if base is not None:
+        source = base
+    elif not isinstance(source, str) or not source:
+        raise UserError(adapters_only(folder))
+    elif (folder / source).exists():
+        source = str(folder / source)
+    try:
+        weights = fetch(source, MODEL_FILE, revision if isinstance(revision, str) else None)
+    except UserError as error:
+        raise UserError(
+            f"the base of {folder}: {error}; if it has moved, correct base_model_name_or_path in {folder / PEFT_CONFIG}"
+        ) from error
+    return ModelFiles(source, weights, weights.parent, run_of(weights), {}, revision)

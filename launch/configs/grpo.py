@@ -84,8 +84,8 @@ class GrpoConfig:
     """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists. The run's settings are
     the defaults of all flags; flags that differ are saved in the run."""
     init: str = "model.safetensors"
-    """The model to start from: a weights file, a model folder, a run, one of its checkpoints or merges, or a hub id
-    owner/name[:file]."""
+    """The model to start from: a weights file, a folder with a model or PEFT adapters, a run, one of its checkpoints or
+    merges, or a hub id owner/name[:file]."""
     vae: str = "vqvae.safetensors"
     """The VQ-VAE: a file, a folder, or a hub id owner/name[:file]."""
     revision: str | None = None

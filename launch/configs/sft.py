@@ -54,8 +54,8 @@ class SftConfig:
     resume: str | None = None
     """Continue a run: its folder, one of its checkpoints, or auto for the run `name` if it exists."""
     init: str | None = None
-    """Start from this StyleVAR: a weights file, a model folder, a run, one of its checkpoints or merges, or a hub id
-    owner/name[:file]."""
+    """Start from this StyleVAR: a weights file, a folder with a model or PEFT adapters, a run, one of its checkpoints or
+    merges, or a hub id owner/name[:file]."""
     var: str | None = None
     """Start from this vanilla VAR, e.g. var_d20.pth; needs --image-encoder."""
     image_encoder: str | None = None

@@ -23,9 +23,9 @@ class EvalConfig:
 
     methods: tuple[str, ...] | None = None
     """What to evaluate; by default the demo's model, and the newest model in `runs` whose pictures have the same size. Give
-    NAME=CHECKPOINT or NAME=METHOD, or CHECKPOINT or METHOD alone. A checkpoint is a weights file, a model folder, a run,
-    one of its checkpoints or merges, or a hub id. Methods are copy, color-transfer and adain; adain=FILE sets its
-    decoder."""
+    NAME=CHECKPOINT or NAME=METHOD, or CHECKPOINT or METHOD alone. A checkpoint is a weights file, a folder with a model or
+    PEFT adapters, a run, one of its checkpoints or merges, or a hub id. Methods are copy, color-transfer and adain;
+    adain=FILE sets its decoder."""
     checkpoint: str | None = None
     """Evaluate only this checkpoint, instead of --methods."""
     out: Path | None = None

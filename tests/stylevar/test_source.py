@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,12 @@ def save_grpo(run: Path, policy: Policy, settings: grpo_files.GrpoConfig, step: 
     return {name: value.clone() for name, value in policy.adapters.baked_state().items()}
 
 
+def name_base(adapters: Path, base: str, **settings: object) -> None:
+    """Name the base of a folder of adapters, as PEFT does, and change other `settings`."""
+    file = adapters / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base} | settings))
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, tuple[str, State]]:
     """{kind: (what a user types, the weights that it stands for)}; all have the tokenizer of `files/sft`."""
@@ -79,6 +86,9 @@ def sources(tmp_path_factory) -> dict[str, tuple[str, State]]:
     for name, step in LINKS.items():
         (run / "checkpoints" / name).symlink_to(step)
 
+    peft = shutil.copytree(run / "checkpoints" / "step_00000020" / "adapter", files / "peft")
+    name_base(peft, "../sft/model.safetensors")
+
     again = files / "runs" / "again"
     policy, settings = policy_of(files, str(run / "checkpoints" / "best"), seed=1)
     twice = save_grpo(again, policy, settings, 8)
@@ -104,6 +114,7 @@ def sources(tmp_path_factory) -> dict[str, tuple[str, State]]:
         "grpo best": (str(run / "checkpoints" / "best"), early),
         "grpo step": (str(run / "checkpoints" / "step_00000040"), late),
         "grpo merge": (str(run / "merges" / "merge_0001"), merged),
+        "peft": (str(peft), early),
         "grpo on grpo": (str(again / "checkpoints" / "step_00000008"), twice),
         "sft run": (str(sft), supervised),
         "sft best": (str(sft / "checkpoints" / "best"), supervised),
@@ -123,7 +134,7 @@ KINDS = (
         "grpo best",
         "grpo step",
     ),
-    *("grpo merge", "grpo on grpo", "sft run", "sft best"),
+    *("grpo merge", "grpo on grpo", "peft", "sft run", "sft best"),
 )
 
 
@@ -234,6 +245,32 @@ def test_adapters_without_their_run_are_refused(files, tmp_path):
     shutil.copytree(files / "runs" / "grpo" / "checkpoints" / "step_00000020", tmp_path / "lost")
     with refused("config.yaml of their run is missing", "--base"):
         load_pair(str(tmp_path / "lost"))
+
+
+def test_adapters_and_their_base_can_be_moved_together(files, sources, tmp_path):
+    for name in ("peft", "sft"):
+        shutil.copytree(files / name, tmp_path / "moved" / name)
+    state = load_pair(str(tmp_path / "moved" / "peft"))[1].state_dict()
+    expected = sources["peft"][1]
+    assert_same({name: state[name] for name in expected}, expected)
+
+
+@pytest.mark.parametrize("base", ["gone.safetensors", "../peft", "../runs/grpo/checkpoints/step_00000020", 3])
+def test_adapters_whose_base_is_no_whole_model_are_refused(files, tmp_path, base):
+    shutil.copytree(files, tmp_path / "files", symlinks=True)
+    peft = tmp_path / "files" / "peft"
+    name_base(peft, base)
+    with refused("adapters only" if base == 3 else f"the base of {peft}", "give"):
+        load_pair(str(peft))
+
+
+@pytest.mark.parametrize("setting", ["use_rslora", "use_dora", "rank_pattern"])
+def test_adapters_of_other_kinds_are_refused(files, tmp_path, setting):
+    """Baked as plain LoRA, they would give another model without a word."""
+    peft = shutil.copytree(files / "peft", tmp_path / "peft")
+    name_base(peft, str(files / "sft"), **{setting: {"proj": 4} if setting == "rank_pattern" else True})
+    with refused(f"sets {setting}", "only plain LoRA"):
+        load_pair(str(peft))
 
 
 def test_adapters_on_another_base_are_refused(files, tmp_path):
