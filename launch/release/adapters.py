@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from stylevar.adapters import TARGETS, adapted_layers
 from stylevar.atomic import file_aside
@@ -62,7 +63,7 @@ def difference(release: ModelWeights, base: ModelWeights, rank: int, dtype: torc
             )
     state: State = {}
     total = kept = 0.0
-    for layer in layers:
+    for layer in tqdm(layers, desc="adapters", unit="layer", leave=False):
         change = release.state[f"{layer}.weight"] - base.state[f"{layer}.weight"]
         left, values, right = torch.linalg.svd(change, full_matrices=False)
         left, values, right = left[:, :rank], values[:rank], right[:rank]
