@@ -351,6 +351,11 @@ def _with_adapters(state: State, folder: Path) -> State:
         raise UserError(f"{folder / PEFT_CONFIG} sets {special[0]}: only plain LoRA adapters, without it, can be used")
     scale = settings["lora_alpha"] / settings["r"]
     adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / PEFT_WEIGHTS).items()}
+    ranks = {len(value) for name, value in adapters.items() if name.endswith(".lora_A.weight") and value.ndim == 2}
+    if ranks != {settings["r"]}:
+        raise UserError(
+            f"{folder / PEFT_CONFIG}: r is {settings['r']}, but {PEFT_WEIGHTS} beside it has another rank; copy both"
+        )
     layers = {name.rpartition(".lora_")[0] for name in adapters}
     if unknown := sorted(layer for layer in layers if f"{layer}.weight" not in state):
         raise UserError(f"{folder} has adapters for {unknown[0]}, which its base lacks: their sizes do not fit")

@@ -14,7 +14,10 @@ import pytest
 import tiny
 import torch
 from campaign import SILENT, damaged_copy, each_damage, keeps_promises, local_worker
+from safetensors.torch import load_file, save_file
 
+from launch import export
+from launch.export import ReleaseConfig
 from stylevar.checkpoint import read_file
 
 FORMATS = ("png", "jpg", "webp", "bmp", "tif", "gif")
@@ -24,10 +27,17 @@ ABSENT = ("missing", "a link to itself")
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """A model in both formats with its VQ-VAE, pictures of every format, tables that name them, and a shard."""
+    """A model in both formats with its VQ-VAE, adapters of it, pictures of every format, tables that name them, a shard."""
     folder = tmp_path_factory.mktemp("inputs")
     tiny.save(folder / "model")
     torch.save({"model": read_file(folder / "model" / "model.safetensors")}, folder / "model" / "model.pth")
+    shutil.copytree(folder / "model", folder / "tuned")
+    tuned = load_file(folder / "model" / "model.safetensors")
+    tuned["blocks.0.attn.proj.weight"] += 0.1
+    save_file(tuned, folder / "tuned" / "model.safetensors")
+    (folder / "adapters").mkdir()
+    export.main(ReleaseConfig(str(folder / "tuned"), folder / "adapters", adapters_of=str(folder / "model"), adapter_rank=1))
+    name_base(folder / "adapters", str(folder / "model"))
     (folder / "pictures").mkdir()
     for number, ending in enumerate(FORMATS):
         tiny.picture(number, 40).save(folder / "pictures" / f"content.{ending}")
@@ -37,6 +47,11 @@ def inputs(tmp_path_factory) -> Path:
     (folder / "shards").mkdir()
     tiny.shard(folder / "shards" / "a.tar", 3)
     return folder
+
+
+def name_base(adapters: Path, base: object, **settings: object) -> None:
+    file = adapters / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base} | settings))
 
 
 def codes(damage: str) -> tuple[int, ...]:
@@ -57,9 +72,9 @@ def stylise(folder: Path, out: Path, **changes: object) -> list[object]:
 
 def test_the_sound_files_are_taken(inputs, tmp_path):
     """Otherwise the refusals below would say nothing."""
-    for name in ("model.safetensors", "model.pth"):
-        out = tmp_path / name
-        keeps_promises(inputs, "infer", stylise(inputs, out, init=inputs / "model" / name), codes=[0], writes=[out])
+    for name in ("model/model.safetensors", "model/model.pth", "adapters"):
+        out = tmp_path / Path(name).name
+        keeps_promises(inputs, "infer", stylise(inputs, out, init=inputs / name), codes=[0], writes=[out])
     out = tmp_path / "pictures"
     keeps_promises(inputs, "infer", stylise(inputs, out, content=inputs / "pictures"), codes=[0], writes=[out])
     assert len(list(out.glob("content_*__style.png"))) == len(FORMATS)
@@ -87,6 +102,39 @@ def test_models(inputs, tmp_path, name, damage):
     may = (0,) if unseen else codes(damage)
     says = "--vae" if name.startswith("vqvae") and damage in ("missing", "a folder", "a named pipe", *ABSENT) else name
     keeps_promises(tmp_path, "infer", stylise(inputs, out, init=init), [says], may, [out])
+
+
+@pytest.mark.parametrize("damage", each_damage())
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_adapters(inputs, tmp_path, name, damage):
+    file = damaged_copy(inputs / "adapters", tmp_path / "adapters", name, damage)
+    out = tmp_path / "out"
+    # Without its file of settings, the folder is no model at all.
+    gone = name == "adapter_config.json" and damage in ("missing", "a folder", "a named pipe", *ABSENT)
+    says = "adapters" if gone else name
+    keeps_promises(tmp_path, "infer", stylise(inputs, out, init=file.parent), [says], codes(damage), [out])
+
+
+ADAPTERS: dict[str, tuple[dict[str, object], str]] = {
+    "a rank of nothing": ({"r": 0}, "r is 0"),
+    "a rank as text": ({"r": "8"}, "r is '8'"),
+    "another rank than the weights have": ({"r": 10**12}, "another rank"),
+    "an endless scale": ({"lora_alpha": float("inf")}, "not finite"),
+    "a scale that is no number": ({"lora_alpha": float("nan")}, "not finite"),
+    "a base that is a list": ({"base_model_name_or_path": ["model"]}, "adapters only"),
+    "a base without end": ({"base_model_name_or_path": "/dev/zero"}, "/dev/zero"),
+    "itself as the base": ({"base_model_name_or_path": "."}, "the base of"),
+    "another kind of adapters": ({"use_dora": True}, "use_dora"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_with_other_settings(inputs, tmp_path, name):
+    shutil.copytree(inputs / "adapters", tmp_path / "adapters")
+    settings, says = ADAPTERS[name]
+    name_base(tmp_path / "adapters", **({"base": str(inputs / "model")} | settings))
+    words = stylise(inputs, tmp_path / "out", init=tmp_path / "adapters")
+    keeps_promises(tmp_path, "infer", words, [says], (2,), [tmp_path / "out"])
 
 
 @pytest.mark.parametrize("damage", each_damage())
