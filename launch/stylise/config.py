@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge, Le
 
-from launch.common.defaults import DEMO_MODEL
+from launch.common.defaults import DEMO_TUNED
 from reward.config import RewardConfig
 from stylevar.bounds import check_bounds
 from stylevar.config import Precision
@@ -44,9 +44,9 @@ def check_reward(config: RewardConfig) -> None:
 class ModelSource:
     """A trained model."""
 
-    init: str = str(DEMO_MODEL)
-    """StyleVAR: a weights file, a model folder, a run, one of its checkpoints or merges, or a hub id owner/name[:file]; by
-    default the small demo model."""
+    init: str = str(DEMO_TUNED)
+    """StyleVAR: a weights file, a folder with a model or PEFT adapters, a run, one of its checkpoints or merges, or a hub
+    id owner/name[:file]; by default the small demo model after GRPO."""
     vae: str | None = None
     """Its VQ-VAE: a file, a folder, or a hub id owner/name[:file]; by default vqvae.safetensors beside the model, or the
     VQ-VAE of its run."""
