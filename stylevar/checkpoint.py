@@ -328,7 +328,7 @@ def read_model(files: ModelFiles, vae: str | None = None, alphas: Sequence[float
     if alphas is not None:
         arch = dataclasses.replace(arch, alphas=tuple(alphas))
     state = fitted(build_from_config(arch, "meta")[1], state, files.name)
-    if (files.folder / FACTS).is_file():
+    if files.base is not None and (files.folder / FACTS).is_file():  # adapters from elsewhere have no such record
         _check_fingerprint(files, state)
     return ModelWeights(files, state, arch)
 

@@ -82,7 +82,7 @@ def locate(source: str, revision: str | None = None, base: str | None = None, ta
     revision = revision or settings.get("revision")
     if (path / FACTS).is_file():
         return ModelFiles(name, path / ADAPTER, path, run, settings, revision, _base(path, settings, base))
-    if (path / PEFT_CONFIG).is_file():
+    if (path / PEFT_CONFIG).is_file() and not (path / MODEL_FILE).is_file():
         return ModelFiles(name, path, path, None, {}, revision, _base_of_adapters(path, base))
     weights = fetch(name, MODEL_FILE, revision, ACCEPTED)
     return ModelFiles(name, weights, weights.parent, run, settings, revision)

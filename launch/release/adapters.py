@@ -17,7 +17,7 @@ from stylevar.adapters import TARGETS, adapted_layers
 from stylevar.atomic import file_aside
 from stylevar.checkpoint import ModelWeights, State, read_model
 from stylevar.errors import UserError
-from stylevar.source import CONFIG_FILE, PEFT_CONFIG, PEFT_WEIGHTS, ModelFiles, locate
+from stylevar.source import CONFIG_FILE, MODEL_FILE, PEFT_CONFIG, PEFT_WEIGHTS, ModelFiles, locate
 from stylevar.text import check_path
 
 FILES = (PEFT_WEIGHTS, PEFT_CONFIG, CONFIG_FILE)
@@ -61,6 +61,7 @@ def difference(release: ModelWeights, base: ModelWeights, rank: int, dtype: torc
                 f"--adapters-of {base.files.name}: {release.files.name} differs from it in {name}, which adapters do not "
                 "change; give the model that its GRPO run started from, or export the whole model"
             )
+    rank = min(rank, *(min(release.state[f"{layer}.weight"].shape) for layer in layers))  # no change has a higher one
     state: State = {}
     total = kept = 0.0
     for layer in tqdm(layers, desc="adapters", unit="layer", leave=False):
@@ -80,6 +81,8 @@ def check_folder(out: Path, overwrite: bool) -> None:
     check_path(out, "--out", utf8=True)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file, and adapters are a folder: give another name")
+    if (out / MODEL_FILE).exists():
+        raise UserError(f"--out {out} holds a whole model, which would hide the adapters: choose another folder")
     existing = [out / name for name in FILES if (out / name).exists()]
     if existing and not overwrite:
         raise UserError(f"{existing[0]} exists: choose another --out, or replace what is there with --overwrite")

@@ -95,6 +95,19 @@ def test_a_lower_rank_keeps_the_largest_singular_values(models):
         assert float(left.square().sum()) == pytest.approx(float(square[2:].sum()), rel=1e-3)
 
 
+def test_a_rank_beyond_the_models_width_keeps_everything(models):
+    assert_close(loaded(export_adapters(models, adapter_rank=100_000)), loaded(models / "tuned"))
+
+
+def test_a_whole_model_and_adapters_do_not_share_a_folder(models):
+    """Which of the two is meant could not be told."""
+    expected = loaded(models / "sft")
+    with refused("holds a whole model", "choose another folder"):
+        export_adapters(models, out="sft", overwrite=True)
+    shutil.copy(export_adapters(models) / "adapter_config.json", models / "sft")
+    assert_same(loaded(models / "sft"), expected)
+
+
 def test_nothing_changed(models, capsys):
     assert_same(loaded(export_adapters(models, source="sft")), loaded(models / "sft"))
     assert "100.00%" in capsys.readouterr().out
