@@ -255,6 +255,16 @@ def test_adapters_and_their_base_can_be_moved_together(files, sources, tmp_path)
     assert_same({name: state[name] for name in expected}, expected)
 
 
+def test_adapters_without_a_config_have_that_of_their_base(files, tmp_path):
+    """The weights do not tell the style weights of the scales."""
+    for name in ("peft", "sft"):
+        shutil.copytree(files / name, tmp_path / name)
+    config = json.loads((tmp_path / "sft" / "config.json").read_text())
+    config["alphas"] = [0.125 for _ in config["alphas"]]
+    (tmp_path / "sft" / "config.json").write_text(json.dumps(config))
+    assert read_architecture(str(tmp_path / "peft")).alphas == tuple(config["alphas"])
+
+
 @pytest.mark.parametrize("base", ["gone.safetensors", "../peft", "../runs/grpo/checkpoints/step_00000020", 3])
 def test_adapters_whose_base_is_no_whole_model_are_refused(files, tmp_path, base):
     shutil.copytree(files, tmp_path / "files", symlinks=True)
