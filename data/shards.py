@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ class ShardFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
         self._open: dict[int, int] = {}
+        weakref.finalize(self, _close_all, self._open)
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         descriptor = self._open.pop(shard, None)
@@ -56,14 +58,15 @@ class ShardFiles:
         return os.pread(descriptor, size, offset)
 
     def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
+        _close_all(self._open)
 
     def __reduce__(self) -> tuple[type[ShardFiles], tuple[Sequence[Path]]]:
         return ShardFiles, (self.paths,)
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 class TripletShards:

@@ -24,6 +24,7 @@ import tyro
 
 from launch.benchmarks.config import Cost, Credit, Data, Gpu, Infer, Learn, Scale, Sft, Step
 from launch.common.cli import about, exit_code
+from launch.common.loading import loading
 
 KINDS: dict[str, type] = {
     "data": Data,
@@ -45,8 +46,9 @@ def main() -> None:
     def body() -> None:
         bench = tyro.extras.subcommand_cli_from_dict(commands, description=about(__doc__))
         name = next(name for name, kind in KINDS.items() if isinstance(bench, kind))
-        # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-        import_module(f"launch.benchmarks.{name}").run(bench)
+        with loading():
+            module = import_module(f"launch.benchmarks.{name}")
+        module.run(bench)
 
     exit_code(body)
 

@@ -13,12 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common import cli
+from launch.common.loading import loading
 from launch.stylise.config import AppConfig
 
 
 def main(config: AppConfig) -> None:
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.stylise.page import serve
+    with loading():
+        from launch.stylise.page import serve
 
     serve(config)
 

@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from launch.common.cli import about, exit_code
+from launch.common.loading import loading
 from launch.evaluation.config import EvalConfig
 
 
 def main(config: EvalConfig) -> None:
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.evaluation.evaluate import evaluate
+    with loading():
+        from launch.evaluation.evaluate import evaluate
 
     evaluate(config)
 

@@ -20,6 +20,7 @@ import tyro
 from annotated_types import Ge
 
 from launch.common import cli
+from launch.common.loading import loading
 from stylevar.bounds import check_bounds
 from stylevar.config import Alpha
 from stylevar.errors import UserError
@@ -87,10 +88,10 @@ def main(config: ReleaseConfig) -> None:
 
 def write_adapters(config: ReleaseConfig, base_source: str) -> None:
     """Write what the source's training changed in the model `base_source`."""
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.release.adapters import check_folder, difference, read_base, write
-    from launch.release.files import DTYPES
-    from stylevar.checkpoint import read_model
+    with loading():
+        from launch.release.adapters import check_folder, difference, read_base, write
+        from launch.release.files import DTYPES
+        from stylevar.checkpoint import read_model
 
     assert config.out is not None  # there is no --push
     check_folder(config.out, config.overwrite)
@@ -107,9 +108,9 @@ def write_adapters(config: ReleaseConfig, base_source: str) -> None:
 
 def write_whole(config: ReleaseConfig) -> None:
     """Write or push the whole model."""
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.release.files import check_config, check_target, stored_state, target_of, write
-    from stylevar.checkpoint import read_model
+    with loading():
+        from launch.release.files import check_config, check_target, stored_state, target_of, write
+        from stylevar.checkpoint import read_model
 
     target = None if config.out is None else target_of(config.out, config.with_vae)
     if target is not None:

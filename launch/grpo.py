@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import threading
-from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,6 +18,7 @@ import tyro
 from data.patterns import expand_shards
 from launch.common.cli import about, exit_code
 from launch.common.commands import loss_warning
+from launch.common.loading import loading
 from launch.common.stop import StopRequest
 from launch.configs.grpo import MAY_CHANGE, PROGRAM, GrpoConfig, default_for, flag, load_config
 from launch.run.resume import NothingLeft, check_changes, check_steps
@@ -62,7 +61,8 @@ def preflight(config: GrpoConfig, point: ResumePoint | None, named: bool = True)
 def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> None:
     """Run on Ray, from the first check to the report. A new run that the user has not `named` gets an unused name."""
     if config.plan.wanted:
-        from launch.dry_run.plan import plan  # late, like all that runs
+        with loading():
+            from launch.dry_run.plan import plan
 
         print(plan(dataclasses.replace(config, resume=None, config=None)))
         return
@@ -75,12 +75,10 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
         print(finished)
         return
     preflight(config, point, named)
-    # Imported late: it takes seconds, and neither --help nor a mistake on the command line needs it.
-    # The thread does so while Ray starts, which is mostly waiting.
-    threading.Thread(target=import_module, args=("launch.rl.run",), daemon=True).start()
-    import ray
+    with loading():
+        import ray
 
-    from launch.cluster.start import start_worker
+        from launch.cluster.start import start_worker
 
     config = dataclasses.replace(config, resume=None, config=None)
     stop, path = StopRequest(), config.runs / config.name
@@ -88,7 +86,9 @@ def main(config: GrpoConfig, point: ResumePoint | None, named: bool = True) -> N
         config = dataclasses.replace(config, name=path.name)
         try:
             worker = start_worker(config, stop)
-            from launch.rl.run import execute, report
+            # Only now, while the worker's process loads its own libraries: Ray starts faster if nothing else runs.
+            with loading():
+                from launch.rl.run import execute, report
 
             run = execute(config, point, worker, stop)
         finally:

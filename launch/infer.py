@@ -17,12 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.common import cli
+from launch.common.loading import loading
 from launch.stylise.config import InferConfig
 
 
 def main(config: InferConfig) -> None:
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.stylise.run import stylise
+    with loading():
+        from launch.stylise.run import stylise
 
     stylise(config)
 

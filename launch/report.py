@@ -18,6 +18,7 @@ import tyro
 from annotated_types import Ge, Le
 
 from launch.common import cli
+from launch.common.loading import loading
 from launch.run.newest_run import RUNS, newest_first
 from stylevar.atomic import file_aside
 from stylevar.bounds import check_bounds
@@ -51,9 +52,9 @@ def newest(runs: Path) -> Path:
 
 
 def main(config: ReportConfig) -> None:
-    # Imported late: it takes seconds, and --help does not need it.
-    from launch.run_report.page import render
-    from launch.run_report.record import read_run
+    with loading():
+        from launch.run_report.page import render
+        from launch.run_report.record import read_run
 
     run = config.run or newest(config.runs)
     record = read_run(run)

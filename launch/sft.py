@@ -16,6 +16,7 @@ import tyro
 
 from launch.common import cli
 from launch.common.commands import continuing, lasting, loss_warning, quoted
+from launch.common.loading import loading
 from launch.common.stop import STOPPED, StopRequest
 from launch.configs.sft import MAY_CHANGE, PROGRAM, SftConfig, load_config
 from launch.run.resume import NothingLeft, check_changes, check_minutes
@@ -57,11 +58,11 @@ def train(config: SftConfig, point: ResumePoint | None = None) -> Path | None:
 
 def train_here(config: SftConfig, point: ResumePoint | None) -> Path | None:
     """`train` in this process."""
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.common.device import choose_device, set_threads
-    from launch.run.drive import drive
-    from launch.supervised.run import SftRun
-    from stylevar.allocator import keep_freed_memory
+    with loading():
+        from launch.common.device import choose_device, set_threads
+        from launch.run.drive import drive
+        from launch.supervised.run import SftRun
+        from stylevar.allocator import keep_freed_memory
 
     keep_freed_memory()
     set_threads(config.threads)

@@ -15,6 +15,7 @@ import tyro
 
 from launch.common import cli
 from launch.common.commands import command, quoted
+from launch.common.loading import loading
 from launch.common.stop import STOPPED
 from launch.evaluation.baselines.config import TrainAdainConfig
 
@@ -22,8 +23,8 @@ from launch.evaluation.baselines.config import TrainAdainConfig
 def main() -> None:
     def body() -> None:
         config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainAdainConfig], description=cli.about(__doc__))
-        # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-        from launch.evaluation.baselines.training import train
+        with loading():
+            from launch.evaluation.baselines.training import train
 
         path, finished = train(config)
         vgg = [] if config.vgg is None else ["--adain-vgg", config.vgg]

@@ -13,12 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from launch.common import cli
+from launch.common.loading import loading
 from launch.configs.vqvae import TrainVqvaeConfig
 
 
 def main(config: TrainVqvaeConfig) -> None:
-    # Imported late: it takes seconds, and neither --help nor a mistyped flag needs it.
-    from launch.supervised.vqvae import train
+    with loading():
+        from launch.supervised.vqvae import train
 
     train(config)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import ray
 
 from launch.common.cpus import available_cpus
+from launch.common.loading import loading
 from launch.common.ray_cluster import why_lost
 from launch.configs.grpo import GrpoConfig
 from launch.rl.worker import Worker, WorkerLost
@@ -26,7 +27,8 @@ class ColocatedHost:
     """The actor: a `ColocatedWorker`, imported only here. It takes seconds, during which the driver loads what it needs."""
 
     def __init__(self) -> None:
-        from launch.rl.colocated import ColocatedWorker
+        with loading():
+            from launch.rl.colocated import ColocatedWorker
 
         self.worker: Worker = ColocatedWorker()
 

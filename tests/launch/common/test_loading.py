@@ -1,0 +1,42 @@
+"""Imports pause the garbage collector, and nothing else does."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from launch.common.loading import loading
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_the_collector_pauses_and_then_ignores_what_was_loaded() -> None:
+    frozen = gc.get_freeze_count()
+    with loading():
+        assert not gc.isenabled()
+        loaded = [[] for _ in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= frozen + len(loaded)
+    later: list[object] = []
+    assert any(it is later for it in gc.get_objects())
+    assert not any(it is loaded[0] for it in gc.get_objects())
+
+
+def test_a_failed_import_does_not_leave_it_paused() -> None:
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    with loading():
+        pass
+    assert not gc.isenabled()
