@@ -44,6 +44,8 @@ def join_cluster(dashboard: bool = False) -> dict[str, float]:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # A job may have set PYTHONPATH too, and `worker_environment` includes it. Ray would refuse to merge the two.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+        # Ray would start a process per CPU that no actor can use, because actors have an environment of their own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         address = find_cluster()
         try:
             # A closed terminal signals Ray's processes too, but the run still needs them to save its state.
