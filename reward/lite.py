@@ -33,10 +33,11 @@ class LiteFeatures(nn.Module):
         self.net = timm.create_model(
             "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=tuple(range(levels))
         )
-        full = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        full.load_state_dict(_wheel_weights(list(full.state_dict())))
+        with torch.device("meta"):
+            full = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        weights = _wheel_weights(list(full.state_dict()))
         # The feature network is the full one without its head.
-        self.net.load_state_dict({name: full.state_dict()[name] for name in self.net.state_dict()})
+        self.net.load_state_dict({name: weights[name] for name in self.net.state_dict()})
         # Its depthwise convolutions run about twice as fast on CPU with the channels last.
         self.to(memory_format=torch.channels_last)
         self.requires_grad_(False)

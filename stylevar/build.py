@@ -65,10 +65,26 @@ def build_vae_stylevar(
     return vae, model
 
 
-def build_from_config(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[VQVAE, ReleasedStyleVAR]:
+def build_from_config(config: ModelConfig) -> tuple[VQVAE, ReleasedStyleVAR]:
     """The frozen VQ-VAE and the transformer for `config`, with the default initialisation, in eval mode."""
-    vae, model = _modules(config, device)
+    vae, model = _modules(config, "cpu")
     init_weights(model)
+    return vae, model
+
+
+def build_shapes(config: ModelConfig) -> tuple[VQVAE, ReleasedStyleVAR]:
+    """Like `build_from_config`, but on the meta device, where tensors have no memory and no values."""
+    return _modules(config, "meta")
+
+
+def build_unfilled(config: ModelConfig) -> tuple[VQVAE, ReleasedStyleVAR]:
+    """Like `build_from_config`, but with arbitrary values, for `load_state_dict`.
+
+    At the published size, drawing initial weights would take longer than reading a checkpoint.
+    """
+    vae, model = build_shapes(config)
+    model.to_empty(device="cpu").fill_buffers()
+    vae.to_empty(device="cpu")
     return vae, model
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stylevar.build import build_from_config
+from stylevar.build import build_shapes, build_unfilled
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import BadSetting, UserError
 from stylevar.hub import adapters_only, fetch
@@ -311,8 +311,8 @@ def load_pair(
     weights = read_model(files, vae, alphas)
     vae_file = files.vae_file(vae)
     vae_state = read_vae_state(vae_file)
-    fitted(build_from_config(weights.arch, "meta")[0], vae_state, str(vae_file))  # before the config takes any memory
-    tokenizer, model = build_from_config(weights.arch)
+    fitted(build_shapes(weights.arch)[0], vae_state, str(vae_file))  # before the config takes any memory
+    tokenizer, model = build_unfilled(weights.arch)
     load_into(tokenizer, vae_state, str(vae_file))
     model.load_state_dict(weights.state)
     return tokenizer, model
@@ -327,7 +327,7 @@ def read_model(files: ModelFiles, vae: str | None = None, alphas: Sequence[float
     arch = _own_config(files) or _inferred(files, state, vae)
     if alphas is not None:
         arch = dataclasses.replace(arch, alphas=tuple(alphas))
-    state = fitted(build_from_config(arch, "meta")[1], state, files.name)
+    state = fitted(build_shapes(arch)[1], state, files.name)
     if files.base is not None and (files.folder / FACTS).is_file():  # adapters from elsewhere have no such record
         _check_fingerprint(files, state)
     return ModelWeights(files, state, arch)

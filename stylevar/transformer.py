@@ -77,13 +77,12 @@ class StyleVAR(nn.Module):
         self._vae = (vae,)
         self.pos_start = nn.Parameter(torch.empty(1, 1, width))
         self.pos_1LC = nn.Parameter(torch.empty(1, length, width))
-        level = torch.cat([torch.full((p * p,), s) for s, p in enumerate(config.patch_nums)]).view(1, length)
-        self.register_buffer("lvl_1L", level)
-        causal = torch.where(level.view(-1, 1) >= level.view(1, -1), 0.0, -torch.inf)
-        self.register_buffer("attn_bias_for_masking", causal.view(1, 1, length, length))
-        # The two buffers above exist for the checkpoints; the computation uses only the config.
-        self.register_buffer("level", level[0].clone(), persistent=False)
-        self.register_buffer("causal_bias", causal.clone(), persistent=False)
+        # The first two buffers exist for the checkpoints; the computation uses only the config.
+        level, causal = self._level_and_causal()
+        self.register_buffer("lvl_1L", level.clone().view(1, length))
+        self.register_buffer("attn_bias_for_masking", causal.clone().view(1, 1, length, length))
+        self.register_buffer("level", level, persistent=False)
+        self.register_buffer("causal_bias", causal, persistent=False)
         self.style_encoder = encoder_trunk(config.style_enc_dim)
         self.content_encoder = encoder_trunk(config.style_enc_dim)
         self.feat_emb = nn.Linear(config.style_enc_dim, width)
@@ -95,6 +94,16 @@ class StyleVAR(nn.Module):
         self.blocks = Blocks(Block(config, rate) for rate in rates)
         self.head_nm = AdaLNBeforeHead(width)
         self.head = nn.Linear(width, config.V)
+
+    def _level_and_causal(self) -> tuple[Tensor, Tensor]:
+        """The values of `level` and `causal_bias`."""
+        level = torch.cat([torch.full((p * p,), s) for s, p in enumerate(self.arch.patch_nums)])
+        return level, torch.where(level.view(-1, 1) >= level.view(1, -1), 0.0, -torch.inf)
+
+    def fill_buffers(self) -> None:
+        """Compute the buffers that are not part of a checkpoint, after `to_empty`."""
+        for buffer, values in zip((self.level, self.causal_bias), self._level_and_causal(), strict=True):
+            buffer.copy_(values)
 
     @property
     def vae(self) -> VQVAE:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from stylevar.atomic import file_aside
-from stylevar.build import build_from_config
+from stylevar.build import build_shapes
 from stylevar.checkpoint import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -112,7 +112,7 @@ def write(release: ModelWeights, state: State, target: Target, vae: Path | None 
 def verify(path: Path, state: State, release: ModelWeights) -> None:
     """Read the file as any program would. Raises RuntimeError unless it holds every key of the model, with equal values."""
     found = read_model_state(path)
-    fitted(build_from_config(release.arch, "meta")[1], found, str(path))
+    fitted(build_shapes(release.arch)[1], found, str(path))
     for name, value in state.items():
         if found[name].dtype != value.dtype or not torch.equal(found[name], value):
             raise RuntimeError(

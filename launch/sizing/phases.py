@@ -21,7 +21,7 @@ from reward.config import DreamSimType, RewardConfig
 from reward.scorer import RewardScorer
 from rollout.config import RolloutConfig
 from stylevar.adapters import Adapters
-from stylevar.build import build_from_config
+from stylevar.build import build_shapes
 from stylevar.conditions import ConditionState, encode_conditions, guide_queries
 from stylevar.config import ModelConfig, Precision
 from stylevar.contracts import PolicyVersion, References, RewardDetail, Trajectories
@@ -68,7 +68,7 @@ class Phases:
     def __init__(self, work: Workload, blocks: int | None = None) -> None:
         """`blocks`: keep only so many transformer blocks, at full width."""
         self.work = work
-        _, self.model = build_from_config(work.arch, META)
+        _, self.model = build_shapes(work.arch)
         if blocks is not None:
             del self.model.blocks[blocks:]
         self.adapters = Adapters(self.model, work.learner.lora_rank)

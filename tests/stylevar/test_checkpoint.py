@@ -96,6 +96,19 @@ def test_safetensors_file_and_folder(model, vae_file, tmp_path):
         assert loaded.arch.alphas == alphas
 
 
+def test_loading_draws_no_initial_weights(model, vae_file, tmp_path):
+    save_model(model.state_dict(), model.arch, tmp_path)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    vae, loaded = load_pair(str(tmp_path), vae_file)
+    assert torch.equal(torch.rand(1), expected)
+    for buffers, own in ((loaded.named_buffers(), model), (vae.named_buffers(), model.vae)):
+        assert_same(dict(buffers), dict(own.named_buffers()))  # those that are not in the file, too
+    assert torch.equal(small_model.logits(loaded), small_model.logits(model))
+    assert not any(module.training for module in (*loaded.modules(), *vae.modules()))
+
+
 def test_load_vae(model, vae_file, tmp_path):
     assert_same(load_vae(vae_file, model.arch).state_dict(), model.vae.state_dict())
     assert_same(load_vae(str(Path(vae_file).parent), model.arch).state_dict(), model.vae.state_dict())

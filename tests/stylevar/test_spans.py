@@ -15,7 +15,7 @@ from stylevar.transformer import StyleVAR
 def model(patch_nums: tuple[int, ...]) -> StyleVAR:
     fields = {"depth": 2, "Cvae": 8, "V": 20, "ch": 32, "ch_mult": (1, 1), "style_enc_dim": 32}
     alphas = tuple(0.1 + 0.8 * s / len(patch_nums) for s in range(len(patch_nums)))
-    return build_from_config(ModelConfig(patch_nums=patch_nums, alphas=alphas, **fields), torch.device("cpu"))[1]
+    return build_from_config(ModelConfig(patch_nums=patch_nums, alphas=alphas, **fields))[1]
 
 
 @pytest.mark.parametrize("least", [1, 8, 64, 10_000])

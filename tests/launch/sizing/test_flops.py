@@ -14,7 +14,7 @@ from launch.sizing.phases import META, Phases, Workload, over_depth
 from learner.grpo.config import LearnerConfig
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
-from stylevar.build import build_from_config
+from stylevar.build import build_shapes
 from stylevar.config import ModelConfig
 
 GIGA = 1e9
@@ -84,7 +84,7 @@ def test_two_blocks_stand_for_all(counted):
 
 def test_known_tokens_save_the_vq_encoder():
     counted, known = (_measure(Phases(replace(work(), tokens_known=known), blocks=1)) for known in (False, True))
-    vae, _ = build_from_config(SMALL, META)
+    vae, _ = build_shapes(SMALL)
     images = torch.empty(2, 3, SMALL.image_size, SMALL.image_size, device=META)
     with FlopCounterMode(display=False) as counter:
         vae.img_to_idxBl(images)
