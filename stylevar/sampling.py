@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ def support_of(logits: Tensor, top_k: int, top_p: float) -> Tensor | None:
     vocab = logits.shape[-1]
     k = top_k if 0 < top_k < vocab else vocab
     if not 0.0 < top_p < 1.0:
-        return None if k == vocab else logits >= logits.topk(k, dim=-1).values[..., -1:]
-    best = logits.topk(k, dim=-1).values  # descending
+        return None if k == vocab else logits >= _largest(logits, k)[..., -1:]
+    best = _largest(logits, k)
     # All ties with the k-th value are kept, so the shares are relative to everything at or above it.
     ties = (logits >= best[..., -1:]).sum(-1, keepdim=True) - k
     total = torch.logaddexp(best.logsumexp(-1, keepdim=True), best[..., -1:] + ties.log())
@@ -33,6 +34,17 @@ def support_of(logits: Tensor, top_k: int, top_p: float) -> Tensor | None:
     stays[..., 0] = True
     last = stays.sum(-1, keepdim=True) - 1
     return logits >= best.gather(-1, last)
+
+
+def _largest(logits: Tensor, k: int) -> Tensor:
+    """The `k` largest values of each row, descending."""
+    if logits.device.type != "cpu":
+        return logits.topk(k, dim=-1).values
+    # With vector instructions, numpy takes a seventh of the time of torch's topk, which would be a quarter of a rollout.
+    rows = logits.detach().numpy()
+    best = np.partition(rows, rows.shape[-1] - k, axis=-1)[..., -k:]
+    best.sort(axis=-1)
+    return torch.from_numpy(best).flip(-1)
 
 
 class Stream(Protocol):
