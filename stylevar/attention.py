@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stylevar.config import HEAD_DIM
 from stylevar.lowrank import project
-from stylevar.norm import modulate
+from stylevar.norm import modulate, unit
 
 MAX_SCALE_MUL = math.log(100)
 SHORT = 256
@@ -87,7 +87,7 @@ class BlendedAttention(nn.Module):
         bias = F.pad(self.v_bias_target, (width, 0))
         kv = project(self.mat_qkv_target, x, self.kv_rows, bias, modulate, (scale, shift))
         k, v = kv.view(b, g, t, 2, self.heads, HEAD_DIM).permute(3, 0, 1, 4, 2, 5)
-        return (F.normalize(k.float(), dim=-1).to(k.dtype) if self.l2_norm else k), v
+        return (unit(k) if self.l2_norm else k), v
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, spans: Sequence[Span]) -> Tensor:
         """Attend with both streams in one call, blend, then project once (`proj` is linear, so the order does not matter).

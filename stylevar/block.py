@@ -16,7 +16,7 @@ from stylevar.attention import BlendedAttention, Span
 from stylevar.cache import BlockCache
 from stylevar.config import ModelConfig
 from stylevar.lowrank import project, tanh_gelu
-from stylevar.norm import modulate
+from stylevar.norm import modulate, residual
 
 
 class FeedForward(nn.Module):
@@ -92,8 +92,8 @@ class Block(nn.Module):
         k, v = self.attn.keys_values(x, scale1, shift1)
         if cache is not None:
             k, v = cache.append(k, v)
-        x = x + self.drop_path(gamma1 * self.attn(q, k, v, alpha, spans))
-        return x + self.drop_path(gamma2 * self.ffn(x, scale2, shift2))
+        x = residual(x, gamma1, self.drop_path(self.attn(q, k, v, alpha, spans)))
+        return residual(x, gamma2, self.drop_path(self.ffn(x, scale2, shift2)))
 
 
 class Blocks(nn.ModuleList):

@@ -60,8 +60,8 @@ class _FactoredLinear(torch.autograd.Function):
         return dx, None, None, d_a, d_b, None, None, *(None for _ in constants)
 
 
-def tanh_gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+def tanh_gelu(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.gelu(x, approximate="tanh").to(dtype)
 
 
 def base_linear(layer: nn.Module) -> nn.Linear:
@@ -121,8 +121,8 @@ def project(
         layer: an `nn.Linear`, or PEFT's LoRA layer around one. Switched-off adapters are not applied.
         rows: the outputs to compute; all by default.
         bias: [len(rows)], used in place of the layer's own.
-        prepare: `prepare(x, *constants)` replaces x. Its result is not kept for the backward pass of an adapted layer,
-            which calls it again.
+        prepare: `prepare(x, *constants, dtype)` replaces x, in the compute dtype. Its result is not kept for the backward
+            pass of an adapted layer, which calls it again.
     """
     rows = slice(None) if rows is None else rows
     if bias is None:
@@ -132,7 +132,7 @@ def project(
     bias = None if bias is None else bias.to(dtype)
 
     def ready(given: Tensor, *constants: Tensor) -> Tensor:
-        return (given if prepare is None else prepare(given, *constants)).to(dtype)
+        return given.to(dtype) if prepare is None else prepare(given, *constants, dtype)
 
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
         return F.linear(ready(x, *constants), base_weight(layer)[rows].to(dtype), bias)

@@ -12,6 +12,7 @@ from stylevar.adapters import Adapters
 from stylevar.checkpoint import MODEL_FILE, load_into, load_pair, read_model_state
 from stylevar.config import Precision
 from stylevar.contracts import PolicyVersion
+from stylevar.fusing import fuse
 from stylevar.hub import fetch
 from stylevar.sampling import trajectory_seed
 from stylevar.transformer import StyleVAR
@@ -37,6 +38,7 @@ class PolicySource:
     version: PolicyVersion = START
     precision: Precision = "fp32"
     tf32: bool = False
+    compile: bool = False
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -59,11 +61,12 @@ class Policy:
     """One process's copy of the policy. The adapters have no effect until `load` is called."""
 
     def __init__(self, source: PolicySource, device: torch.device, model: StyleVAR | None = None) -> None:
-        """Raises UserError if files are missing or do not fit. Sets whether the whole process uses TF32.
+        """Raises UserError if files are missing or do not fit. Sets whether the whole process uses TF32 and fuses.
 
         `model`, with its VQ-VAE, replaces the files of `source`.
         """
         allow_tf32(source.tf32)
+        fuse(source.compile, device)
         self.model = _load(source) if model is None else model
         vae = self.model.vae
         self.vae_fingerprint = vae.fingerprint()

@@ -101,6 +101,8 @@ class Step:
     """What the blocks multiply in."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    compile: bool = False
+    """Fuse chains of elementwise operations, as `launch/grpo.py --compile` does."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto uses a GPU if there is one."""
     threads: Threads = 0

@@ -15,10 +15,11 @@ from typing import Any
 from launch.benchmarks.config import Gpu
 from launch.common.checkout import ROOT
 from launch.common.text import duration, table
+from launch.sizing.budget import MOST_DECODED
 from stylevar.atomic import file_aside
 from stylevar.errors import UserError
 
-PUBLISHED = "--depth 20 --conditions 16 --group 16 --lora-rank 256 --micro-batch 0"
+PUBLISHED = "--depth 20 --conditions 16 --group 16 --lora-rank 256 --micro-batch 0 --rollout-batch 128"
 SMALL = "--depth 2 --patch-nums 1 2 3 --ch 32 --conditions 2 --group 2 --lora-rank 4 --micro-batch 0"
 MODEL, SMALL_MODEL = "--depth 20", "--depth 2 --patch-nums 1 2 3 --ch 32"
 LEAST_SECONDS = 5.0
@@ -55,13 +56,19 @@ def plan(bench: Gpu) -> dict[str, str]:
     """The measurements by name, as words after `launch/bench.py`: the most informative first."""
     recipe, model = (SMALL, SMALL_MODEL) if bench.small else (PUBLISHED, MODEL)
     sizes, batch = ("1 2", 2) if bench.small else ("1 8 64", 128)
-    step = f"step {recipe} --reward none --warmup 1"
-    profiled = shlex.quote(str(bench.out.absolute() / "profile_bf16.txt"))
-    bf16 = f"{step} --repeat 3 --precision bf16 --tf32"
-    recorded = {} if bench.device == "cpu" else {"step, bf16, CUDA graphs": f"{bf16} --cuda-graphs"}
+    recipe += " --reward none --warmup 1"
+    step = f"step {recipe} --decode-batch {MOST_DECODED}"  # as a run would choose on a large GPU
+    more = "--repeat 3 --precision bf16 --tf32"
+    bf16 = f"{step} {more}"
+    steps = {"step, bf16": bf16, "step, bf16, compiled": f"{bf16} --compile"}
+    for name in steps:
+        file = bench.out.absolute() / f"{name.replace(', ', '_').replace('step', 'profile')}.txt"
+        steps[name] += f" --profile {shlex.quote(str(file))}"
+    if bench.device != "cpu":
+        steps["step, bf16, compiled, CUDA graphs"] = f"{bf16} --compile --cuda-graphs"
     return {
-        "step, bf16": f"{bf16} --profile {profiled}",
-        **recorded,
+        **steps,
+        "step, bf16, compiled, 32 images decoded at once": f"step {recipe} --decode-batch 32 {more} --compile",
         "step, TF32": f"{step} --repeat 2 --tf32",
         "step, fp32": f"{step} --repeat 1",
         "SFT, bf16": f"sft {model} --batch {batch} --precision bf16 --tf32",

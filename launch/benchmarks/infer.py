@@ -94,7 +94,7 @@ def measure(bench: Infer) -> InferResult:
     """Build the model and time every batch size, smallest first."""
     use_threads(bench.threads)
     device = choose_device(bench.device)
-    model = build_model(bench.model)
+    model = build_model(bench.model, device)
     model.vae.to(device)
     model.to(device)
     allow_tf32(bench.tf32)

@@ -15,11 +15,11 @@ from stylevar.lowrank import factors
 from stylevar.released import ReleasedStyleVAR
 
 
-def build_model(shape: ModelShape, seed: int = 0) -> ReleasedStyleVAR:
+def build_model(shape: ModelShape, device: torch.device, seed: int = 0) -> ReleasedStyleVAR:
     """A model and, as its `vae`, the tokenizer. Raises UserError for a shape whose parts do not fit together."""
     # The usual initialisation all but silences the residual branches and the head, which would hide mistakes there.
     torch.manual_seed(seed)
-    _, model = build_vae_stylevar(**asdict(shape), init_adaln_gamma=0.5, init_head=1.0)
+    _, model = build_vae_stylevar(device, **asdict(shape), init_adaln_gamma=0.5, init_head=1.0)
     return model.requires_grad_(False)
 
 

@@ -54,7 +54,7 @@ def measure(bench: Sft) -> SftResult:
     use_threads(bench.threads)
     device = choose_device(bench.device)
     allow_tf32(bench.tf32)
-    model = build_model(bench.model)
+    model = build_model(bench.model, device)
     model.requires_grad_(True)
     model.vae.to(device)
     model.to(device)

@@ -155,7 +155,8 @@ def measure(bench: Step) -> StepResult:
     peak = _peak(bench, device)
     steps = run_steps(worker, bench.effort)
     if bench.profile is not None:
-        write_profile(lambda: run_steps(worker, Effort(repeat=1, warmup=0)), device, bench.profile)
+        ranges = {phase.replace(" ", "_") for phase in (*PHASES, "update")}
+        write_profile(lambda: run_steps(worker, Effort(repeat=1, warmup=0)), ranges, device, bench.profile)
     peak = max(peak, _peak(bench, device))  # on a busy machine, the better of two measurements
     work = Workload(policy.model.arch, config.learner, config.rollout, config.reward)
     flops = _flops(bench, work)
@@ -178,6 +179,7 @@ def _config(bench: Step) -> GrpoConfig:
         reward=RewardConfig(kind, bench.dreamsim_type, bench.dreamsim_cache),
         precision=bench.precision,
         tf32=bench.tf32,
+        compile=bench.compile,
         device=bench.device,
         threads=bench.threads,
     )
@@ -223,6 +225,6 @@ def use_threads(threads: int, scarce_memory: bool = False) -> None:
 
 def build_policy(config: GrpoConfig, shape: ModelShape, device: torch.device) -> Policy:
     """A policy with random weights whose adapters have an effect."""
-    policy = Policy(config.policy_source(), device, build_model(shape, config.seed))
+    policy = Policy(config.policy_source(), device, build_model(shape, device, config.seed))
     enliven(policy.adapters, config.seed)
     return policy

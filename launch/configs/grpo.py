@@ -117,6 +117,9 @@ class GrpoConfig:
     """bf16: matrix products and attention run in bfloat16, on a GPU decoding too; residuals, logits, adapters stay fp32."""
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
+    compile: bool = False
+    """Fuse chains of elementwise operations with torch.compile. This takes about half a minute at the start, and needs
+    Triton on a GPU, a C++ compiler on a CPU; without it, the run goes on uncompiled. Results differ in their last bits."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="dreamsim"))
@@ -172,6 +175,7 @@ class GrpoConfig:
             self.alphas,
             precision=self.precision,
             tf32=self.tf32,
+            compile=self.compile,
         )
 
     @property
@@ -207,6 +211,7 @@ MAY_CHANGE = (
     "device",
     "threads",
     "memory_budget",
+    "compile",
     "rollout.rollout_batch",
     "rollout.decode_batch",
     "rollout.cuda_graphs",

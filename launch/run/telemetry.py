@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from launch.run.event_file import EventFile
 from launch.run.host import host_facts
@@ -97,7 +98,8 @@ def memory(device: torch.device) -> dict[str, float]:
 class PhaseTimer:
     """Seconds per phase: `with timer("rollout"): ...`. Repeated phases are summed.
 
-    The time of a nested phase is subtracted from the outer one, so that the phases add up to the total time.
+    The time of a nested phase is subtracted from the outer one, so that the phases add up to the total time. In a profile of
+    torch.profiler, each phase is a range with its name.
 
     synchronize: called at the start and end of a phase, for devices that run asynchronously (`torch.cuda.synchronize`).
     """
@@ -110,13 +112,14 @@ class PhaseTimer:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         outer, self._inside = self._inside, 0.0
-        start = self._now()
-        try:
-            yield
-        finally:
-            passed = self._now() - start
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + passed - self._inside
-            self._inside = outer + passed
+        with record_function(phase):
+            start = self._now()
+            try:
+                yield
+            finally:
+                passed = self._now() - start
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + passed - self._inside
+                self._inside = outer + passed
 
     def take(self) -> dict[str, float]:
         """{"time/<phase>": seconds} since the last call. Resets all phases to 0."""

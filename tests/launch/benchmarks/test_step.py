@@ -61,7 +61,7 @@ def test_naive_inference_is_compared_in_fp32_only():
 def test_a_step_is_measured_phase_by_phase_with_the_flops_of_the_plan():
     result = step.measure(tiny(conditions=2, reward="lite"))
     assert list(result.phases) == [*PHASES, "other"]
-    work = Workload(build_model(TINY).arch, LEARNER, ROLLOUT, RewardConfig())
+    work = Workload(build_model(TINY, torch.device("cpu")).arch, LEARNER, ROLLOUT, RewardConfig())
     planned = count_flops(work).per_step(2, 2, passes=1, optimizer_steps=1)
     counted = {name: phase.flops for name, phase in result.phases.items() if phase.flops}
     assert counted == planned
