@@ -10,11 +10,12 @@ import small_model
 from launch.common.text import parse_size
 from launch.configs.cluster import ROLES, ClusterConfig
 from launch.configs.grpo import GrpoConfig
-from launch.sizing.budget import RESERVE, Choice, choose, workload
+from launch.sizing.budget import PROCESS, RESERVE, Choice, choose, workload
 from launch.sizing.memory import MemoryPlan
 from learner.grpo.config import LearnerConfig
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
+from stylevar.config import ModelConfig
 from stylevar.errors import UserError
 
 ARCH = small_model.build(patch_nums=(1, 2, 4, 8), V=96, depth=3, ch_mult=(1, 1, 1, 1)).arch
@@ -53,7 +54,7 @@ def least() -> int:
 
 def test_a_large_budget_takes_all_at_once_and_a_tight_one_one_by_one(least):
     assert sizes(chosen(10**12)) == (8, 32, 8)
-    tight = chosen(int(1.001 * least / (1 - RESERVE)))
+    tight = chosen(int(1.001 * least / (1 - RESERVE["cuda"])))
     assert tight.shortage is None
     assert sizes(tight) < (8, 32, 8)
 
@@ -62,10 +63,10 @@ def test_a_large_budget_takes_all_at_once_and_a_tight_one_one_by_one(least):
 @pytest.mark.parametrize("graphs", [False, True])
 def test_what_is_chosen_fits(least, times, graphs):
     config = dataclasses.replace(CONFIG, rollout=RolloutConfig(group=8, cuda_graphs=graphs))
-    budget = int(times * least / (1 - RESERVE))
+    budget = int(times * least / (1 - RESERVE["cuda"]))
     choice = chosen(budget, config)
     if choice.shortage is None:
-        assert plan_of(choice).colocated().total <= budget * (1 - RESERVE)
+        assert plan_of(choice).colocated().total <= budget * (1 - RESERVE["cuda"])
     assert graphs or choice.shortage is None
     assert choice == chosen(budget, config)
 
@@ -82,7 +83,7 @@ def test_what_is_set_stays_and_a_resolved_config_is_final(least):
 def test_moments_go_to_the_host_only_if_they_must(least):
     assert chosen(10**12).config.learner.optimizer_device == "device"
     moments = next(p.bytes for p in plan_of(chosen(10**12)).colocated().components if p.name == "optimizer moments")
-    between = int((least - moments // 2) / (1 - RESERVE))
+    between = int((least - moments // 2) / (1 - RESERVE["cuda"]))
     choice = chosen(between)
     assert choice.shortage is None
     assert choice.config.learner.optimizer_device == "cpu"
@@ -130,3 +131,23 @@ def test_memory_is_scarce_on_a_cpu_with_a_budget():
     assert GrpoConfig(memory_budget="9GiB").scarce_memory("cpu")
     assert not GrpoConfig(memory_budget="9GiB").scarce_memory("cuda")
     assert not GrpoConfig().scarce_memory("cpu")
+
+
+def test_the_flags_named_together_are_those_that_it_takes():
+    arch = ModelConfig(patch_nums=(1, 2, 3, 4), depth=8, ch=32, alphas=(0.5,) * 4)
+
+    def need(config: GrpoConfig) -> int:
+        ones = dataclasses.replace(config, rollout=RolloutConfig(group=2, rollout_batch=1, decode_batch=1))
+        ones = dataclasses.replace(ones, learner=dataclasses.replace(ones.learner, micro_batch=1))
+        return MemoryPlan(workload(ones, arch, on_gpu=False), 2, PROCESS).colocated().total
+
+    config = dataclasses.replace(CONFIG, conditions=2, rollout=RolloutConfig(group=2))
+    flags = {"learner": dataclasses.replace(config.learner, recompute=True), "precision": "bf16"}
+    alone, both = dataclasses.replace(config, precision="bf16"), dataclasses.replace(config, **flags)
+    assert need(both) < need(alone)
+    budget = int((need(alone) + need(both)) / 2 / (1 - RESERVE["cpu"]))
+    shortage = choose(config, arch, dict.fromkeys(ROLES, budget), on_gpu=False).shortage
+    assert shortage is not None
+    assert " with --recompute --precision bf16" in shortage
+    assert "--precision bf16 --lora-rank" not in shortage
+    assert choose(both, arch, dict.fromkeys(ROLES, budget), on_gpu=False).shortage is None
