@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from stylevar.attention import BlendedAttention
 from stylevar.checkpoint import fingerprint, read_file
 from stylevar.errors import UserError
-from stylevar.lowrank import base_weight, compute_dtype, effective_rows, factors, keep_effective
+from stylevar.lowrank import base_weight, compute_dtype, effective_rows, factors, is_adapted, keep_effective
 from stylevar.transformer import StyleVAR
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
@@ -47,7 +46,7 @@ class Adapters:
         self._kept: dict[str, Tensor] = {}
         shapes_only = model.device.type == "meta"
         self.peft: PeftModel = get_peft_model(model, config, low_cpu_mem_usage=shapes_only)
-        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+        self.layers = {name: m for name, m in model.named_modules() if is_adapted(m)}
         self.reset(seed)
 
     def parameters(self) -> list[nn.Parameter]:

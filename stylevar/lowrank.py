@@ -8,12 +8,14 @@ needed. Weights, adapters and their gradients stay fp32, whatever dtype a layer 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as LoraLinear
 
 ADAPTER = "default"
 # Attributes that the functions below set on a layer.
@@ -64,9 +66,15 @@ def tanh_gelu(x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.gelu(x, approximate="tanh").to(dtype)
 
 
+def is_adapted(layer: nn.Module) -> TypeGuard[LoraLinear]:
+    """Whether `layer` is PEFT's LoRA layer around a linear one."""
+    # Not asked by class: PEFT takes seconds to load, and a model without adapters does not need it.
+    return hasattr(layer, "lora_A")
+
+
 def base_linear(layer: nn.Module) -> nn.Linear:
     """The plain linear layer beneath any adapter."""
-    return cast(nn.Linear, layer.base_layer if isinstance(layer, LoraLinear) else layer)
+    return cast(nn.Linear, layer.base_layer if is_adapted(layer) else layer)
 
 
 def base_weight(layer: nn.Module) -> Tensor:
@@ -134,7 +142,7 @@ def project(
     def ready(given: Tensor, *constants: Tensor) -> Tensor:
         return given.to(dtype) if prepare is None else prepare(given, *constants, dtype)
 
-    if not isinstance(layer, LoraLinear) or layer.disable_adapters:
+    if not is_adapted(layer) or layer.disable_adapters:
         return F.linear(ready(x, *constants), base_weight(layer)[rows].to(dtype), bias)
     effective = kept_effective(layer)
     if effective is None:

@@ -15,6 +15,7 @@ from stylevar.contracts import PolicyVersion
 from stylevar.fusing import fuse
 from stylevar.hub import fetch
 from stylevar.sampling import trajectory_seed
+from stylevar.tf32 import allow_tf32
 from stylevar.transformer import StyleVAR
 
 START = PolicyVersion(0, 0)
@@ -39,15 +40,6 @@ class PolicySource:
     precision: Precision = "fp32"
     tf32: bool = False
     compile: bool = False
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Set for the whole process whether a GPU may round the inputs of fp32 products and convolutions to TF32.
-
-    By default torch allows it for convolutions, which would make tokens and pictures differ from those of a CPU.
-    """
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def _load(source: PolicySource) -> StyleVAR:

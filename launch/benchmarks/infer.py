@@ -26,9 +26,9 @@ from learner.grpo.config import LearnerConfig
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
 from stylevar.images import u8_to_pm1
-from stylevar.policy import allow_tf32
 from stylevar.released import ReleasedStyleVAR
 from stylevar.sampling import SharedStream
+from stylevar.tf32 import allow_tf32
 from stylevar.transformer import StyleVAR
 
 

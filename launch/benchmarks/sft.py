@@ -18,7 +18,7 @@ from launch.run.telemetry import memory
 from learner.supervised.step import SftLearner
 from stylevar.config import ModelConfig
 from stylevar.contracts import ConditionBatch
-from stylevar.policy import allow_tf32
+from stylevar.tf32 import allow_tf32
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from launch.evaluation.retrieval import RETRIEVAL, Retrieval
 from launch.evaluation.stylizer import Method, Stylizer, build_stylizer
 from reward.build import build_term
 from stylevar.images import u8_to_01
-from stylevar.policy import allow_tf32
 from stylevar.references import Reference
+from stylevar.tf32 import allow_tf32
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launch.common.device import choose_device
 from launch.stylise.config import ModelSource
 from stylevar.pipeline import StyleVARPipeline
-from stylevar.policy import allow_tf32
+from stylevar.tf32 import allow_tf32
 
 
 def load_pipeline(source: ModelSource) -> StyleVARPipeline:
