@@ -7,7 +7,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from reward.luma import luma
 
@@ -39,12 +38,17 @@ def independent_metrics(generated_01: Tensor, target_01: Tensor) -> dict[str, Te
 
 def ssim(generated_01: Tensor, target_01: Tensor) -> Tensor:
     """Structural similarity fp32 [N] of images fp32 [N, 3, H, W] in [0, 1] (Wang et al. 2004), 1 is best."""
+    # Late: it takes a second to load, and inference measures nothing.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     similarity = structural_similarity_index_measure(generated_01, target_01, data_range=1.0, reduction="none")
     return cast(Tensor, similarity).reshape(len(generated_01))
 
 
 def ssim_map(generated_01: Tensor, target_01: Tensor) -> Tensor:
     """`ssim` of the window around each pixel, fp32 [N, H, W]; its mean is the image's."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # late: see `ssim`
+
     _, full = structural_similarity_index_measure(
         generated_01, target_01, data_range=1.0, reduction="none", return_full_image=True
     )

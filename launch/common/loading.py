@@ -13,6 +13,7 @@ def loading() -> Iterator[None]:
 
     Imports create a million objects that are never freed. Python's cyclic garbage collector would look at them again and
     again, which takes a quarter of the time. It pauses inside the context, and ignores all present objects afterwards.
+    Also a decorator, for functions that load what they work with.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -60,6 +60,16 @@ def outcomes(folder: Path, *lines: list[str]) -> list[dict[str, Any]]:
     return [by_line[" ".join(words)] for words in lines]
 
 
+def loaded(modules: list[str], libraries: list[str]) -> list[str]:
+    """Those of `libraries` that importing `modules` loads, in a new process."""
+    program = (
+        f"import json, sys, {', '.join(modules)}; print(json.dumps([name for name in {libraries} if name in sys.modules]))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found: list[str] = json.loads(said.splitlines()[-1])
+    return found
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_flags_are_read_before_anything_heavy_is_loaded(command: str, tmp_path: Path) -> None:
     mistake = [command, *REQUIRED.get(command, []), "--mistyped", "1"]
@@ -84,8 +94,16 @@ def test_the_demo_speaks_before_it_loads_anything_heavy(tmp_path: Path) -> None:
     ],
 )
 def test_the_driver_leaves_the_worker_s_libraries_to_the_worker(modules: list[str], unused: list[str]) -> None:
-    program = (
-        f"import json, sys, {', '.join(modules)}; print(json.dumps([name for name in {unused} if name in sys.modules]))"
-    )
-    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert json.loads(said.splitlines()[-1]) == []
+    assert loaded(modules, unused) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [
+        ("launch.stylise.run", ["peft", "ray", "scipy", "timm", "torchmetrics", "transformers"]),
+        ("launch.supervised.run", ["peft", "ray", "scipy", "timm", "torchmetrics", "transformers"]),
+        ("launch.evaluation.evaluate", ["peft", "ray"]),
+    ],
+)
+def test_programs_that_use_no_adapters_or_rewards_do_not_wait_for_their_libraries(module: str, unused: list[str]) -> None:
+    assert loaded([module], unused) == []
