@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylevar.products import linear, matmul
 from stylevar.sampling import unpack_support
 
 CHUNK = 1 << 23
@@ -82,7 +82,7 @@ class _Rows(torch.autograd.Function):
             some = slice(start, start + size)
 
             def log_softmax(features: Tensor, some: slice = some) -> Tensor:
-                logits = F.linear(features, weight, bias)
+                logits = linear(features, weight, bias)
                 if temperature != 1.0:
                     logits = logits / temperature
                 if support is not None:
@@ -94,7 +94,7 @@ class _Rows(torch.autograd.Function):
             probs = logp_all.exp()
             entropy[some] = -(probs * logp_all).sum(-1)
             if to_logp is not None:
-                to_logp[some] = (weight[tokens[some]] - probs @ weight) / temperature
+                to_logp[some] = (weight[tokens[some]] - matmul(probs, weight)) / temperature
             if slopes is not None:
                 assert codebook is not None
                 assert curvature is not None
@@ -103,12 +103,12 @@ class _Rows(torch.autograd.Function):
                 weighted = probs * advantages
                 spread[some] = (weighted * advantages).sum(-1).sqrt()
                 if to_gain is not None:
-                    to_gain[some] = (weighted @ weight) / temperature
+                    to_gain[some] = matmul(weighted, weight) / temperature
             if reference is not None:
                 difference = logp_all - log_softmax(reference[some])
                 kl[some] = (probs * difference).sum(-1)
                 if to_kl is not None:
-                    to_kl[some] = ((probs * (difference - kl[some].unsqueeze(-1))) @ weight) / temperature
+                    to_kl[some] = matmul(probs * (difference - kl[some].unsqueeze(-1)), weight) / temperature
         gain = 0 * spread  # not finite where the advantages are not, so that the step guard notices
         ctx.save_for_backward(to_logp, to_gain, to_kl)
         ctx.mark_non_differentiable(entropy, spread)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylevar.products import linear, matmul
+
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear as LoraLinear
 
@@ -44,7 +46,7 @@ class _FactoredLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, effective, lora_a, lora_b, *constants)
         ctx.scale, ctx.ready = scale, ready
-        return F.linear(ready(x, *constants), effective, bias)
+        return linear(ready(x, *constants), effective, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -54,11 +56,11 @@ class _FactoredLinear(torch.autograd.Function):
             given = x.detach().requires_grad_(ctx.needs_input_grad[0])
             ready = ctx.ready(given, *constants)
         dy_rows, rows = dy.flatten(0, -2), ready.detach().flatten(0, -2)
-        d_a = ctx.scale * ((dy_rows @ lora_b.to(dy.dtype)).t() @ rows).float()
-        d_b = ctx.scale * (dy_rows.t() @ (rows @ lora_a.to(dy.dtype).t())).float()
+        d_a = ctx.scale * matmul(matmul(dy_rows, lora_b.to(dy.dtype)).t(), rows).float()
+        d_b = ctx.scale * matmul(dy_rows.t(), matmul(rows, lora_a.to(dy.dtype).t())).float()
         dx = None
         if ctx.needs_input_grad[0]:
-            (dx,) = torch.autograd.grad(ready, given, dy @ effective)
+            (dx,) = torch.autograd.grad(ready, given, matmul(dy, effective))
         return dx, None, None, d_a, d_b, None, None, *(None for _ in constants)
 
 
@@ -143,12 +145,12 @@ def project(
         return given.to(dtype) if prepare is None else prepare(given, *constants, dtype)
 
     if not is_adapted(layer) or layer.disable_adapters:
-        return F.linear(ready(x, *constants), base_weight(layer)[rows].to(dtype), bias)
+        return linear(ready(x, *constants), base_weight(layer)[rows].to(dtype), bias)
     effective = kept_effective(layer)
     if effective is None:
         effective = effective_rows(layer, rows).to(dtype)
     if not torch.is_grad_enabled():
-        return F.linear(ready(x, *constants), effective, bias)
+        return linear(ready(x, *constants), effective, bias)
     if any(constant.requires_grad for constant in constants):
         raise ValueError("an adapted layer computes no gradient for the constants of `prepare`: freeze them")
     lora_a, lora_b, scale = factors(layer)

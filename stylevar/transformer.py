@@ -20,6 +20,7 @@ from stylevar.block import Block, Blocks
 from stylevar.config import ModelConfig
 from stylevar.lowrank import compute_dtype, compute_in
 from stylevar.norm import modulate
+from stylevar.products import linear
 
 if TYPE_CHECKING:
     from stylevar.vqvae import VQVAE
@@ -180,4 +181,4 @@ class StyleVAR(nn.Module):
     def head_logits(self, x: Tensor, head_adaln: Tensor) -> Tensor:
         """x [B, G, T, C], head_adaln [2, B, 1, 1, C] -> fp32 logits [B, G, T, V]."""
         with without_autocast(x):
-            return self.head(self.head_input(x, head_adaln)).float()
+            return linear(self.head_input(x, head_adaln), self.head.weight, self.head.bias).float()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from stylevar.config import Precision
+from stylevar.products import matmul
 
 SIDES = (1024, 1536, 2048)
 """Large enough to keep the cores of a CPU busy, small enough to be quick."""
@@ -36,11 +37,10 @@ def product_rate(device: torch.device, precision: Precision, threads: int) -> fl
 
 def _rate(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> float:
     matrix = torch.rand(side, side, device=device, dtype=dtype)
-    out = torch.empty_like(matrix)
     passed = []
     for _ in range(repeats + 1):
         start = _now(device)
-        torch.mm(matrix, matrix, out=out)
+        matmul(matrix, matrix)
         passed.append(_now(device) - start)
     return 2 * side**3 / statistics.median(passed[1:])  # the first one warms up
 
