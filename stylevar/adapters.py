@@ -13,10 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 
 from stylevar.attention import BlendedAttention
-from stylevar.checkpoint import fingerprint, read_file
+from stylevar.checkpoint import fingerprint
 from stylevar.errors import UserError
 from stylevar.lowrank import base_weight, compute_dtype, effective_rows, factors, is_adapted, keep_effective
 from stylevar.transformer import StyleVAR
+from stylevar.weight_files import read_file
 
 TARGETS = r"blocks\.\d+\.(attn\.(mat_qkv_guide|mat_qkv_target|proj)|ffn\.(fc1|fc2))"
 AdapterState = dict[str, Tensor]

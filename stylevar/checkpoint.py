@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import mmap
-import pickle
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,157 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stylevar.baking import bake_lora, has_adapters, with_adapters
 from stylevar.build import build_shapes, build_unfilled
 from stylevar.config import ModelConfig, default_alphas
 from stylevar.errors import BadSetting, UserError
 from stylevar.hub import adapters_only, fetch
-from stylevar.source import CONFIG_FILE, FACTS, MODEL_FILE, PEFT_CONFIG, PEFT_WEIGHTS, VAE_FILE, ModelFiles, locate
-from stylevar.text import check_path
+from stylevar.source import CONFIG_FILE, FACTS, MODEL_FILE, VAE_FILE, ModelFiles, locate
 from stylevar.text_files import read_json, read_record
 from stylevar.transformer import StyleVAR
 from stylevar.vqvae import VQVAE
-
-State = dict[str, Tensor]
-LORA_SCALE = 2.0  # alpha / r of the released adapters
-_PEFT = "base_model.model."
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Name components that torch.compile, FSDP and activation checkpointing insert at any level."""
-_SPECIAL_LORA = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "lora_bias")
-"""Settings of PEFT under which an adapter is not W + s B A with one s."""
-_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # the class or function that torch refused to unpickle
-_LORA = re.compile(r"(?P<layer>.+)\.(?P<part>base_weight|base_layer\.weight|lora_[AB](\.\w+)?(\.weight)?|scaling)$")
-
-
-def read_file(path: Path, device: torch.device | str = "cpu") -> Any:
-    """The content of a `.safetensors` or torch file. UserError if it cannot be read without running arbitrary code."""
-    if path.suffix == ".safetensors":
-        check_path(path, "checkpoint", utf8=True)
-    if path.exists() and not path.is_file():  # reading a named pipe could wait forever
-        raise UserError(f"checkpoint {path} is not a file: give a file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(str(path), device=str(device))
-        _check_stored(path)
-        return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {path} does not exist: check the path, or copy it again") from error
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # Parsers raise many kinds of errors for damaged files.
-        named = _FORBIDDEN.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named and _spells_out(path, named[1]):
-            raise UserError(
-                f"{path} contains more than tensors ({named[1]}), and reading it could run code: "
-                f"save only its state dict, or give a .safetensors file"
-            ) from error
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-        reason = reason.splitlines()[0]
-        raise UserError(f"{path} is not a readable checkpoint ({reason}): it may be truncated; download it again") from error
-
-
-def _check_stored(path: Path) -> None:
-    """UserError for a torch file with compressed parts: torch writes none, and a small file could fill the memory."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise UserError(f"{path} has compressed parts ({packed[0]}): save it again with torch.save")
-
-
-def _spells_out(path: Path, name: str) -> bool:
-    """Whether the file contains this pickled class name in full. If not, it was truncated inside a harmless class name."""
-    module, _, attribute = name.rpartition(".")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(f"c{module}\n{attribute}\n".encode()) >= 0
-
-
-def find_state(content: Any, landmark: str, source: str) -> State | None:
-    """The state dict that contains the key `landmark`, at any level of nesting; None if there is none.
-
-    It may be inside nested dicts (`"model"`, `"state_dict"`, a trainer's state) or part of a larger module, as with DDP
-    (`module.`), Lightning (`model.`) and PEFT. Its names may be those of compiled, sharded or checkpointed modules.
-    Raises UserError if there are several different ones.
-    """
-    states = _states(content, landmark, source, "")
-    if not states:
-        return None
-    (first, state), *others = states.items()
-    if different := [where for where, other in others if not _same(state, other)]:
-        raise UserError(
-            f"{source} contains {len(different) + 1} different models ({_some([first, *different])}): save the state dict "
-            "of the one you want to its own file"
-        )
-    return state
-
-
-def _states(content: Any, landmark: str, source: str, where: str) -> dict[str, State]:
-    """{location: state} of all state dicts that contain `landmark`."""
-    if not isinstance(content, Mapping):
-        return {}
-    tensors: State = {}
-    for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, Tensor):
-            name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-            if name in tensors:
-                raise UserError(f"{source} contains {name} twice, wrapped and unwrapped: save only one model's state dict")
-            tensors[name] = value
-    prefixes = [key.removesuffix(landmark) for key in tensors if f".{key}".endswith(f".{landmark}")]
-    states = {
-        f"{where}{prefix}*": {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        for prefix in prefixes
-    }
-    for key, value in content.items():
-        states |= _states(value, landmark, source, f"{where}{key}/")
-    return states
-
-
-def _same(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
-
-
-def _has_adapters(content: Any) -> bool:
-    """Whether there are LoRA factors at any level."""
-    if not isinstance(content, Mapping):
-        return False
-    return any((_LORA.match(str(key)) and ".lora_A" in str(key)) or _has_adapters(value) for key, value in content.items())
-
-
-def bake_lora(state: State, source: str, scale: float = LORA_SCALE) -> State:
-    """Replace each `base_weight`, `lora_A`, `lora_B` of one layer by W + s B A. A state without them is returned unchanged.
-
-    Raises UserError for adapters without their base.
-    """
-    layers: dict[str, dict[str, Tensor]] = {}
-    plain: State = {}
-    for key, value in state.items():
-        if match := _LORA.match(key):
-            part = match["part"].split(".")[0]
-            layers.setdefault(match["layer"], {})["base" if part.startswith("base") else part] = value
-        else:
-            plain[re.sub(r"\.(base_layer\.|base_)bias$", ".bias", key)] = value
-    without_base = [name for name, parts in layers.items() if "base" not in parts]
-    if without_base:
-        raise UserError(
-            f"{source} contains adapters without a base ({without_base[0]} and {len(without_base) - 1} more have no "
-            f"base_weight): merge them into their base first, or give the merged checkpoint"
-        )
-    for name, parts in layers.items():
-        weight, lora_a, lora_b = (parts[p].float() if p in parts else None for p in ("base", "lora_A", "lora_B"))
-        assert weight is not None
-        if lora_a is not None and lora_b is not None:
-            if weight.shape != (lora_b.shape[0], lora_a.shape[1]) or lora_a.shape[0] != lora_b.shape[1]:
-                shapes = [list(t.shape) for t in (weight, lora_a, lora_b)]
-                raise UserError(f"{source}: base, lora_A and lora_B of {name} do not fit together, with shapes {shapes}")
-            by = float(parts["scaling"]) if "scaling" in parts else scale
-            weight = torch.addmm(weight, lora_b, lora_a, alpha=by)
-        elif lora_a is not None or lora_b is not None:
-            raise UserError(f"{source} contains only one of lora_A and lora_B of {name}: give a complete checkpoint")
-        plain[f"{name}.weight"] = weight
-    return plain
+from stylevar.weight_files import State, few, find_state, read_file
 
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
@@ -195,7 +54,7 @@ def fitted(module: nn.Module, state: State, source: str) -> State:
     unexpected = [k for k in state if k not in own]
     if missing or unexpected:
         parts = [
-            f"{len(names)} {kind} ({_some(names)})"
+            f"{len(names)} {kind} ({few(names)})"
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
@@ -205,7 +64,7 @@ def fitted(module: nn.Module, state: State, source: str) -> State:
         )
     wrong = [f"{k} is {list(state[k].shape)}, not {list(v.shape)}" for k, v in own.items() if state[k].shape != v.shape]
     if wrong:
-        raise UserError(f"{source} has another size: {_some(wrong)}. Give a checkpoint of this width, depth and image size")
+        raise UserError(f"{source} has another size: {few(wrong)}. Give a checkpoint of this width, depth and image size")
     check_finite(module, state, source)
     return {k: state[k].to(v.dtype) for k, v in own.items()}
 
@@ -219,10 +78,6 @@ def check_finite(module: nn.Module, state: State, source: str) -> None:
         # Minimum and maximum are NaN if any value is; unlike isfinite, this needs no extra memory.
         if values.is_floating_point() and values.numel() and not all(end.isfinite() for end in values.aminmax()):
             raise UserError(f"{source} has values in {name} that are not finite: use an earlier checkpoint of its run")
-
-
-def _some(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def infer_config(state: State, vae_state: State, alphas: Sequence[float] | None = None) -> ModelConfig:
@@ -273,7 +128,7 @@ def read_model_state(path: Path) -> State:
     content = read_file(path)
     state = find_state(content, "pos_1LC", str(path))
     if state is None:
-        if _has_adapters(content):
+        if has_adapters(content):
             raise UserError(adapters_only(path))
         raise UserError(f"{path} contains no StyleVAR weights (no key pos_1LC at any level): give a model checkpoint")
     return bake_lora(state, str(path))
@@ -335,32 +190,11 @@ def read_model(files: ModelFiles, vae: str | None = None, alphas: Sequence[float
 
 def _read_state(files: ModelFiles) -> State:
     if files.base is not None:
-        return _with_adapters(_read_state(files.base), files.weights)
+        return with_adapters(_read_state(files.base), files.weights)
     state = read_model_state(files.weights)
     if is_vanilla_var(state):
         raise UserError(f"{files.name} is a vanilla VAR checkpoint, from which SFT starts, not a StyleVAR: train it first")
     return state
-
-
-def _with_adapters(state: State, folder: Path) -> State:
-    """Apply the PEFT adapters in `folder`: W + s B A for each adapted layer, computed as in the policy."""
-    settings = read_record(folder / PEFT_CONFIG, "use another checkpoint", lora_alpha=(int, float), r=int)
-    if settings["r"] < 1:
-        raise UserError(f"{folder / PEFT_CONFIG} is damaged (r is {settings['r']}): use another checkpoint")
-    if special := [name for name in _SPECIAL_LORA if settings.get(name)]:
-        raise UserError(f"{folder / PEFT_CONFIG} sets {special[0]}: only plain LoRA adapters, without it, can be used")
-    scale = settings["lora_alpha"] / settings["r"]
-    adapters: State = {k.removeprefix(_PEFT): v for k, v in read_file(folder / PEFT_WEIGHTS).items()}
-    ranks = {len(value) for name, value in adapters.items() if name.endswith(".lora_A.weight") and value.ndim == 2}
-    if ranks != {settings["r"]}:
-        raise UserError(
-            f"{folder / PEFT_CONFIG}: r is {settings['r']}, but {PEFT_WEIGHTS} beside it has another rank; copy both"
-        )
-    layers = {name.rpartition(".lora_")[0] for name in adapters}
-    if unknown := sorted(layer for layer in layers if f"{layer}.weight" not in state):
-        raise UserError(f"{folder} has adapters for {unknown[0]}, which its base lacks: their sizes do not fit")
-    parted = {(f"{k[:-7]}.base_weight" if k[:-7] in layers and k.endswith(".weight") else k): v for k, v in state.items()}
-    return bake_lora({**parted, **adapters}, str(folder), scale)
 
 
 def _check_fingerprint(files: ModelFiles, state: State) -> None:

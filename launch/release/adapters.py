@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from stylevar.adapters import TARGETS, adapted_layers
 from stylevar.atomic import file_aside
-from stylevar.checkpoint import ModelWeights, State, read_model
+from stylevar.checkpoint import ModelWeights, read_model
 from stylevar.errors import UserError
 from stylevar.source import CONFIG_FILE, MODEL_FILE, PEFT_CONFIG, PEFT_WEIGHTS, ModelFiles, locate
 from stylevar.text import check_path
+from stylevar.weight_files import State
 
 FILES = (PEFT_WEIGHTS, PEFT_CONFIG, CONFIG_FILE)
 _PREFIX = "base_model.model."  # of PEFT's names

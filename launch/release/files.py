@@ -16,7 +16,6 @@ from stylevar.checkpoint import (
     MODEL_FILE,
     VAE_FILE,
     ModelWeights,
-    State,
     compact,
     fitted,
     read_model_state,
@@ -26,6 +25,7 @@ from stylevar.checkpoint import (
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
 from stylevar.text import check_path
+from stylevar.weight_files import State
 
 TORCH_ENDINGS = (".pth", ".pt")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

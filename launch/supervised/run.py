@@ -49,12 +49,13 @@ from learner.supervised.step import SftLearner, SftMetrics
 from learner.supervised.token_cache import TokenCache
 from rollout.config import RolloutConfig
 from rollout.sampler import GroupSampler
-from stylevar.checkpoint import MODEL_FILE, load_into, read_file, read_model_state, save_model, save_torch
+from stylevar.checkpoint import MODEL_FILE, load_into, read_model_state, save_model, save_torch
 from stylevar.contracts import PolicyVersion
 from stylevar.errors import UserError
 from stylevar.restoring import EARLIER, restoring
 from stylevar.sampling import trajectory_seed
 from stylevar.text_files import read_record
+from stylevar.weight_files import read_file
 
 
 class ProgressBar(Protocol):

@@ -17,13 +17,13 @@ from stylevar.checkpoint import (
     load_into,
     load_pair,
     load_vanilla_var,
-    read_file,
     read_model_state,
     read_vae_state,
 )
 from stylevar.errors import UserError
 from stylevar.hub import fetch
 from stylevar.transformer import StyleVAR
+from stylevar.weight_files import read_file
 
 RESNET18 = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 

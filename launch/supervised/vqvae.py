@@ -25,13 +25,14 @@ from learner.supervised.vqvae import TokenizerLearner, mirrored
 from reward.lite import LiteFeatures
 from stylevar.allocator import keep_freed_memory
 from stylevar.atomic import file_aside
-from stylevar.checkpoint import load_matching, read_file, read_vae_state, save_vae
+from stylevar.checkpoint import load_matching, read_vae_state, save_vae
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 from stylevar.images import pm1_to_u8, u8_to_pm1
 from stylevar.restoring import restoring
 from stylevar.sampling import trajectory_seed
 from stylevar.vqvae import VQVAE
+from stylevar.weight_files import read_file
 
 WEIGHTS, STATE = "vqvae.safetensors", "state.pt"
 

@@ -13,7 +13,7 @@ from learner.grpo.merging import MergeAction
 from learner.grpo.update import GrpoLearner
 from learner.lesson import Lesson, UpdateResult
 from stylevar.adapters import AdapterState
-from stylevar.checkpoint import read_file, save_model, save_torch
+from stylevar.checkpoint import save_model, save_torch
 from stylevar.clock import Clock, untimed
 from stylevar.conditions import ConditionState, encode_batch
 from stylevar.contracts import ConditionBatch, PolicyVersion
@@ -22,6 +22,7 @@ from stylevar.policy import Policy
 from stylevar.restoring import EARLIER, restoring
 from stylevar.source import ADAPTER, FACTS, merged_base
 from stylevar.text_files import read_record
+from stylevar.weight_files import read_file
 
 OPTIMIZER = "optimizer.pt"
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from launch import export
 from launch.export import ReleaseConfig
-from stylevar.checkpoint import read_file
+from stylevar.weight_files import read_file
 
 FORMATS = ("png", "jpg", "webp", "bmp", "tif", "gif")
 TRAINERS = ("train_adain", "train_vqvae", "grpo")

@@ -39,10 +39,11 @@ from launch.run_report.record import read_run
 from launch.stylise.config import AppConfig
 from launch.stylise.pictures import Failures, read_pairs
 from reward.weights import read_tensors
-from stylevar.checkpoint import read_file, save_torch
+from stylevar.checkpoint import save_torch
 from stylevar.config import ModelConfig
 from stylevar.errors import UserError
 from stylevar.hub import first_line
+from stylevar.weight_files import read_file
 from stylevar.yaml_files import write_yaml
 
 PACKAGES = ("stylevar", "data", "reward", "rollout", "learner", "launch")

@@ -12,17 +12,11 @@ import torch
 from checkpoint_files import assert_same, copied, refused
 from safetensors.torch import save_file
 
-from stylevar.checkpoint import (
-    infer_config,
-    load_pair,
-    load_vae,
-    read_file,
-    save_model,
-    save_vae,
-)
+from stylevar.checkpoint import infer_config, load_pair, load_vae, save_model, save_vae
 from stylevar.config import ModelConfig
 from stylevar.lowrank import factors
 from stylevar.sampling_config import SamplingConfig
+from stylevar.weight_files import read_file
 
 
 def trainer_form(model):

@@ -10,10 +10,8 @@ import torch
 from checkpoint_files import assert_same, copied, refused
 from peft import get_peft_model_state_dict
 
-from stylevar.checkpoint import (
-    bake_lora,
-    load_pair,
-)
+from stylevar.baking import bake_lora
+from stylevar.checkpoint import load_pair
 
 
 def reference_names(adapters, bias="bias"):

@@ -10,15 +10,8 @@ import torch
 from checkpoint_files import copied, refused, saved
 from safetensors.torch import save_file
 
-from stylevar.checkpoint import (
-    load_into,
-    load_pair,
-    load_vae,
-    read_file,
-    read_model_state,
-    save_model,
-    save_vae,
-)
+from stylevar.checkpoint import load_into, load_pair, load_vae, read_model_state, save_model, save_vae
+from stylevar.weight_files import read_file
 
 
 def test_missing_and_unexpected_keys_are_named(model, vae_file, tmp_path):

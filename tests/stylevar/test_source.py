@@ -26,9 +26,10 @@ from launch.stylise.config import ModelSource
 from launch.stylise.pretrained import load_pipeline
 from launch.supervised.start import starting_model
 from learner.grpo.trainer import Trainer
-from stylevar.checkpoint import State, load_pair, read_architecture, save_model
+from stylevar.checkpoint import load_pair, read_architecture, save_model
 from stylevar.errors import UserError
 from stylevar.policy import Policy
+from stylevar.weight_files import State
 
 CPU = torch.device("cpu")
 LINKS = {"latest": "step_00000040", "best": "step_00000020"}

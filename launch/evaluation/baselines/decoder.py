@@ -12,8 +12,9 @@ from torch import nn
 
 from launch.evaluation.baselines.encoders import Encoder, EncoderKind
 from stylevar.atomic import file_aside
-from stylevar.checkpoint import load_into, read_file
+from stylevar.checkpoint import load_into
 from stylevar.errors import UserError
+from stylevar.weight_files import read_file
 
 VGG_STAGES = (512, (256,), (256, 256, 256, 128), (128, 64), (64, 3))
 """The bottleneck's channels, then the output channels of the convolutions between upsamplings: the published layout."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from launch.evaluation.baselines.encoders import VggEncoder
-from stylevar.checkpoint import read_file
 from stylevar.errors import UserError
+from stylevar.weight_files import read_file
 
 FILES = "the AdaIN authors' network in PyTorch (vgg_normalised.pth), or torchvision's vgg19"
 _LAYER = re.compile(r"(?:features\.)?(\d+)\.(weight|bias|running_mean)")

@@ -17,9 +17,10 @@ from launch import export
 from launch.export import ReleaseConfig
 from launch.release.adapters import difference
 from stylevar.adapters import adapted_layers
-from stylevar.checkpoint import ModelWeights, State, load_pair, read_model
+from stylevar.checkpoint import ModelWeights, load_pair, read_model
 from stylevar.errors import UserError
 from stylevar.source import locate
+from stylevar.weight_files import State
 
 RANK = 3
 
