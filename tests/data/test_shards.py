@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ from PIL import Image
 from data.index import index_shard
 from data.patterns import expand_shards
 from data.shard_writer import EncodedTriplet, ShardWriter, write_shard
-from data.shards import LISTED, BadSample, TripletShards
+from data.shards import LISTED, BadSample, ShardFiles, TripletShards
 from stylevar.contracts import ConditionBatch
 from stylevar.errors import UserError
 
@@ -112,6 +113,17 @@ def test_cache_returns_the_same_object(tmp_path: Path) -> None:
     assert cached[1] is cached[1]
     plain = TripletShards([path])
     assert plain[1] is not plain[1]
+
+
+def test_files_are_closed_with_their_reader(tmp_path: Path) -> None:
+    files = ShardFiles([shard(tmp_path)])
+    files.read(0, 0, 8)
+    (descriptor,) = files._open.values()
+    os.fstat(descriptor)
+    del files
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_expand_shards(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stylevar import fusing
 from stylevar.conditions import encode_conditions, guide_queries, teacher_forced
-from stylevar.fusing import fuse
+from stylevar.fusing import Fusible, fuse
 from stylevar.norm import modulate, residual, unit
 from stylevar.policy import Policy, PolicySource
 from stylevar.vqvae import GroupNorm
@@ -142,8 +142,10 @@ def test_a_policy_fuses_if_its_source_says_so(fused: None) -> None:
 
 def test_plans_on_the_meta_device_compile_nothing(fused: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", None)
-    x = torch.empty(1, 2, 7, 16, device="meta")
-    assert residual(x, x, x).shape == x.shape
+    new = Fusible(lambda x: x + 1)
+    assert new(torch.empty(1, 7, device="meta")).shape == (1, 7)
+    with pytest.raises(TypeError):
+        new(torch.empty(1, 7))
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(no_compiler: None, caplog: pytest.LogCaptureFixture) -> None:
