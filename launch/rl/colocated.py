@@ -12,7 +12,7 @@ import torch
 from data.conditions import ConditionSets, spread
 from launch.common.cpus import available_cpus
 from launch.common.device import choose_device
-from launch.common.loading import loading
+from launch.common.loading import collector_paused
 from launch.configs.cluster import ROLES
 from launch.configs.grpo import GrpoConfig
 from launch.rl.reports import HELDOUT_STEP, HeldoutReport, HeldoutTally, StepReport, step_report
@@ -34,7 +34,7 @@ from stylevar.sampling import CoupledStreams
 class ColocatedWorker:
     """One GRPO run's model, data, reward and learner. Call `setup` first, then `step`, `evaluate`, `apply`, `save`."""
 
-    @loading()
+    @collector_paused()
     def setup(self, config: GrpoConfig, checkpoint: Path | None) -> dict[str, Any]:
         """Load everything, from `--init` or from a checkpoint, and return facts about the run.
 

@@ -1,13 +1,14 @@
-"""Imports pause the garbage collector, and nothing else does."""
+"""Loading pauses the garbage collector, and only libraries are kept from it afterwards."""
 
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from launch.common.loading import loading
+from launch.common.loading import collector_paused, loading
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,19 @@ def test_a_collector_that_was_off_stays_off() -> None:
     with loading():
         pass
     assert not gc.isenabled()
+
+
+def test_what_is_built_while_it_pauses_can_be_collected_later() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.own = self
+
+    @collector_paused()
+    def build() -> weakref.ref[Model]:
+        assert not gc.isenabled()
+        return weakref.ref(Model())
+
+    model = build()
+    assert gc.isenabled()
+    gc.collect()
+    assert model() is None
