@@ -1,9 +1,9 @@
 """Chains of elementwise operations as single kernels, where `torch.compile` works.
 
 Between two matrix products or convolutions, the model normalises, scales, shifts, rounds and adds. One by one, these
-operations read and write whole activations up to six times, which takes as long as the products on a GPU in bfloat16. Only
-these chains are compiled: in seconds, once for all batch sizes, and with the adapters, caches and checkpoints around them
-unchanged.
+operations read and write whole activations up to six times. On a GPU in bfloat16, that should take almost as long as the
+products. Only these chains are compiled, which takes seconds, serves all batch sizes, and leaves the adapters, caches and
+checkpoints around them as they are.
 """
 
 from __future__ import annotations

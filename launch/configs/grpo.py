@@ -118,8 +118,8 @@ class GrpoConfig:
     tf32: bool = False
     """Let a GPU round the inputs of fp32 products and convolutions to TF32."""
     compile: bool = False
-    """Fuse chains of elementwise operations with torch.compile. This takes about half a minute at the start, and needs
-    Triton on a GPU, a C++ compiler on a CPU; without it, the run goes on uncompiled. Results differ in their last bits."""
+    """Fuse chains of elementwise operations with torch.compile, for speed on a GPU. It takes half a minute at the start, and
+    needs Triton on a GPU or a C++ compiler on a CPU; without it, the run goes on uncompiled. Results differ by rounding."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reward: RewardConfig = field(default_factory=lambda: RewardConfig(reward="dreamsim"))
